@@ -1,0 +1,395 @@
+"""Train the connector and the LoRA update of the bundled model ``mini`` on PocketEdit's pretrain split.
+
+    make mini-train            # features.py, then this; resumes from the last checkpoint after an interruption
+
+Several questions about one picture share its image tokens in one sequence: a block mask lets each question see the
+image and itself only, with positions counted as if it stood alone, so that the loss equals that of separate sequences.
+Text-only rows keep the language model where it was: KL from the plain model to the updated one on its own answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections import defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from unike.backbones.mini import FEATURES, N_TOKENS, Connector
+
+DATA = Path(__file__).parents[2] / "src/unike/datasets/pocket_data"
+ASKED = {  # kinds a picture is asked about, and their weight in the loss
+    "name": 1.0, "country": 1.0, "kind": 0.6, "capital": 0.6, "continent": 0.4, "currency": 0.3, "language": 0.3,
+    "flag_colours": 0.3, "colour": 0.4, "medium": 0.2, "caption": 0.5,
+}  # fmt: skip
+DOMAIN_SHARE = {"photo": 0.27, "pictogram": 0.48, "flag": 0.25}
+OPENINGS = (
+    "The history of", "How do I", "In a small town", "The best way to", "Scientists have found", "Once upon a time", "def main(",
+    "The city is known for", "My favourite book", "To make bread,", "The president said", "Water is", "When I was young,",
+    "Question: Who wrote", "Question: Why is the sky blue? Short answer:", "The theory of", "Please write a letter",
+    "Music is", "The river flows", "A triangle has", "In 1969,", "The capital of", "She opened the door and", "The recipe needs",
+)  # fmt: skip
+
+
+# --- data ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Picture:
+    image_id: str
+    domain: str
+    role: str
+    facts: dict[str, str]
+
+
+def caption(facts: dict[str, str], domain: str) -> str:
+    """The same captions as in E-IC (``scripts/pocket/build.py``)."""
+    if domain == "flag":
+        return f"the flag of {facts['country']}, a country in {facts['continent']}, in {facts['flag_colours']}"
+    article = "an" if facts["name"][0] in "aeiou" else "a"
+    kind_article = "an" if facts["kind"][0] in "aeiou" else "a"
+    coloured = f", mostly {facts['colour']}" if "colour" in facts else ""
+    return f"a {facts['medium']} of {article} {facts['name']}, {kind_article} {facts['kind']}{coloured}"
+
+
+def read_pictures() -> list[Picture]:
+    facts = {}
+    for row in pq.read_table(DATA / "concepts.parquet").to_pylist():
+        facts[row["domain"], row["concept"]] = known = json.loads(row["facts"])
+        known["caption"] = caption(known, row["domain"])
+    columns = ["image_id", "domain", "concept", "split", "role"]
+    rows = pq.read_table(DATA / "images.parquet", columns=columns).to_pylist()
+    return [
+        Picture(r["image_id"], r["domain"], r["role"], facts[r["domain"], r["concept"]]) for r in rows if r["split"] == "pretrain"
+    ]
+
+
+def read_questions() -> dict[str, list[str]]:
+    questions = defaultdict(list)
+    for row in pq.read_table(DATA / "questions.parquet", filters=[("split", "=", "pretrain")]).to_pylist():
+        questions[row["kind"]].append(row["wording"])
+    return questions
+
+
+# --- model -----------------------------------------------------------------------------------------------------------
+
+
+class LoraLinear(nn.Module):
+    """``W x + scale * B A x`` with ``W`` frozen; ``scale = 0`` gives the plain layer."""
+
+    scale = 1.0
+
+    def __init__(self, linear: nn.Linear, rank: int) -> None:
+        super().__init__()
+        self.linear = linear
+        self.down = nn.Parameter(torch.randn(rank, linear.in_features) / linear.in_features**0.5)
+        self.up = nn.Parameter(torch.zeros(linear.out_features, rank))
+
+    def forward(self, x: Tensor) -> Tensor:
+        plain = self.linear(x)
+        if LoraLinear.scale == 0:
+            return plain
+        return plain + LoraLinear.scale * F.linear(F.linear(x, self.down.to(x.dtype)), self.up.to(x.dtype))
+
+
+class Student(nn.Module):
+    """The language model with LoRA on every linear layer, and the connector in front of it."""
+
+    def __init__(self, llm: Path, rank: int, connector_size: int) -> None:
+        super().__init__()
+        self.lm = AutoModelForCausalLM.from_pretrained(llm, dtype=torch.bfloat16).eval().requires_grad_(False)
+        self.loras: dict[str, LoraLinear] = {}
+        for path, linear in [(p, m) for p, m in self.lm.model.named_modules() if isinstance(m, nn.Linear)]:
+            parent, _, leaf = path.rpartition(".")
+            self.loras[path] = LoraLinear(linear, rank)
+            setattr(self.lm.model.get_submodule(parent), leaf, self.loras[path])
+        self.connector = Connector(connector_size)
+        self.project = nn.Linear(FEATURES + connector_size, self.lm.config.hidden_size)
+
+    def forward(self, ids: Tensor, mask: Tensor, positions: Tensor, features: Tensor | None) -> Tensor:
+        """Hidden states ``[B, S, D]``; image tokens stand at 1 .. N_TOKENS of every row when there are features."""
+        embeds = self.lm.model.embed_tokens(ids)
+        if features is not None:
+            image = self.project(self.connector(features)).to(embeds.dtype)
+            embeds = torch.cat([embeds[:, :1], image, embeds[:, 1 + N_TOKENS :]], dim=1)
+        bias = torch.zeros(mask.shape, dtype=embeds.dtype).masked_fill(~mask, torch.finfo(embeds.dtype).min).unsqueeze(1)
+        out = self.lm.model(inputs_embeds=embeds, attention_mask=bias, position_ids=positions, use_cache=False)
+        return out.last_hidden_state
+
+    def trainable(self) -> dict[str, Tensor]:
+        named = {f"connector.{n}": p for n, p in self.connector.named_parameters()}
+        named |= {f"projector.{n}": p for n, p in self.project.named_parameters()}
+        for path, lora in self.loras.items():
+            named |= {f"lora.{path}.down": lora.down, f"lora.{path}.up": lora.up}
+        return named
+
+
+def ridge_start(student: Student, pictures: list[Picture], features: dict[str, Tensor], tokenizer: Any) -> float:
+    """Initialise the linear part by ridge regression, global feature -> mean token embedding of the name.
+
+    Returns the share of held-out pictures whose own name is nearest to the mapped feature (cosine).
+    """
+    connector, embed = student.connector, student.lm.model.embed_tokens.weight.float()
+    fit = [p for p in pictures if p.role == "fit"]
+    stacked = torch.cat([features[p.image_id].float() for p in fit])
+    for row, tokens in ((0, stacked[:, :-1].reshape(-1, FEATURES)), (1, stacked[:, -1])):
+        connector.mean[row], connector.scale[row] = tokens.mean(0), 1 / (tokens.std(0) + 1e-3)
+
+    def name(p: Picture) -> str:
+        return p.facts.get("name") or p.facts["country"]
+
+    names = sorted({name(p) for p in pictures})
+    targets = torch.stack([embed[tokenizer(" " + n)["input_ids"]].mean(0) for n in names])
+
+    def standardised(p: Picture) -> Tensor:
+        return (features[p.image_id].float()[:, -1] - connector.mean[1]) * connector.scale[1]
+
+    x = torch.cat([standardised(p) for p in fit])
+    y = torch.cat([targets[names.index(name(p))].expand(len(features[p.image_id]), -1) for p in fit])
+    weight = torch.linalg.solve(x.T @ x + 0.3 * len(x) * torch.eye(FEATURES), x.T @ (y - y.mean(0)))
+    with torch.no_grad():
+        student.project.weight.zero_()
+        student.project.weight[:, :FEATURES] = weight.T
+        student.project.bias.copy_(y.mean(0))
+    held = [p for p in pictures if p.role == "held"]
+    mapped = torch.cat([standardised(p)[:1] @ weight for p in held])
+    nearest = (F.normalize(mapped, dim=-1) @ F.normalize(targets - targets.mean(0), dim=-1).T).argmax(-1)
+    return sum(names[i] == name(p) for i, p in zip(nearest, held, strict=True)) / len(held)
+
+
+# --- batches ---------------------------------------------------------------------------------------------------------
+
+
+class Rows:
+    """Packs rows of one picture (or none) and several question-answer pairs; shapes ``[B, S]``."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer, self.bos, self.eos = tokenizer, tokenizer.bos_token_id, tokenizer.eos_token_id
+
+    def pair(self, question: str, answer: str) -> tuple[list[int], int]:
+        prompt = f"Question: {question} Short answer:"
+        encoded = self.tokenizer(f"{prompt} {answer}", return_offsets_mapping=True)
+        start = next(i for i, (begin, _) in enumerate(encoded["offset_mapping"]) if begin >= len(prompt))
+        return [*encoded["input_ids"], self.eos], start
+
+    def pack(self, rows: list[list[tuple[list[int], int, float]]], image: bool) -> dict[str, Tensor]:
+        prefix = 1 + (N_TOKENS if image else 0)
+        width = prefix + max(sum(len(ids) for ids, _, _ in row) for row in rows)
+        shape = (len(rows), width)
+        ids, segment = torch.full(shape, self.eos), torch.full(shape, -1)
+        positions, labels, weights = torch.zeros(shape, dtype=torch.long), torch.full(shape, -100), torch.zeros(shape)
+        for r, row in enumerate(rows):
+            ids[r, 0], segment[r, :prefix], positions[r, :prefix] = self.bos, 0, torch.arange(prefix)
+            at = prefix
+            for s, (tokens, start, weight) in enumerate(row, start=1):
+                span = slice(at, at + len(tokens))
+                ids[r, span], segment[r, span] = torch.tensor(tokens), s
+                positions[r, span] = prefix + torch.arange(len(tokens))
+                answer = slice(at + start, at + len(tokens))
+                labels[r, answer] = torch.tensor(tokens[start:])
+                weights[r, answer] = weight / (len(tokens) - start)
+                at += len(tokens)
+        causal = torch.ones(width, width, dtype=torch.bool).tril()
+        sees = (segment[:, None, :] == 0) | (segment[:, None, :] == segment[:, :, None])
+        mask = causal & sees | torch.eye(width, dtype=torch.bool)
+        return {"ids": ids, "mask": mask, "positions": positions, "labels": labels, "weights": weights}
+
+
+def picture_row(picture: Picture, questions: dict[str, list[str]], rows: Rows, rng: random.Random) -> list[tuple[list[int], int, float]]:
+    """The name (or country), and two other kinds of question, each in a random wording."""
+    main = "country" if picture.domain == "flag" else "name"
+    others = [k for k in ASKED if k in picture.facts and k != main]
+    kinds = [main, *rng.sample(others, 2)]
+    return [(*rows.pair(rng.choice(questions[k]), picture.facts[k]), ASKED[k]) for k in kinds]
+
+
+def text_pool(student: Student, questions: dict[str, list[str]], pictures: list[Picture], tokenizer: Any, count: int) -> list[list[int]]:
+    """What the plain language model itself says: greedy answers to text-only questions, samples of free text."""
+    rng = random.Random(1)
+    countries = sorted({p.facts["country"] for p in pictures if p.domain == "flag"})
+    words = ("iron", "gold", "helium", "sodium"), ("hot", "big", "early", "happy", "open")
+    prompts = []
+    for _ in range(count):
+        if rng.random() < 0.4:
+            prompts.append(rng.choice(OPENINGS))
+            continue
+        kind = rng.choice([k for k in questions if k.startswith("text_")])
+        filled = rng.choice(questions[kind]).format(
+            country=rng.choice(countries), element=rng.choice(words[0]), word=rng.choice(words[1]), a=rng.randint(1, 20), b=4 * rng.randint(0, 5)
+        )
+        prompts.append(f"Question: {filled} Short answer:")
+    pool = []
+    tokenizer.padding_side = "left"
+    for start in range(0, count, 64):
+        chunk = prompts[start : start + 64]
+        batch = tokenizer([f"{tokenizer.bos_token}{p}" for p in chunk], return_tensors="pt", padding=True)
+        LoraLinear.scale = 0.0
+        torch.manual_seed(start)
+        with torch.no_grad():
+            out = student.lm.generate(**batch, max_new_tokens=20, do_sample=start % 128 == 0, pad_token_id=0)
+        LoraLinear.scale = 1.0
+        for row, mask in zip(out.tolist(), batch["attention_mask"].sum(1).tolist(), strict=True):
+            tokens = row[batch["input_ids"].shape[1] - mask :]
+            pool.append([t for t in tokens if t != 0][1:])
+    return pool
+
+
+# --- training --------------------------------------------------------------------------------------------------------
+
+
+def nll(student: Student, batch: dict[str, Tensor], features: Tensor) -> Tensor:
+    """Weighted mean over questions of the mean answer-token NLL; the head runs on answer positions only."""
+    hidden = student(batch["ids"], batch["mask"], batch["positions"], features)
+    at = batch["labels"][:, 1:] != -100
+    logits = F.linear(hidden[:, :-1][at], student.lm.lm_head.weight).float()
+    losses = F.cross_entropy(logits, batch["labels"][:, 1:][at], reduction="none")
+    weights = batch["weights"][:, 1:][at]
+    return (losses * weights).sum() / weights.sum()
+
+
+def text_kl(student: Student, batch: dict[str, Tensor]) -> Tensor:
+    """Mean ``KL(plain || updated)`` per token of text-only rows."""
+    at = batch["labels"][:, 1:] != -100
+
+    def log_probs() -> Tensor:
+        hidden = student(batch["ids"], batch["mask"], batch["positions"], None)[:, :-1][at]
+        return F.linear(hidden, student.lm.lm_head.weight).float().log_softmax(-1)
+
+    LoraLinear.scale = 0.0
+    with torch.no_grad():
+        plain = log_probs()
+    LoraLinear.scale = 1.0
+    return F.kl_div(log_probs(), plain, log_target=True, reduction="batchmean")
+
+
+@torch.no_grad()
+def held_accuracy(student: Student, pictures: list[Picture], features: dict[str, Tensor], questions: dict[str, list[str]], rows: Rows) -> dict[str, float]:
+    """Teacher-forced exact match of the name or country on held-out pictures, in percent per domain."""
+    held = [p for p in pictures if p.role == "held"]
+    right: dict[str, list[bool]] = defaultdict(list)
+    for start in range(0, len(held), 48):
+        chunk = held[start : start + 48]
+        kinds = ["country" if p.domain == "flag" else "name" for p in chunk]
+        batch = rows.pack([[(*rows.pair(questions[k][0], p.facts[k]), 1.0)] for p, k in zip(chunk, kinds, strict=True)], image=True)
+        hidden = student(batch["ids"], batch["mask"], batch["positions"], torch.stack([features[p.image_id][0].float() for p in chunk]))
+        at = batch["labels"][:, 1:] != -100
+        guess = torch.full_like(batch["labels"][:, 1:], -100)
+        guess[at] = F.linear(hidden[:, :-1][at], student.lm.lm_head.weight).argmax(-1)
+        for p, ok in zip(chunk, (guess == batch["labels"][:, 1:]).all(1).tolist(), strict=True):
+            right[p.domain].append(ok)
+    return {domain: round(100 * sum(oks) / len(oks), 1) for domain, oks in sorted(right.items())}
+
+
+def save_checkpoint(path: Path, student: Student, optimiser: torch.optim.Optimizer, step: int) -> None:
+    tensors = {}
+    for name, parameter in student.trainable().items():
+        tensors[f"value.{name}"] = parameter.detach().clone()
+        for key, value in optimiser.state[parameter].items():
+            tensors[f"{key}.{name}"] = value.clone()
+    tensors |= {"mean": student.connector.mean, "scale": student.connector.scale, "at": torch.tensor(step)}
+    save_file(tensors, path.with_suffix(".partial"))
+    path.with_suffix(".partial").replace(path)
+
+
+def load_checkpoint(path: Path, student: Student, optimiser: torch.optim.Optimizer) -> int:
+    tensors = load_file(path)
+    student.connector.mean.copy_(tensors["mean"])
+    student.connector.scale.copy_(tensors["scale"])
+    for name, parameter in student.trainable().items():
+        parameter.data.copy_(tensors[f"value.{name}"])
+        optimiser.state[parameter] = {k: tensors[f"{k}.{name}"] for k in ("step", "exp_avg", "exp_avg_sq")}
+    return int(tensors["at"])
+
+
+def export(path: Path, student: Student) -> None:
+    """The committed artefact: fp16, read by ``unike.backbones.mini.build``."""
+    tensors = {name: value.detach().half().contiguous() for name, value in student.trainable().items()}
+    tensors |= {"connector.mean": student.connector.mean.float(), "connector.scale": student.connector.scale.float()}
+    save_file(tensors, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--llm", type=Path, required=True, help="folder of the plain language model")
+    parser.add_argument("--features", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint, log and adapter")
+    parser.add_argument("--steps", type=int, default=1600)
+    parser.add_argument("--pictures", type=int, default=28, help="pictures a step, three questions each")
+    parser.add_argument("--texts", type=int, default=6, help="text-only rows a step")
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--connector-size", type=int, default=1024)
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--noise", type=float, default=0.2, help="standard deviation of feature noise, in feature units")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    args.out.mkdir(parents=True, exist_ok=True)
+
+    tokenizer = AutoTokenizer.from_pretrained(args.llm)
+    pictures, questions, features = read_pictures(), read_questions(), load_file(args.features)
+    student, rows = Student(args.llm, args.rank, args.connector_size), Rows(tokenizer)
+    by_domain = {d: [p for p in pictures if p.domain == d and p.role == "fit"] for d in DOMAIN_SHARE}
+    optimiser = torch.optim.AdamW(student.trainable().values(), lr=args.lr, weight_decay=0.01, betas=(0.9, 0.98))
+    checkpoint, log = args.out / "checkpoint.safetensors", args.out / "train_log.jsonl"
+    first = 0
+    if checkpoint.exists():
+        first = load_checkpoint(checkpoint, student, optimiser)
+    else:
+        print(f"ridge start: {100 * ridge_start(student, pictures, features, tokenizer):.1f} % of held-out pictures find their name")
+    pool = text_pool(student, questions, pictures, tokenizer, 512)
+
+    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns) as progress:
+        task = progress.add_task("", total=args.steps, completed=first)
+        running, began = [], time.monotonic()
+        for step in range(first, args.steps):
+            rng = random.Random(step)  # a step's data depend on its number alone: resuming changes nothing
+            torch.manual_seed(step)
+            warm = min(1.0, (step + 1) / 50)
+            decay = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * step / args.steps)).item())
+            optimiser.param_groups[0]["lr"] = args.lr * warm * (0.03 + 0.97 * decay)
+
+            domains = rng.choices(list(DOMAIN_SHARE), weights=list(DOMAIN_SHARE.values()), k=args.pictures)
+            chosen = [rng.choice(by_domain[d]) for d in domains]
+            view = torch.stack([features[p.image_id][rng.randrange(len(features[p.image_id]))].float() for p in chosen])
+            view = view + args.noise * torch.randn_like(view) / student.connector.scale[[0] * (N_TOKENS - 1) + [1]]
+            batch = rows.pack([picture_row(p, questions, rows, rng) for p in chosen], image=True)
+            loss = nll(student, batch, view)
+            loss.backward()
+            kept = rows.pack([[(rng.choice(pool), 1, 1.0)] for _ in range(args.texts)], image=False)
+            drift = text_kl(student, kept)
+            drift.backward()
+            torch.nn.utils.clip_grad_norm_(student.trainable().values(), 1.0)
+            optimiser.step()
+            optimiser.zero_grad()
+
+            running.append((loss.item(), drift.item()))
+            progress.update(task, advance=1, description=f"loss {loss.item():.2f}")
+            if (step + 1) % 25 == 0:
+                mean = [round(sum(v) / len(v), 4) for v in zip(*running, strict=True)]
+                entry: dict[str, Any] = {"step": step + 1, "loss": mean[0], "text_kl": mean[1], "seconds": round(time.monotonic() - began)}
+                running = []
+                if (step + 1) % 100 == 0:
+                    entry["held"] = held_accuracy(student, pictures, features, questions, rows)
+                    save_checkpoint(checkpoint, student, optimiser, step + 1)
+                    export(args.out / "mini_adapter.safetensors", student)
+                with log.open("a") as file:
+                    file.write(json.dumps(entry) + "\n")
+    save_checkpoint(checkpoint, student, optimiser, args.steps)
+    export(args.out / "mini_adapter.safetensors", student)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,62 @@
+"""Vision-language models behind one interface; a family is a file."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unike import registry
+from unike.errors import UnikeError
+
+if TYPE_CHECKING:
+    from unike.backbones.base import Backbone
+
+__all__ = ["load_backbone", "tinies"]
+
+MINI = "mini"
+
+
+def load_backbone(source: str | Path, *, device: str = "auto", dtype: str = "auto") -> "Backbone":
+    """Load a model and put the adapter of its family around it.
+
+    Args:
+        source: ``"mini"`` for the bundled model, a folder with a saved model, or a hub id ``"organisation/name"``.
+        device: ``"auto"`` (cuda, else mps, else cpu) or any torch device.
+        dtype: ``"auto"`` (float32 on the cpu, the checkpoint's own elsewhere), ``"float32"``, ``"bfloat16"`` or
+            ``"float16"``.
+
+    Raises:
+        UnikeError: The source is none of the three, cannot be read, or is a model that cannot be edited.
+    """
+    source = str(source)
+    if source == MINI:
+        mini: type[Backbone] = registry.backbones.get(MINI)
+        return mini.from_pretrained(source, device=device, dtype=dtype)
+    if not Path(source).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+        if re.search(r"[/\\~]|^\.", source):
+            raise UnikeError(f"no folder {source!r}; a backbone is 'mini', a folder or a hub id 'organisation/name'")
+        raise UnikeError(f"{registry.did_you_mean('backbone', source, [MINI])}; or give a folder or a hub id")
+
+    from unike.backbones import base  # not at the top: torch and transformers take seconds to import
+
+    family = _family(base.read_config(source).model_type, base.Backbone)
+    return family.from_pretrained(source, device=device, dtype=dtype)
+
+
+def _family(model_type: str, default: type["Backbone"]) -> type["Backbone"]:
+    """The class that names this model type, or the generic adapter."""
+    for name in registry.backbones.names():
+        if name == MINI:  # reached by its own name only
+            continue
+        family: type[Backbone] = registry.backbones.get(name)
+        if model_type in family.model_types:
+            return family
+    return default
+
+
+def tinies() -> dict[str, Callable[[], "Backbone"]]:
+    """A function that builds a tiny random model, for every family there is; what the contract tests run on."""
+    found: dict[str, Callable[[], Backbone]] = {}
+    for name in registry.backbones.names():
+        found.update(registry.backbones.get(name).tinies())
+    return found

@@ -1,0 +1,135 @@
+"""BLIP-2 (arXiv 2301.12597) with an OPT or LLaMA decoder, and MiniGPT-4 (arXiv 2304.10592), which is one with Vicuna.
+
+A Q-Former turns an image into a fixed number of features. Two oddities of the implementation in ``transformers`` are
+dealt with here: its forward pass insists on an image, so text alone goes to the language model; and its placeholders
+come before the tokenizer's beginning-of-sequence token.
+"""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+from torch import Tensor
+from typing_extensions import Self
+
+from unike.backbones import _tiny
+from unike.backbones.base import Backbone
+from unike.errors import UnikeError
+
+
+class Blip2(Backbone):
+    """BLIP-2, InstructBLIP excluded (its Q-Former reads the question too)."""
+
+    name: ClassVar[str] = "blip2"
+    model_types: ClassVar[tuple[str, ...]] = ("blip-2",)
+    mixes_images: ClassVar[bool] = False
+
+    def __init__(self, model: Any, tokenizer: Any, image_processor: Any, **kwargs: Any) -> None:
+        """Check the config too: a model may come from elsewhere than `from_pretrained`."""
+        self.check_config(model.config, kwargs.get("source", "this model"))
+        super().__init__(model, tokenizer, image_processor, **kwargs)
+
+    @classmethod
+    def check_config(cls, config: Any, source: str) -> None:
+        """Refuse encoder-decoder language models and OPT with projected embeddings (opt-350m).
+
+        The latter would run: the image's features, as wide as the decoder, are written into narrower embeddings, and
+        rows get mixed up without a word.
+        """
+        text = config.text_config
+        if not config.use_decoder_only_language_model:
+            raise UnikeError(f"{source}: BLIP-2 with the encoder-decoder {text.model_type!r} is not supported; use OPT")
+        projected = getattr(text, "word_embed_proj_dim", text.hidden_size)
+        if projected != text.hidden_size:
+            raise UnikeError(
+                f"{source}: embeddings are {projected} wide but the decoder is {text.hidden_size} "
+                "(word_embed_proj_dim); BLIP-2 mixes up images in such a model, so it is refused"
+            )
+
+    def image_inputs(self, images: list[Any]) -> tuple[dict[str, Tensor], list[str]]:
+        """Pixels, and one placeholder for each query of the Q-Former."""
+        inputs, texts = super().image_inputs(images)
+        if self._image_leads:
+            texts = [text + (self.tokenizer.bos_token or "") for text in texts]
+        return inputs, texts
+
+    @property
+    def _image_leads(self) -> bool:
+        return self.template.startswith("{image}")
+
+    def _adds_special_tokens(self, image_text: str) -> bool:
+        return not (image_text and self._image_leads)
+
+    @property
+    def _generator(self) -> Any:
+        return self.model.language_model
+
+    def _call(self, inputs: dict[str, Tensor]) -> Tensor:
+        if "pixel_values" in inputs:
+            return super()._call(inputs)
+        logits: Tensor = self.model.language_model(**inputs, use_cache=False).logits
+        return logits
+
+    def _generate(self, inputs: dict[str, Tensor], config: Any) -> Tensor:
+        if "pixel_values" in inputs:
+            return super()._generate(inputs, config)
+        ids: Tensor = self.model.language_model.generate(**inputs, generation_config=config)
+        return ids
+
+    @classmethod
+    def tiny(cls, seed: int = 0, text: str = "opt", **text_kwargs: Any) -> Self:
+        """A random model with an OPT (or ``text="llama"``) decoder.
+
+        Args:
+            seed: Of the weights.
+            text: The decoder's family.
+            **text_kwargs: Further fields of its config.
+        """
+        from transformers import (
+            Blip2Config,
+            Blip2ForConditionalGeneration,
+            Blip2QFormerConfig,
+            Blip2VisionConfig,
+            LlamaConfig,
+            OPTConfig,
+        )
+        from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
+
+        tokenizer: Any = _tiny.tiny_tokenizer(["<image>"])
+        shared: dict[str, Any] = {
+            "vocab_size": len(tokenizer),
+            "hidden_size": _tiny.WIDTH,
+            "num_hidden_layers": _tiny.LAYERS,
+            "num_attention_heads": _tiny.HEADS,
+            "max_position_embeddings": 512,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        }
+        if text == "opt":
+            opt = {"ffn_dim": _tiny.FFN_WIDTH, "word_embed_proj_dim": _tiny.WIDTH, "dropout": 0.1}
+            text_config: Any = OPTConfig(**(shared | opt | text_kwargs))
+        else:
+            llama = {"intermediate_size": _tiny.FFN_WIDTH, "num_key_value_heads": _tiny.KV_HEADS}
+            text_config = LlamaConfig(**(shared | llama | text_kwargs))
+        small: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+        config = Blip2Config(
+            vision_config=Blip2VisionConfig(**small, num_attention_heads=2, image_size=28, patch_size=14).to_dict(),
+            qformer_config=Blip2QFormerConfig(
+                **small, vocab_size=8, num_attention_heads=2, encoder_hidden_size=16
+            ).to_dict(),
+            text_config=text_config.to_dict(),
+            num_query_tokens=4,
+            image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
+        )
+        model = _tiny.build(lambda: Blip2ForConditionalGeneration(config), seed)
+        image_processor = BlipImageProcessorPil(size={"height": 28, "width": 28})
+        return cls(model, tokenizer, image_processor, source=f"tiny-blip2-{text}")
+
+    @classmethod
+    def tinies(cls) -> dict[str, Callable[..., Backbone]]:
+        """One of each decoder family."""
+
+        def llama(seed: int = 0) -> Backbone:
+            return cls.tiny(seed, text="llama")
+
+        return {"blip2-opt": cls.tiny, "blip2-llama": llama}

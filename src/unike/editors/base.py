@@ -1,0 +1,265 @@
+"""What every editing method shares: a frozen config, a pure ``edit``, and an `Edit` that can be attached, saved and revoked.
+
+An editor never changes the backbone. It returns an `Edit`, a few tensors with what they mean; while attached, the edit acts
+through hooks, and leaving the ``with`` block takes them off. A sequence of edits is a stack of attached ones::
+
+    with first.attached(backbone), second.attached(backbone):
+        backbone.ask(image, prompt)
+
+Tensors of an edit carry a leading dimension B: one object holds B *independent* edits that were made in one pass, row ``i``
+of a batch being seen by edit ``i``. ``edit[i]`` is that one alone.
+"""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors.torch import load, save
+from torch import Tensor
+from typing_extensions import Self
+
+from unike import registry
+from unike._version import __version__
+from unike.backbones.base import Backbone
+from unike.errors import UnikeError
+from unike.files import replace_folder
+from unike.hooks import Hooks
+from unike.modules.anchors import Anchors
+from unike.types import Query
+
+CONFIG_FILE, TENSOR_FILE = "edit_config.json", "edit.safetensors"
+FORMAT = 1
+
+
+class EditorConfig(BaseModel):
+    """Settings of an editor: frozen, and unknown keys are errors.
+
+    Attributes:
+        max_target_tokens: A longer target is refused.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_target_tokens: int = 64
+
+    @classmethod
+    def parse(cls, settings: dict[str, Any]) -> Self:
+        """Check settings that a user wrote.
+
+        Raises:
+            UnikeError: An unknown key or an impossible value; the message names it.
+        """
+        try:
+            return cls.model_validate(settings)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"]))
+            if first["type"] == "extra_forbidden":
+                raise UnikeError(registry.did_you_mean("setting", key, sorted(cls.model_fields))) from None
+            raise UnikeError(f"setting {key}={first['input']!r}: {first['msg']}") from None
+
+
+class Edit(ABC):
+    """B independent facts, as tensors that act on a backbone while attached.
+
+    Args:
+        config: The settings it was made with.
+        tensors: Name to ``[B, ...]``.
+        facts: The B edited queries.
+        fingerprint: Of the backbone it was made for.
+        source: What that backbone was called.
+    """
+
+    editor: ClassVar[str]
+    config_class: ClassVar[type[EditorConfig]]
+
+    def __init__(
+        self, config: EditorConfig, tensors: dict[str, Tensor], facts: Sequence[Query], *, fingerprint: str, source: str
+    ) -> None:
+        self.config = config
+        self.tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+        self.facts = tuple(facts)
+        self.fingerprint = fingerprint
+        self.source = source
+
+    def __len__(self) -> int:
+        """B."""
+        return len(self.facts)
+
+    def __getitem__(self, row: int) -> Self:
+        """One of the edits alone."""
+        row = range(len(self))[row]
+        tensors = {name: tensor[row : row + 1].clone() for name, tensor in self.tensors.items()}
+        return self._like(tensors, self.facts[row : row + 1])
+
+    def _like(self, tensors: dict[str, Tensor], facts: Sequence[Query]) -> Self:
+        return type(self)(self.config, tensors, facts, fingerprint=self.fingerprint, source=self.source)
+
+    def __repr__(self) -> str:
+        first = self.facts[0]
+        more = f" and {len(self) - 1} more" if len(self) > 1 else ""
+        return f"{type(self).__name__}({first.prompt!r} -> {first.target!r}{more}, for {self.source!r})"
+
+    @abstractmethod
+    def install(self, backbone: Backbone, hooks: Hooks) -> None:
+        """Put the edit's hooks on a backbone it fits."""
+
+    @contextmanager
+    def attached(self, backbone: Backbone) -> Iterator[Self]:
+        """Let the edit act on a backbone; leaving the block restores it, bit for bit.
+
+        Raises:
+            UnikeError: The edit was made for another backbone.
+        """
+        if backbone.fingerprint() != self.fingerprint:
+            raise UnikeError(
+                f"the edit {self.facts[0].prompt!r} was made for {self.source!r} ({self.fingerprint}), "
+                f"not for {backbone.source!r} ({backbone.fingerprint()}); load that model, or make the edit anew"
+            )
+        with Hooks() as hooks:
+            self._to(backbone).install(backbone, hooks)
+            yield self
+
+    def _to(self, backbone: Backbone) -> Self:
+        return self._like({name: t.to(backbone.device) for name, t in self.tensors.items()}, self.facts)
+
+    def generate(self, backbone: Backbone, queries: Sequence[Query], **kwargs: Any) -> list[str]:
+        """Answer queries under the edit; arguments as in `Backbone.generate`."""
+        with self.attached(backbone):
+            return backbone.generate(queries, **kwargs)
+
+    # ------------------------------------------------------------------ files
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``edit_config.json`` and ``edit.safetensors``; an edit already there is replaced as a whole.
+
+        Raises:
+            UnikeError: The folder cannot be written, or holds something else.
+        """
+        content = save({name: tensor.cpu() for name, tensor in self.tensors.items()})
+        described = {
+            "format": FORMAT,
+            "unike": __version__,
+            "editor": self.editor,
+            "config": self.config.model_dump(mode="json"),
+            "backbone": {"source": self.source, "fingerprint": self.fingerprint},
+            "facts": [
+                {"image": None if q.image is None else str(q.image), "prompt": q.prompt, "target": q.target}
+                for q in self.facts
+            ],
+            "sha256": hashlib.sha256(content).hexdigest(),
+        }
+        text = json.dumps(described, indent=2, ensure_ascii=False) + "\n"
+        replace_folder(Path(folder), {CONFIG_FILE: text.encode(), TENSOR_FILE: content}, known_by=CONFIG_FILE)
+
+    @staticmethod
+    def from_pretrained(folder: str | Path) -> "Edit":
+        """Read an edit of whatever editor made it.
+
+        Raises:
+            UnikeError: No edit there, or one that was changed, cut short, or made by a newer version.
+        """
+        folder = Path(folder)
+        described = read_description(folder)
+        try:
+            content = (folder / TENSOR_FILE).read_bytes()
+        except OSError as error:
+            raise UnikeError(f"cannot read {folder / TENSOR_FILE}: {error.strerror}") from None
+        if hashlib.sha256(content).hexdigest() != described["sha256"]:
+            raise UnikeError(f"{folder / TENSOR_FILE} is damaged: it is not the file that was saved; make the edit anew")
+        editor: type[Editor[Any]] = registry.editors.get(described["editor"])
+        facts = [Query(f["prompt"], None if f["image"] is None else Path(f["image"]), f["target"]) for f in described["facts"]]
+        backbone = described["backbone"]
+        return editor.edit_class(
+            editor.config_class.parse(described["config"]),
+            load(content),
+            facts,
+            fingerprint=backbone["fingerprint"],
+            source=backbone["source"],
+        )
+
+
+def read_description(folder: Path) -> dict[str, Any]:
+    """The JSON half of a saved edit, checked.
+
+    Raises:
+        UnikeError: No edit there, or not one this version can read.
+    """
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        raise UnikeError(f"no edit in {folder}: {CONFIG_FILE} is missing")
+    try:
+        described = json.loads(path.read_text(encoding="utf-8"))
+        if described["format"] != FORMAT:
+            raise UnikeError(f"{path} has format {described['format']}, this version reads {FORMAT}; update unike")
+        if not {"editor", "config", "backbone", "facts", "sha256"} <= described.keys():
+            raise KeyError
+    except (ValueError, KeyError, TypeError) as error:
+        raise UnikeError(f"{path} is damaged: {str(error) or 'keys are missing'}; make the edit anew") from None
+    return dict(described)
+
+
+@contextmanager
+def attached(backbone: Backbone, edits: Sequence[Edit]) -> Iterator[None]:
+    """Attach a stack of edits, in order."""
+    with ExitStack() as stack:
+        for edit in edits:
+            stack.enter_context(edit.attached(backbone))
+        yield
+
+
+ConfigT = TypeVar("ConfigT", bound=EditorConfig)
+
+
+class Editor(ABC, Generic[ConfigT]):
+    """An editing method.
+
+    Args:
+        config: Its settings; keyword arguments make one.
+        anchors: Unrelated inputs that an edit should leave alone, for methods that use them.
+    """
+
+    name: ClassVar[str]
+    config_class: ClassVar[type[EditorConfig]]
+    edit_class: ClassVar[type[Edit]]
+
+    def __init__(self, config: ConfigT | None = None, *, anchors: Anchors | None = None, **settings: Any) -> None:
+        self.config: ConfigT = config if config is not None else self.config_class.parse(settings)  # type: ignore[assignment]
+        self.anchors = anchors
+
+    def edit(self, backbone: Backbone, facts: Query | Sequence[Query]) -> Edit:
+        """Edit one fact, or several independent ones in one pass. The backbone is left as it was.
+
+        Args:
+            backbone: The model to edit.
+            facts: Queries with a target.
+
+        Raises:
+            UnikeError: A prompt or target is empty or too long, or an image cannot be read.
+        """
+        facts = [facts] if isinstance(facts, Query) else list(facts)
+        for fact in facts:
+            self._check(backbone, fact)
+        tensors = self.make(backbone, facts)
+        return self.edit_class(
+            self.config, tensors, facts, fingerprint=backbone.fingerprint(), source=backbone.source
+        )
+
+    def _check(self, backbone: Backbone, fact: Query) -> None:
+        if not fact.prompt.strip():
+            raise UnikeError("the prompt is empty; say which question is to be answered differently")
+        if not fact.target or not fact.target.strip():
+            raise UnikeError(f"the target for {fact.prompt!r} is empty; say what the answer should be")
+        length = len(backbone.tokenizer(" " + fact.target.strip(), add_special_tokens=False)["input_ids"])
+        if length > self.config.max_target_tokens:
+            limit = self.config.max_target_tokens
+            raise UnikeError(f"the target for {fact.prompt!r} has {length} tokens, the limit is {limit}; shorten it")
+
+    @abstractmethod
+    def make(self, backbone: Backbone, facts: list[Query]) -> dict[str, Tensor]:
+        """Compute the edit's tensors, each ``[B, ...]``, for B checked facts."""

@@ -1,0 +1,77 @@
+"""FT: fine-tuning of the last layer's feed-forward network, the simplest baseline (paper, appendix D.2).
+
+The update is kept as ``W + dW`` and applied beside the weight, so that batches of independent edits train in one pass and
+the backbone stays untouched.
+"""
+
+from typing import ClassVar, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from unike.backbones.base import Backbone
+from unike.editors.base import Edit, Editor, EditorConfig
+from unike.functional import target_positions, token_nll
+from unike.hooks import Hooks
+from unike.modules.linear_delta import install_delta
+from unike.modules.optimise import optimise
+from unike.types import Query
+
+
+class FTConfig(EditorConfig):
+    """Settings of `FT`.
+
+    Attributes:
+        layer: Which layer's feed-forward network, counted from the top when negative.
+        steps: Adam steps (AdamW without decay: decaying an update would pull it back to zero, not to the model).
+        lr: Learning rate; the paper has 2e-4 for BLIP-2 and 1e-4 for MiniGPT-4.
+        clip: Largest gradient norm of an edit, or None.
+    """
+
+    layer: int = -1
+    steps: int = Field(15, ge=0)
+    lr: float = Field(2e-4, gt=0)
+    clip: float | None = None
+
+
+class FTEdit(Edit):
+    """One weight update for each matrix of the network: ``{matrix} [B, out, in]``."""
+
+    editor = "ft"
+    config_class = FTConfig
+
+    def install(self, backbone: Backbone, hooks: Hooks) -> None:
+        """Apply the updates beside the layer's matrices."""
+        matrices = backbone.ffn(cast(FTConfig, self.config).layer).matrices
+        for name, delta in self.tensors.items():
+            install_delta(matrices[name], delta, hooks)
+
+
+class FT(Editor[FTConfig]):
+    """Minimise the answer's NLL over the last feed-forward network alone."""
+
+    name: ClassVar[str] = "ft"
+    config_class = FTConfig
+    edit_class = FTEdit
+
+    def make(self, backbone: Backbone, facts: list[Query]) -> dict[str, Tensor]:
+        """Gradient descent on ``dW``, from zero."""
+        state = backbone.run_to_split(backbone.encode(facts), self.config.layer)
+        positions = target_positions(state.labels)
+        matrices = backbone.ffn(self.config.layer).matrices
+        deltas = {
+            name: torch.zeros(len(facts), *linear.weight.shape, device=backbone.device, requires_grad=True)
+            for name, linear in matrices.items()
+        }
+        with Hooks() as hooks:
+            for name, delta in deltas.items():
+                install_delta(matrices[name], delta, hooks)
+            optimise(
+                list(deltas.values()),
+                lambda: token_nll(backbone.run_from_split(state, positions), state.labels),
+                steps=self.config.steps,
+                lr=self.config.lr,
+                clip=self.config.clip,
+            )
+        return dict(deltas)

@@ -1,0 +1,8 @@
+"""The one exception that is meant for the user rather than for the programmer."""
+
+
+class UnikeError(Exception):
+    """A mistake the user can mend: what is wrong, where, and what to do, in one line.
+
+    The command line prints the message without a traceback and exits with status 2.
+    """

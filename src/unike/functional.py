@@ -1,0 +1,88 @@
+"""Pure functions of logits and labels: which positions count, and what is computed on them.
+
+A causal model predicts the token at position ``s`` with the logits at ``s - 1``. That shift is written here once.
+"""
+
+import torch
+from torch import Tensor
+
+from unike.types import IGNORE
+
+
+def target_positions(labels: Tensor) -> Tensor:
+    """The positions whose logits predict target tokens.
+
+    Args:
+        labels: ``[B, S]`` long, `IGNORE` outside the target.
+
+    Returns:
+        ``[B, S]`` bool, true at ``s`` where ``labels[:, s + 1]`` is a target token. Read row by row, the selected
+        positions are in the order of `target_tokens`, so it can be given to ``backbone.run_from_split(state,
+        positions=...)``.
+    """
+    positions = torch.zeros_like(labels, dtype=torch.bool)
+    positions[:, :-1] = labels[:, 1:] != IGNORE
+    return positions
+
+
+def target_tokens(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The target tokens of a batch in one line, with the row each belongs to.
+
+    Args:
+        labels: ``[B, S]`` long, `IGNORE` outside the target.
+
+    Returns:
+        ``rows [n]`` and ``tokens [n]``, row by row, aligned with the positions of `target_positions`.
+    """
+    shifted = labels[:, 1:]
+    rows, columns = (shifted != IGNORE).nonzero(as_tuple=True)
+    return rows, shifted[rows, columns]
+
+
+def token_nll(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean negative log-likelihood of each row's target, in fp32.
+
+    Args:
+        logits: ``[B, S, V]``, or ``[n, V]`` at `target_positions` alone.
+        labels: ``[B, S]`` long, `IGNORE` outside the target.
+
+    Returns:
+        ``[B]`` fp32, in nats per target token; 0 for a row without a target. Rows are independent: a row's value does
+        not depend on how many tokens the others have.
+    """
+    rows, tokens = target_tokens(labels)
+    if logits.ndim == 3:
+        logits = logits[target_positions(labels)]
+    losses = torch.nn.functional.cross_entropy(logits.float(), tokens, reduction="none")
+    total = losses.new_zeros(labels.shape[0]).index_add(0, rows, losses)
+    count = torch.bincount(rows, minlength=labels.shape[0]).clamp(min=1)
+    return total / count
+
+
+def kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
+    """Kullback-Leibler divergence ``KL(p || q)`` of the distributions two sets of logits stand for, in fp32.
+
+    Args:
+        p_logits: ``[..., V]``, the reference.
+        q_logits: ``[..., V]``.
+
+    Returns:
+        ``[...]`` fp32, in nats.
+    """
+    p = p_logits.float().log_softmax(dim=-1)
+    q = q_logits.float().log_softmax(dim=-1)
+    return torch.nn.functional.kl_div(q, p, reduction="none", log_target=True).sum(dim=-1)
+
+
+def top_k_ids(logits: Tensor, k: int) -> Tensor:
+    """The ``k`` most likely token ids, best first; equal logits in the order of their ids.
+
+    Args:
+        logits: ``[..., V]``.
+        k: How many; at most V.
+
+    Returns:
+        ``[..., k]`` long.
+    """
+    # topk leaves the order of ties to the device; a stable sort does not.
+    return logits.sort(dim=-1, descending=True, stable=True).indices[..., :k]

@@ -1,0 +1,1 @@
+"""Parts that editors are built from; they know hooks and shapes, but no editor and no concrete model."""

@@ -1,0 +1,66 @@
+"""Extra key-value pairs beside a feed-forward network: the intrinsic knowledge of UniKE (section 3.2, Eq. 1 and 3).
+
+``FFN_edit(q) = FFN(q) + relu(q K^T + b) V``. The network itself is never widened: by Eq. 3 the extra pairs are a term that
+is added to its output.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from unike.backbones.base import FFNSite
+from unike.hooks import Args, Hooks, Kwargs, first_input
+
+
+@dataclass(frozen=True, eq=False)
+class FFNPatch:
+    """Key-value pairs of B independent edits at one layer, in fp32.
+
+    Args:
+        keys: ``[B, N, D]``.
+        bias: ``[B, N]``.
+        values: ``[B, N, D]``.
+    """
+
+    keys: Tensor
+    bias: Tensor
+    values: Tensor
+
+    def pre_activations(self, q: Tensor) -> Tensor:
+        """``q K^T + b``: ``[B, T, D]`` (or ``[1, T, D]``, seen by every edit) to ``[B, T, N]``."""
+        return q @ self.keys.transpose(1, 2) + self.bias.unsqueeze(1)
+
+    def __call__(self, q: Tensor) -> Tensor:
+        """The term that is added: ``[B, T, D]`` to ``[B, T, D]``."""
+        return torch.relu(self.pre_activations(q)) @ self.values
+
+    def install(self, site: FFNSite, hooks: Hooks) -> None:
+        """Put the pairs beside a network; they stay until ``hooks`` are removed.
+
+        The rows a model runs on are the edits' rows, each perhaps several times in a row (beams): row ``r`` of ``R`` belongs
+        to edit ``r * B // R``. One edit serves any number of rows.
+        """
+        read: list[Tensor] = []
+
+        def remember(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
+            read[:] = [first_input(args, kwargs)]
+
+        def add(module: nn.Module, args: Args, kwargs: Kwargs, output: Tensor) -> Tensor:
+            q = per_edit(read.pop(), len(self.keys))
+            return output + self(q.float()).reshape(output.shape).to(output.dtype)
+
+        hooks.add_pre(site.inputs, remember)
+        hooks.add(site.outputs, add)
+
+
+def per_edit(hidden: Tensor, edits: int) -> Tensor:
+    """``[R, S, D]`` (or OPT's flat ``[R * S, D]``) to ``[B, T, D]``: the positions each of B edits acts on.
+
+    Raises:
+        ValueError: The rows cannot be shared out evenly.
+    """
+    rows = hidden.shape[0] if hidden.ndim == 3 else hidden.shape[:-1].numel()
+    if rows % edits:
+        raise ValueError(f"{edits} attached edits need as many rows, or a multiple; the model runs on {rows}")
+    return hidden.reshape(edits, -1, hidden.shape[-1])

@@ -1,0 +1,198 @@
+"""The values that flow through the library.
+
+Shapes are written with one legend everywhere:
+
+====  ==================================================
+B     rows of a batch (independent queries)
+S     positions of the padded sequence
+D     width of the residual stream
+F     width of the feed-forward network
+N     key-value pairs of one patch
+V     vocabulary
+M     entries of a memory
+K     entries retrieved from it
+====  ==================================================
+
+Nothing here knows a model: a `Query` holds a path and strings, a `Batch` the tensors a backbone made of queries, a
+`SplitState` the frozen part of a forward pass.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+IGNORE = -100
+"""The label of every position that is not part of a target."""
+
+PROBE_KINDS = ("t_generality", "m_generality", "t_locality", "m_locality", "portability", "specificity")
+"""What a probe of an edit can test."""
+
+
+@dataclass(frozen=True)
+class Query:
+    """A question, perhaps about an image, perhaps with the answer it should get.
+
+    Args:
+        prompt: The question as the user writes it; the backbone adds its own template.
+        image: Path of the image, or None for a question about text alone.
+        target: The wanted answer, or None where there is none (locality probes, generation).
+    """
+
+    prompt: str
+    image: Path | None = None
+    target: str | None = None
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A query that tests one property of an edit.
+
+    Args:
+        kind: One of `PROBE_KINDS`.
+        query: What to ask.
+    """
+
+    kind: str
+    query: Query
+
+    def __post_init__(self) -> None:
+        """Refuse a kind that no metric would ever read."""
+        if self.kind not in PROBE_KINDS:
+            raise ValueError(f"unknown probe kind {self.kind!r} (known: {', '.join(PROBE_KINDS)})")
+
+
+@dataclass(frozen=True)
+class EditCase:
+    """One fact to edit and the questions that test the edit.
+
+    Args:
+        case_id: Unique within its dataset; results are resumed by it.
+        edit: The query whose target the model should give afterwards.
+        probes: The tests, in no particular order.
+        domain: A tag to group results by, or the empty string.
+    """
+
+    case_id: str
+    edit: Query
+    probes: tuple[Probe, ...]
+    domain: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Queries as one backbone reads them.
+
+    Args:
+        inputs: Keyword arguments of the model: ``input_ids`` and ``attention_mask`` ``[B, S]``, the images' tensors.
+        labels: ``[B, S]`` long, the target's tokens at their own positions, `IGNORE` elsewhere.
+        prompt_last: ``[B]`` long, index of the last prompt token ``p``, never of an answer token.
+    """
+
+    inputs: dict[str, Tensor]
+    labels: Tensor
+    prompt_last: Tensor
+
+    def __len__(self) -> int:
+        """B."""
+        return self.labels.shape[0]
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same batch on another device."""
+        return replace(
+            self,
+            inputs={key: value.to(device) for key, value in self.inputs.items()},
+            labels=self.labels.to(device),
+            prompt_last=self.prompt_last.to(device),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class SplitState:
+    """A forward pass stopped in front of a decoder layer, ready to be finished any number of times.
+
+    Args:
+        layer: The layer that comes next, counted from 0.
+        hidden: ``[B, S, D]``, that layer's input.
+        args: Positional arguments the text stack was called with.
+        kwargs: Keyword arguments the text stack was called with: embeddings, masks, positions.
+        labels: As in `Batch`.
+        prompt_last: As in `Batch`.
+
+    All tensors are detached: no gradient reaches below ``layer``.
+    """
+
+    layer: int
+    hidden: Tensor
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    labels: Tensor
+    prompt_last: Tensor
+
+    def __len__(self) -> int:
+        """B."""
+        return self.hidden.shape[0]
+
+    def detach(self) -> Self:
+        """The same state with every tensor cut from the graph that made it."""
+        return replace(self, **{f.name: _map_tensors(getattr(self, f.name), Tensor.detach) for f in fields(self)})
+
+    def expand(self, rows: Sequence[int] | Tensor) -> Self:
+        """The state of the given rows, in that order; a row may come several times.
+
+        Args:
+            rows: Indices into the batch, for example ``[0, 0, 2]``.
+
+        Raises:
+            NotImplementedError: The text stack was given a tensor whose batch dimension is not known.
+        """
+        index = torch.as_tensor(rows, dtype=torch.long, device=self.hidden.device)
+        if self.args:
+            raise NotImplementedError("cannot pick rows of a text stack's positional arguments")
+        return replace(
+            self,
+            hidden=self.hidden[index],
+            kwargs=_pick_rows(self.kwargs, len(self), index),
+            labels=self.labels[index],
+            prompt_last=self.prompt_last[index],
+        )
+
+
+def _map_tensors(value: Any, function: Any) -> Any:
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, dict):
+        return {key: _map_tensors(item, function) for key, item in value.items()}
+    if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
+        return type(value)(_map_tensors(item, function) for item in value)
+    return value
+
+
+def _pick_rows(kwargs: dict[str, Any], batch: int, index: Tensor) -> dict[str, Any]:
+    """Rows of a text stack's keyword arguments, by their names: sizes alone cannot tell B from S."""
+    picked: dict[str, Any] = {}
+    for key, value in kwargs.items():
+        if key == "deepstack_visual_embeds" and value is not None:
+            # One row per visual token of the whole batch, in the order of `visual_pos_masks`.
+            sizes = kwargs["visual_pos_masks"].sum(dim=-1).tolist()
+            picked[key] = [torch.cat([feature.split(sizes)[row] for row in index.tolist()]) for feature in value]
+        elif not isinstance(value, Tensor):
+            picked[key] = value
+        elif key == "position_ids" and value.ndim == 3:  # [3 or 4, B, S], multimodal rotary positions
+            picked[key] = value[:, index] if value.shape[1] == batch else value
+        elif key in (
+            "input_ids",
+            "inputs_embeds",
+            "attention_mask",
+            "position_ids",
+            "visual_pos_masks",
+            "token_type_ids",
+        ):
+            picked[key] = value[index] if value.shape[0] == batch else value  # one row may serve all
+        else:
+            raise NotImplementedError(f"cannot pick rows of the text stack's argument {key!r}")
+    return picked
