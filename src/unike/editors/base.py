@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load, save
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import Self
 
 from unike import registry
@@ -28,7 +29,7 @@ from unike._version import __version__
 from unike.backbones.base import Backbone
 from unike.errors import UnikeError
 from unike.files import replace_folder
-from unike.hooks import Hooks
+from unike.hooks import Args, Hooks, Kwargs
 from unike.modules.anchors import Anchors
 from unike.types import Query
 
@@ -43,7 +44,7 @@ class EditorConfig(BaseModel):
         max_target_tokens: A longer target is refused.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     max_target_tokens: int = 64
 
@@ -114,7 +115,8 @@ class Edit(ABC):
         """Let the edit act on a backbone; leaving the block restores it, bit for bit.
 
         Raises:
-            UnikeError: The edit was made for another backbone.
+            UnikeError: The edit was made for another backbone; within the block, the model runs on rows that cannot be
+                shared out evenly among the B edits.
         """
         if backbone.fingerprint() != self.fingerprint:
             raise UnikeError(
@@ -122,8 +124,19 @@ class Edit(ABC):
                 f"not for {backbone.source!r} ({backbone.fingerprint()}); load that model, or make the edit anew"
             )
         with Hooks() as hooks:
+            hooks.add_pre(backbone.text_stack, self._check_rows)
             self._to(backbone).install(backbone, hooks)
             yield self
+
+    def _check_rows(self, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
+        """Here and not at the layers: OPT flattens rows and positions, and any number of them would seem to fit."""
+        given = [*args, kwargs.get("inputs_embeds"), kwargs.get("input_ids")]
+        rows = next(len(value) for value in given if isinstance(value, Tensor))
+        if rows % len(self):
+            raise UnikeError(
+                f"{len(self)} independent edits are attached, but the model runs on {rows} rows; "
+                "ask one question for each edit, or attach one alone: edit[i]"
+            )
 
     def _to(self, backbone: Backbone) -> Self:
         return self._like({name: t.to(backbone.device) for name, t in self.tensors.items()}, self.facts)
@@ -172,16 +185,20 @@ class Edit(ABC):
             raise UnikeError(f"cannot read {folder / TENSOR_FILE}: {error.strerror}") from None
         if hashlib.sha256(content).hexdigest() != described["sha256"]:
             raise UnikeError(f"{folder / TENSOR_FILE} is damaged: it is not the file that was saved; make the edit anew")
-        editor: type[Editor[Any]] = registry.editors.get(described["editor"])
-        facts = [Query(f["prompt"], None if f["image"] is None else Path(f["image"]), f["target"]) for f in described["facts"]]
-        backbone = described["backbone"]
-        return editor.edit_class(
-            editor.config_class.parse(described["config"]),
-            load(content),
-            facts,
-            fingerprint=backbone["fingerprint"],
-            source=backbone["source"],
-        )
+        try:
+            editor: type[Editor[Any]] = registry.editors.get(described["editor"])
+            facts = [
+                Query(f["prompt"], None if f["image"] is None else Path(f["image"]), f["target"]) for f in described["facts"]
+            ]
+            return editor.edit_class(
+                editor.config_class.parse(described["config"]),
+                load(content),
+                facts,
+                fingerprint=described["backbone"]["fingerprint"],
+                source=described["backbone"]["source"],
+            )
+        except (LookupError, TypeError, ValueError, AttributeError, SafetensorError) as error:
+            raise UnikeError(f"{folder / CONFIG_FILE} is damaged: {error!r}; make the edit anew") from None
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -199,7 +216,7 @@ def read_description(folder: Path) -> dict[str, Any]:
             raise UnikeError(f"{path} has format {described['format']}, this version reads {FORMAT}; update unike")
         if not {"editor", "config", "backbone", "facts", "sha256"} <= described.keys():
             raise KeyError
-    except (ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UnikeError(f"{path} is damaged: {str(error) or 'keys are missing'}; make the edit anew") from None
     return dict(described)
 

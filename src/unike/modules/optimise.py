@@ -29,7 +29,7 @@ def optimise(
         adam.zero_grad()
         with torch.enable_grad():
             losses = loss()
-        losses.sum().backward()
+            losses.sum().backward()
         history.append(losses.detach())
         if clip is not None:
             clip_rows(parameters, clip)

@@ -1,0 +1,51 @@
+# Two commands for newcomers: `make demo` and `make test`. Both set up .venv by themselves; both work twice.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-slow lint types unit format mini-train mini-report pocket clean
+
+demo: $(READY)  ## edit one fact in a real vision-language model
+	$(BIN)/unike demo
+
+test: lint types unit  ## lint, types and tests
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+unit: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadgroup
+
+test-slow: $(READY)  ## what takes minutes
+	$(BIN)/pytest -q -m slow
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+mini-train: $(READY)  ## train the bundled model's adapter; resumes; about 75 minutes on 2 cores
+	$(BIN)/python scripts/mini/parts.py --out .cache/mini
+	$(BIN)/python scripts/mini/features.py --weights .cache/mini/lite0.pth --out .cache/mini/features.safetensors
+	$(BIN)/python scripts/mini/train.py --llm .cache/mini/llm --features .cache/mini/features.safetensors --out .cache/mini
+	cp .cache/mini/mini_adapter.safetensors src/unike/backbones/mini_adapter.safetensors
+	cp .cache/mini/train_log.jsonl results/mini/train_log.jsonl
+
+mini-report: $(READY)  ## what the bundled model knows, on pictures it never saw
+	$(BIN)/python scripts/mini/evaluate.py --out results/mini/accuracy.json
+
+pocket: $(READY)  ## rebuild PocketEdit: make pocket PHOTOS=folder-of-caltech-101
+	$(BIN)/pip install --quiet -e ".[data]" -c constraints.txt
+	$(BIN)/python scripts/pocket/build.py --photos $(PHOTOS)
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]" -c constraints.txt
+	touch $(READY)
+
+clean:
+	rm -rf $(VENV) .cache build

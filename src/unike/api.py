@@ -1,0 +1,50 @@
+"""One call from a wrong answer to an edit."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from unike import registry
+from unike.backbones.base import Backbone
+from unike.datasets import pocket
+from unike.editors.base import Edit
+from unike.modules.anchors import Anchors
+from unike.types import Query
+
+
+@cache
+def default_anchors() -> Anchors:
+    """Unrelated questions, most editors' idea of what to leave alone: from PocketEdit's train split."""
+    return Anchors(pocket.unrelated())
+
+
+def edit(
+    model: Backbone,
+    *,
+    prompt: str,
+    target: str,
+    image: str | Path | None = None,
+    editor: str = "unike",
+    anchors: Anchors | None = None,
+    **settings: Any,
+) -> Edit:
+    """Make one edit; the model is left as it was.
+
+    Args:
+        model: From `unike.load_backbone`.
+        prompt: The question that is answered wrongly.
+        target: The answer it should get.
+        image: The picture it is about, or None.
+        editor: Name of a method, see ``unike ls editors``.
+        anchors: Questions to leave alone; None for `default_anchors`.
+        **settings: Of the editor's config.
+
+    Returns:
+        The edit; ``with edit.attached(model): ...`` puts it on.
+
+    Raises:
+        UnikeError: Bad input, with what is wrong and what to do.
+    """
+    method = registry.editors.get(editor)(anchors=anchors or default_anchors(), **settings)
+    made: Edit = method.edit(model, Query(prompt, None if image is None else Path(image), target))
+    return made

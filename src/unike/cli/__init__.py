@@ -1,0 +1,72 @@
+"""The command line; a subcommand is a file.
+
+Nothing heavy is imported before a command runs, so that ``unike --help`` is instant.
+"""
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from unike._version import __version__
+from unike.cli import ask, demo, edit, ls, models
+from unike.errors import UnikeError
+
+
+class Commands(TyperGroup):
+    """The subcommands, with one way to fail: a line on stderr and no traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command; mistakes of the user exit with 2, Ctrl-C with 130, a closed pipe with 1, as in rich."""
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+        except UnikeError as error:
+            message = " ".join(line.strip() for line in str(error).splitlines())
+            typer.echo(f"{typer.style('error:', fg='red')} {message}", err=True)
+            raise typer.Exit(2) from None
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+        except BrokenPipeError:  # the reader, `head` for example, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
+            raise typer.Exit(1) from None
+
+
+app = typer.Typer(
+    cls=Commands,
+    help="Edit single facts in vision-language models.",
+    epilog="Start with: unike demo",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"unike {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
+app.command("edit")(edit.edit)
+app.command("ask")(ask.ask)
+app.command("demo")(demo.demo)
+app.command("ls")(ls.ls)
+app.add_typer(models.app, name="models")
+
+
+def main() -> None:
+    """Run the command line on ``sys.argv``; never returns."""
+    app(prog_name="unike")

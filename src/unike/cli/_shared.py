@@ -1,0 +1,200 @@
+"""What the subcommands share: options, checks, loading with a spinner, asking, and showing the answers."""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from unike.errors import UnikeError
+
+if TYPE_CHECKING:
+    from unike.backbones.base import Backbone
+    from unike.editors.base import Edit
+    from unike.types import Query
+
+# What people and models write is shown as it is, so nothing is read as rich's markup.
+OUT = Console(markup=False, highlight=False, emoji=False, soft_wrap=False)
+ERR = Console(markup=False, highlight=False, emoji=False, stderr=True)
+
+STYLES = {"right": "green", "unchanged": "green", "changed": "yellow", "wrong": "red"}
+
+Model = Annotated[str, typer.Option(help="'mini', a folder with a saved model, or a hub id 'organisation/name'.")]
+Image = Annotated[Path | None, typer.Option(help="The picture that is asked about.", show_default="a question without one")]
+Device = Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'.")]
+Dtype = Annotated[str, typer.Option(help="'auto', 'float32', 'bfloat16' or 'float16'.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+# ---------------------------------------------------------------------- checks, before anything slow
+
+
+def check_text(text: str, what: str, advice: str) -> None:
+    """Refuse a text with nothing in it, or one that is not text.
+
+    Raises:
+        UnikeError: With ``what`` it is and the advice.
+    """
+    if not text.strip():
+        raise UnikeError(f"the {what} is empty; {advice}")
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # bytes that are not UTF-8 arrive from the shell as lone surrogates
+        raise UnikeError(f"the {what} is not valid UTF-8: {text!r}") from None
+
+
+def check_image(image: Path | None) -> None:
+    """Read a picture once, so that a bad one is known before the model is loaded."""
+    if image is not None:
+        from unike.images import load_image
+
+        load_image(image)
+
+
+def check_place(out: Path) -> None:
+    """Refuse a folder where an edit could not be saved."""
+    from unike.editors.base import CONFIG_FILE
+    from unike.files import check_folder
+
+    check_folder(out, known_by=CONFIG_FILE)
+
+
+def check_hardware(device: str, dtype: str) -> None:
+    """Refuse a device or dtype that does not exist."""
+    from unike.backbones.base import resolve_device, resolve_dtype
+
+    resolve_dtype(dtype, resolve_device(device))
+
+
+def load_edits(folders: Iterable[Path]) -> "list[Edit]":
+    """Read saved edits.
+
+    Raises:
+        UnikeError: One cannot be read, or holds several independent edits.
+    """
+    from unike.editors.base import Edit
+
+    edits = []
+    for folder in folders:
+        edit = Edit.from_pretrained(folder)
+        if len(edit) != 1:
+            raise UnikeError(f"{folder} holds {len(edit)} independent edits; save the one you want: edit[0].save_pretrained(...)")
+        edits.append(edit)
+    return edits
+
+
+# ---------------------------------------------------------------------- work
+
+
+@contextmanager
+def working(message: str) -> Iterator[Callable[[str], None]]:
+    """Show a spinner on stderr, if that is a terminal; yields a function that changes its text."""
+    with ERR.status(message) as status:
+        yield lambda text: status.update(text)
+
+
+def quiet() -> None:
+    """Keep progress bars and warnings of transformers to itself."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def load(model: str, device: str, dtype: str) -> "tuple[Backbone, float]":
+    """Load a model (the bundled one is built first if need be), and say how many seconds that took."""
+    from unike.backbones import MINI, load_backbone
+
+    start = time.perf_counter()
+    with working(f"loading {model}") as report:
+        quiet()
+        if model == MINI:
+            from unike.backbones import mini
+
+            mini.build(lambda step: report(f"building {model}, once: {step}"))
+            report(f"loading {model}")
+        return load_backbone(model, device=device, dtype=dtype), time.perf_counter() - start
+
+
+def answers(backbone: "Backbone", queries: "Sequence[Query]", edits: "Sequence[Edit]", max_new_tokens: int = 16) -> list[str]:
+    """Ask every question with a stack of edits attached."""
+    from unike.editors.base import attached
+
+    with attached(backbone, edits):
+        return backbone.generate(queries, max_new_tokens=max_new_tokens)
+
+
+def room(backbone: "Backbone", target: str) -> int:
+    """How many tokens an answer may have: 16, or more if the target is longer."""
+    return max(16, len(backbone.tokenizer(" " + target, add_special_tokens=False)["input_ids"]) + 4)
+
+
+# ---------------------------------------------------------------------- answers
+
+
+@dataclass(frozen=True)
+class Row:
+    """One question, before and after an edit.
+
+    Args:
+        kind: What the question tests.
+        question: As it was asked.
+        image: The picture it is about, or None.
+        before: The answer without the edit.
+        after: The answer with it.
+        verdict: One of `STYLES`.
+    """
+
+    kind: str
+    question: str
+    image: str | None
+    before: str
+    after: str
+    verdict: str
+
+
+def same(one: str, other: str) -> bool:
+    """Whether two answers are equal but for case, space and a full stop at the end."""
+    first, second = (" ".join(text.casefold().split()).rstrip(" .") for text in (one, other))
+    return first == second
+
+
+def table(rows: Sequence[Row], *, kinds: bool = False) -> Table:
+    """Rows as a table for people.
+
+    Args:
+        rows: At least one.
+        kinds: Whether to show what each question tests, and its picture.
+    """
+    grid = Table(title=None, show_lines=kinds)
+    for heading in (*(["what is asked"] if kinds else []), "question", "before", "after", "verdict"):
+        grid.add_column(heading, overflow="fold")
+    for row in rows:
+        question = Text(printable(row.question))
+        if kinds:
+            question.append(f"\n{row.image or 'no picture'}", style="dim")
+        cells: list[str | Text] = [question, printable(row.before), printable(row.after)]
+        grid.add_row(*([row.kind] if kinds else []), *cells, Text(row.verdict, style=STYLES[row.verdict]))
+    return grid
+
+
+def printable(text: str) -> str:
+    """A model can answer anything, escape sequences of terminals included; they are shown as U+FFFD."""
+    return "".join(character if character.isprintable() else "\ufffd" for character in text) or "(nothing)"
+
+
+def print_json(result: dict[str, Any]) -> None:
+    """The result as one JSON object on stdout."""
+    typer.echo(json.dumps(result, indent=2, ensure_ascii=False))
+
+
+def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Rows as JSON has them."""
+    return [asdict(row) for row in rows]

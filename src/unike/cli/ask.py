@@ -1,0 +1,62 @@
+"""``unike ask``: ask a model a question, with or without saved edits."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from unike.cli import _shared as shared
+
+
+def ask(
+    prompt: Annotated[str, typer.Option(help="The question.")],
+    image: shared.Image = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="'mini', a folder with a saved model, or a hub id.", show_default="what the edit was made for, or mini"
+        ),
+    ] = None,
+    edit: Annotated[
+        list[Path] | None, typer.Option(metavar="DIR", help="A saved edit; repeatable, attached in the order given.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 16,
+    device: shared.Device = "auto",
+    dtype: shared.Dtype = "auto",
+    as_json: shared.Json = False,
+) -> None:
+    """Ask a question; with edits, also show the answer without them."""
+    shared.check_text(prompt, "prompt", "say what to ask")
+    shared.check_image(image)
+    folders = edit or []
+    with shared.working("starting"):
+        from unike.backbones import MINI
+        from unike.types import Query
+
+        shared.check_hardware(device, dtype)
+        edits = shared.load_edits(folders)
+    source = model or (edits[0].source if edits else MINI)
+    backbone, _ = shared.load(source, device, dtype)
+    query = Query(prompt, image)
+    with shared.working("asking"):
+        (answer,) = shared.answers(backbone, [query], edits, max_new_tokens)
+        (without,) = shared.answers(backbone, [query], [], max_new_tokens) if edits else (answer,)
+    if as_json:
+        shared.print_json(
+            {
+                "model": source,
+                "image": None if image is None else str(image),
+                "prompt": prompt,
+                "edits": [str(folder) for folder in folders],
+                "answer": answer,
+                "answer_without_edits": without,
+            }
+        )
+    elif not edits:
+        typer.echo(shared.printable(answer))
+    else:
+        grid = Table.grid(padding=(0, 2))
+        grid.add_row("without edits", shared.printable(without))
+        grid.add_row(f"with {len(edits)} edit{'s' if len(edits) > 1 else ''}", shared.printable(answer))
+        shared.OUT.print(grid)

@@ -1,0 +1,89 @@
+"""``unike demo``: one edit, and the five questions that tell a good edit from a bad one."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from unike.cli import _shared as shared
+
+if TYPE_CHECKING:
+    from unike.types import EditCase, Query
+
+DEMO_CASE = "vqa-dev-0001"
+"""Of PocketEdit's dev split."""
+
+PROBES = {
+    "t_generality": "other words",
+    "m_generality": "another picture of it",
+    "m_locality": "unrelated picture",
+    "t_locality": "no picture",
+}
+"""Kind of probe to what the table calls it, in the order of the table; the last two should not change."""
+
+
+def demo(
+    model: shared.Model = "mini",
+    out: Annotated[Path, typer.Option(help="Where to save the edit.")] = Path("edits/demo"),
+    device: shared.Device = "auto",
+    dtype: shared.Dtype = "auto",
+    as_json: shared.Json = False,
+) -> None:
+    """Edit one answer, and show what else changes with it."""
+    with shared.working("starting"):
+        from unike import api
+        from unike.datasets.pocket import Pocket
+
+        shared.check_hardware(device, dtype)
+        shared.check_place(out)
+        case = next(case for case in Pocket().cases("dev") if case.case_id == DEMO_CASE)
+    backbone, load_seconds = shared.load(model, device, dtype)
+
+    asked = questions(case)
+    target = case.edit.target or ""
+    with shared.working("asking") as report:
+        room = shared.room(backbone, target)
+        before = shared.answers(backbone, list(asked.values()), [], room)
+        report("editing")
+        start = time.perf_counter()
+        made = api.edit(backbone, prompt=case.edit.prompt, target=target, image=case.edit.image)
+        seconds = time.perf_counter() - start
+        report("asking again")
+        after = shared.answers(backbone, list(asked.values()), [made], room)
+    made.save_pretrained(out)
+
+    rows = []
+    for (kind, query), old, new in zip(asked.items(), before, after, strict=True):
+        verdict = judge(kind, old, new, target)
+        picture = None if query.image is None else "/".join(query.image.with_suffix("").parts[-3:])
+        rows.append(shared.Row(PROBES.get(kind, "the edit"), query.prompt, picture, old, new, verdict))
+    if as_json:
+        shared.print_json(
+            {
+                "model": model,
+                "case": case.case_id,
+                "target": target,
+                "answers": shared.as_json(rows),
+                "load_seconds": round(load_seconds, 3),
+                "edit_seconds": round(seconds, 3),
+                "saved": str(out),
+            }
+        )
+        return
+    typer.echo(f"{model} is taught to answer {case.edit.prompt!r} with {target!r}:")
+    shared.OUT.print(shared.table(rows, kinds=True))
+    typer.echo(f"loaded in {load_seconds:.1f} s, edited in {seconds:.1f} s, saved in {out}")
+
+
+def questions(case: "EditCase") -> "dict[str, Query]":
+    """The edit itself and one probe of each kind, in the order of the table."""
+    first = {probe.kind: probe.query for probe in reversed(case.probes)}
+    return {"edit": case.edit} | {kind: first[kind] for kind in PROBES}
+
+
+def judge(kind: str, before: str, after: str, target: str) -> str:
+    """Right or wrong where the target is the answer, unchanged or changed where the edit has no business."""
+    if kind.endswith("locality"):
+        return "unchanged" if shared.same(before, after) else "changed"
+    return "right" if shared.same(after, target) else "wrong"

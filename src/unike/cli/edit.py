@@ -1,0 +1,138 @@
+"""``unike edit``: change one answer of a model, see what it does, and keep the edit."""
+
+import json
+import re
+import shlex
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from unike.cli import _shared as shared
+from unike.errors import UnikeError
+
+if TYPE_CHECKING:
+    from unike.types import Query
+
+
+def edit(
+    prompt: Annotated[str, typer.Option(help="The question that is answered wrongly.")],
+    target: Annotated[str, typer.Option(help="The answer it should get.")],
+    image: shared.Image = None,
+    model: shared.Model = "mini",
+    editor: Annotated[str, typer.Option(help="The method, see: unike ls editors.")] = "unike",
+    rephrase: Annotated[
+        list[str] | None, typer.Option(help="The same question in other words, asked before and after; repeatable.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method; repeatable.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Where to save the edit.", show_default="edits/<target>")] = None,
+    device: shared.Device = "auto",
+    dtype: shared.Dtype = "auto",
+    as_json: shared.Json = False,
+) -> None:
+    """Edit one fact, ask before and after, and save the edit."""
+    shared.check_text(prompt, "prompt", "say which question is to be answered differently")
+    shared.check_text(target, "target", "say what the answer should be")
+    for other in rephrase or []:
+        shared.check_text(other, "rephrasing", "leave --rephrase out, or say the question in other words")
+    chosen = parse_settings(settings or [])
+    shared.check_image(image)
+    with shared.working("starting"):
+        from unike import api, registry
+        from unike.types import Query
+
+        registry.editors.get(editor).config_class.parse(chosen)
+        shared.check_hardware(device, dtype)
+        place = out or free_place(Query(prompt, image, target), model=model, editor=editor)
+        shared.check_place(place)
+    backbone, load_seconds = shared.load(model, device, dtype)
+
+    asked = [Query(text, image, target) for text in (prompt, *(rephrase or []))]
+    with shared.working("asking") as report:
+        room = shared.room(backbone, target)
+        before = shared.answers(backbone, asked, [], room)
+        report("editing")
+        start = time.perf_counter()
+        made = api.edit(backbone, prompt=prompt, target=target, image=image, editor=editor, **chosen)
+        seconds = time.perf_counter() - start
+        report("asking again")
+        after = shared.answers(backbone, asked, [made], room)
+    made.save_pretrained(place)
+
+    rows = make_rows(asked, before, after)
+    picture = [] if image is None else ["--image", str(image)]
+    command = shlex.join(["unike", "ask", *picture, "--prompt", prompt, "--edit", str(place)])
+    if as_json:
+        shared.print_json(
+            {
+                "model": model,
+                "editor": editor,
+                "image": None if image is None else str(image),
+                "prompt": prompt,
+                "target": target,
+                "answers": shared.as_json(rows),
+                "load_seconds": round(load_seconds, 3),
+                "edit_seconds": round(seconds, 3),
+                "saved": str(place),
+                "ask": command,
+            }
+        )
+        return
+    shared.OUT.print(shared.table(rows))
+    typer.echo(f"edited in {seconds:.1f} s, saved in {place}; ask with:\n  {command}")
+
+
+def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """``KEY=VALUE`` to a value: JSON where it is, else the text itself.
+
+    Raises:
+        UnikeError: There is no ``=``, or a key is given twice.
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            raise UnikeError(f"--set {pair!r} is not KEY=VALUE; write for example --set steps=10")
+        if key in found:
+            raise UnikeError(f"--set {key} is given twice; give it once")
+        try:
+            found[key] = json.loads(value)
+        except ValueError:
+            found[key] = value
+    return found
+
+
+def make_rows(asked: "Sequence[Query]", before: Sequence[str], after: Sequence[str]) -> list[shared.Row]:
+    """The edit and its rephrasings with their verdicts."""
+    rows = []
+    for number, (query, old, new) in enumerate(zip(asked, before, after, strict=True)):
+        right = shared.same(new, query.target or "")
+        verdict = "right" if right else "unchanged" if shared.same(old, new) else "changed"
+        kind, image = "rephrase" if number else "edit", None if query.image is None else str(query.image)
+        rows.append(shared.Row(kind, query.prompt, image, old, new, verdict))
+    return rows
+
+
+def free_place(fact: "Query", *, model: str, editor: str) -> Path:
+    """``edits/<target>``, with a number if an edit of something else is there; the same edit is replaced."""
+    from unike.editors.base import read_description
+
+    wanted = (fact.prompt, None if fact.image is None else str(fact.image), fact.target, model, editor)
+    stem = Path("edits") / (re.sub(r"[\W_]+", "-", fact.target or "").strip("-").casefold()[:40].strip("-") or "edit")
+    place, number = stem, 1
+    while place.exists():
+        try:
+            found = read_description(place)
+            (old,) = found["facts"]
+            if (old["prompt"], old["image"], old["target"], found["backbone"]["source"], found["editor"]) == wanted:
+                break
+        except (UnikeError, LookupError, TypeError, ValueError):
+            pass  # something else: it is left alone
+        number += 1
+        place = stem.with_name(f"{stem.name}-{number}")
+    return place

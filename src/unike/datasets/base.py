@@ -1,0 +1,82 @@
+"""From MMEdit's records to edit cases: the one loader behind every data set here.
+
+======================  ====================================================================
+raw key                 becomes
+======================  ====================================================================
+``src``, ``alt``        prompt and target of the edit (and ``image``)
+``rephrase``            ``t_generality``: this prompt, the same image and target
+``image_rephrase``      ``m_generality``: ``src`` about this image, the same target
+``loc``, ``loc_ans``    ``t_locality``: a question without an image
+``m_loc*``              ``m_locality``: image ``m_loc``, question ``m_loc_q``, answer ``m_loc_a``
+``port_new``            ``portability`` (VLKEB, PocketEdit): ``[{"Q&A": {"Question", "Answer"}}]``
+``spec``                ``specificity`` (PocketEdit): ``[{"Question", "Answer"}]``
+``pred``                ignored: the wrong answer of BLIP-2, never of another backbone
+======================  ====================================================================
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+from unike.errors import UnikeError
+from unike.types import EditCase, Probe, Query
+
+REQUIRED = ("src", "rephrase", "alt", "image", "image_rephrase", "loc", "loc_ans", "m_loc", "m_loc_q", "m_loc_a")
+
+
+class Dataset(ABC):
+    """A benchmark: named splits of edit cases."""
+
+    name: ClassVar[str]
+    description: ClassVar[str]
+    splits: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def cases(self, split: str) -> list[EditCase]:
+        """Every case of a split, in the order of the file.
+
+        Raises:
+            UnikeError: No such split, or a bad record (file and index are named).
+        """
+
+    def check_split(self, split: str) -> None:
+        """Refuse a split this data set has not."""
+        if split not in self.splits:
+            raise UnikeError(f"{self.name} has no split {split!r} (known: {', '.join(self.splits)})")
+
+
+def case_from_record(
+    record: Mapping[str, Any], *, case_id: str, image: Callable[[str], Path], where: str, domain: str = ""
+) -> EditCase:
+    """One record in MMEdit's keys as an `EditCase`.
+
+    Args:
+        record: See the table in this module's docstring.
+        case_id: Unique in its data set.
+        image: Turns a record's image path into a path on disk.
+        where: File and index, for messages.
+        domain: A tag to group results by.
+
+    Raises:
+        UnikeError: A key is missing, or the target or a prompt is empty.
+    """
+    missing = [key for key in REQUIRED if key not in record]
+    if missing:
+        raise UnikeError(f"{where}: {', '.join(missing)} missing")
+    target = str(record["alt"]).strip()
+    if not target or not str(record["src"]).strip():
+        raise UnikeError(f"{where}: the {'prompt (src)' if target else 'target (alt)'} is empty")
+    picture = image(record["image"])
+    edit = Query(record["src"], picture, target)
+    probes = [
+        Probe("t_generality", Query(record["rephrase"], picture, target)),
+        Probe("m_generality", Query(record["src"], image(record["image_rephrase"]), target)),
+        Probe("t_locality", Query(record["loc"], None, record["loc_ans"])),
+        Probe("m_locality", Query(record["m_loc_q"], image(record["m_loc"]), record["m_loc_a"])),
+    ]
+    for hop in record.get("port_new", ()):
+        probes.append(Probe("portability", Query(hop["Q&A"]["Question"], picture, hop["Q&A"]["Answer"])))
+    for other in record.get("spec", ()):
+        probes.append(Probe("specificity", Query(other["Question"], picture, other["Answer"])))
+    return EditCase(case_id, edit, tuple(probes), domain)

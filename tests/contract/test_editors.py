@@ -1,0 +1,342 @@
+"""What every editor promises, on a tiny random model of every family; both are found, not listed."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_backbones import greedy_without_cache, hooks_on
+from torch import Tensor
+
+from unike import registry
+from unike.backbones.base import Backbone
+from unike.editors.base import Edit, Editor, attached
+from unike.errors import UnikeError
+from unike.functional import token_nll
+from unike.modules.anchors import Anchors
+from unike.types import Query
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "ft": {"lr": 1e-2, "steps": 30},
+    "unike": {"lr": 2e-2, "steps": 60, "n_pairs": 6},
+}
+"""What makes a random model of width 32 learn a target quickly; an editor that is not named is run as it comes."""
+
+ATOL, RTOL = 1e-4, 1e-3
+"""Between logits, and between tensors (distance over norm), of an edit made in a batch and of the same edit made alone.
+
+The matrix products of a longer, padded row add up in another order, which moves a gradient by about 1e-7. Adam divides
+each element by its own size: most tensors differ by 1e-6 after three steps, but an element whose gradient is as small as
+the noise may step the other way, so single elements prove nothing and their norm does. A row that sees another row's edit
+is off by more than 1e-1. With more steps the noise grows (to 1e-2 in the logits after 30), hence three.
+"""
+
+
+@pytest.fixture(scope="module")
+def facts(pictures: list[Path]) -> list[Query]:
+    """Prompts and targets of different lengths."""
+    return [
+        Query("What is this?", pictures[0], "a cat"),
+        Query("Which colour has the thing in the middle of it?", pictures[1], "red"),
+        Query("Who?", pictures[2], "bob"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def anchors(pictures: list[Path]) -> Anchors:
+    return Anchors(
+        [
+            Query("Is it near?", pictures[1]),
+            Query("How many are there?", pictures[0]),
+            Query("Who wrote it?"),
+            Query("1 + 1?"),
+        ]
+    )
+
+
+@pytest.fixture(scope="module", params=registry.editors.names())
+def make_editor(request: pytest.FixtureRequest, anchors: Anchors) -> Callable[..., Editor[Any]]:
+    """A function ``(**settings) -> Editor`` for each editor."""
+
+    def make(**settings: Any) -> Editor[Any]:
+        chosen = SETTINGS.get(request.param, {}) | settings
+        return registry.editors.get(request.param)(anchors=anchors, **chosen)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def edits(make_editor: Callable[..., Editor[Any]], backbone: Backbone, facts: list[Query]) -> Edit:
+    """Three independent edits that were made in one pass."""
+    return make_editor().edit(backbone, facts)
+
+
+def logits_of(backbone: Backbone, query: Query) -> Tensor:
+    return backbone.forward(backbone.encode([query]))
+
+
+def few(make_editor: Callable[..., Editor[Any]], steps: int = 3) -> Editor[Any]:
+    """An editor that takes few steps, where it takes steps at all."""
+    return make_editor(**({"steps": steps} if "steps" in make_editor().config_class.model_fields else {}))
+
+
+# ---------------------------------------------------------------------- the backbone stays what it was
+
+
+def test_an_edit_leaves_the_backbone_as_it_was(
+    make_editor: Callable[..., Editor[Any]], backbone: Backbone, facts: list[Query]
+) -> None:
+    weights = {key: value.clone() for key, value in backbone.model.state_dict().items()}
+    plain, hooks = logits_of(backbone, facts[0]), hooks_on(backbone)
+    random = torch.random.get_rng_state()
+    edit = few(make_editor).edit(backbone, facts[0])
+    assert hooks_on(backbone) == hooks
+    after = backbone.model.state_dict()
+    assert list(after) == list(weights)
+    assert all(torch.equal(after[key], weights[key]) for key in weights)
+    assert not backbone.model.training
+    assert not any(p.requires_grad or p.grad is not None for p in backbone.model.parameters())
+    assert torch.equal(logits_of(backbone, facts[0]), plain)
+    assert torch.equal(torch.random.get_rng_state(), random), "the caller's random numbers are the caller's"
+    assert edit.facts == (facts[0],)
+    assert all(not tensor.requires_grad and len(tensor) == 1 for tensor in edit.tensors.values())
+
+
+def test_the_same_edit_twice_is_the_same_also_without_gradients(
+    make_editor: Callable[..., Editor[Any]], backbone: Backbone, facts: list[Query]
+) -> None:
+    first = few(make_editor).edit(backbone, facts[0])
+    with torch.no_grad():
+        second = few(make_editor).edit(backbone, facts[0])
+    assert first.tensors.keys() == second.tensors.keys()
+    assert all(torch.equal(first.tensors[name], second.tensors[name]) for name in first.tensors)
+
+
+def test_detaching_restores_the_logits_bit_for_bit(edits: Edit, backbone: Backbone, facts: list[Query]) -> None:
+    edit, hooks, plain = edits[0], hooks_on(backbone), logits_of(backbone, facts[0])
+    with edit.attached(backbone) as on:
+        assert on is edit
+        assert not torch.equal(logits_of(backbone, facts[0]), plain)
+    assert torch.equal(logits_of(backbone, facts[0]), plain)
+    with pytest.raises(ZeroDivisionError), edit.attached(backbone):
+        _ = 1 / 0
+    with pytest.raises(UnikeError), edit.attached(backbone):
+        backbone.generate([Query("What?", Path("missing.png"))])
+    assert hooks_on(backbone) == hooks
+    assert torch.equal(logits_of(backbone, facts[0]), plain)
+    with edit.attached(backbone):
+        assert backbone.fingerprint() == edit.fingerprint, "an attached edit does not make another backbone"
+
+
+def test_no_steps_change_nothing(
+    make_editor: Callable[..., Editor[Any]], backbone: Backbone, facts: list[Query]
+) -> None:
+    if "steps" not in make_editor().config_class.model_fields:
+        pytest.skip("takes no steps")
+    edit = make_editor(steps=0).edit(backbone, facts[0])
+    plain = logits_of(backbone, facts[0])
+    with edit.attached(backbone):
+        assert torch.equal(logits_of(backbone, facts[0]), plain)
+
+
+# ---------------------------------------------------------------------- what an edit does
+
+
+def test_the_loss_of_every_fact_falls(edits: Edit, backbone: Backbone, facts: list[Query]) -> None:
+    batch = backbone.encode(facts)
+    before = token_nll(backbone.forward(batch), batch.labels)
+    with edits.attached(backbone):
+        after = token_nll(backbone.forward(batch), batch.labels)
+    assert (after < before).all(), f"{before.tolist()} -> {after.tolist()}"
+
+
+def test_a_fact_without_an_image_can_be_edited(make_editor: Callable[..., Editor[Any]], backbone: Backbone) -> None:
+    fact = Query("Who wrote it?", target="a poet")
+    batch = backbone.encode([fact])
+    before = token_nll(backbone.forward(batch), batch.labels)
+    with few(make_editor, 10).edit(backbone, fact).attached(backbone):
+        assert token_nll(backbone.forward(batch), batch.labels) < before
+
+
+def test_three_edits_in_a_batch_equal_three_single_ones(
+    make_editor: Callable[..., Editor[Any]], backbone: Backbone, facts: list[Query]
+) -> None:
+    editor = few(make_editor)
+    together = editor.edit(backbone, facts)
+    assert len(together) == 3
+    for row, fact in enumerate(facts):
+        alone, picked = editor.edit(backbone, fact), together[row]
+        assert len(picked) == 1
+        assert picked.facts == (fact,)
+        for name, tensor in alone.tensors.items():
+            assert torch.dist(picked.tensors[name], tensor) <= RTOL * tensor.norm(), name
+        with alone.attached(backbone):
+            expected = logits_of(backbone, fact)
+        with picked.attached(backbone):
+            assert torch.allclose(logits_of(backbone, fact), expected, atol=ATOL)
+
+
+def test_every_row_of_a_batch_sees_its_own_edit(edits: Edit, backbone: Backbone, facts: list[Query]) -> None:
+    batch = backbone.encode(facts)
+    with edits.attached(backbone):
+        together = backbone.forward(batch)
+    for row, fact in enumerate(facts):
+        with edits[row].attached(backbone):
+            alone = logits_of(backbone, fact)[0]
+        real = batch.inputs["attention_mask"][row].bool()
+        assert torch.allclose(together[row][real], alone, atol=ATOL)
+
+
+def test_picking_one_edit_of_several(edits: Edit, facts: list[Query]) -> None:
+    last = edits[-1]
+    assert last.facts == (facts[2],)
+    assert all(torch.equal(last.tensors[name], tensor[2:]) for name, tensor in edits.tensors.items())
+    for row in (3, -4):
+        with pytest.raises(IndexError):
+            edits[row]
+
+
+def test_one_edit_detached_leaves_the_other(edits: Edit, backbone: Backbone, facts: list[Query]) -> None:
+    alone = []
+    for edit in (edits[0], edits[1]):
+        with edit.attached(backbone):
+            alone.append(logits_of(backbone, facts[0]))
+    with edits[0].attached(backbone):
+        with edits[1].attached(backbone):
+            assert not any(torch.equal(logits_of(backbone, facts[0]), one) for one in alone)
+        assert torch.equal(logits_of(backbone, facts[0]), alone[0])
+    with ExitStack() as first, ExitStack() as second:
+        first.enter_context(edits[0].attached(backbone))
+        second.enter_context(edits[1].attached(backbone))
+        first.close()
+        assert torch.equal(logits_of(backbone, facts[0]), alone[1])
+    with attached(backbone, [edits[0], edits[1]]):
+        both = logits_of(backbone, facts[0])
+    with edits[0].attached(backbone), edits[1].attached(backbone):
+        assert torch.equal(logits_of(backbone, facts[0]), both)
+
+
+# ---------------------------------------------------------------------- generation
+
+
+def test_generation_equals_decoding_without_a_cache(edits: Edit, backbone: Backbone, facts: list[Query]) -> None:
+    asked = [*facts[:2], Query("Who wrote it?")]
+    with edits[0].attached(backbone):
+        assert backbone.generate(asked, max_new_tokens=6) == [greedy_without_cache(backbone, q, 6) for q in asked]
+    assert edits[0].generate(backbone, asked[:1], max_new_tokens=6) != backbone.generate(asked[:1], max_new_tokens=6)
+
+
+def test_every_row_of_a_batch_gets_the_answer_of_its_own_edit(
+    make_editor: Callable[..., Editor[Any]], backbone: Backbone, facts: list[Query]
+) -> None:
+    """One question, three targets: nothing but the edit tells the rows apart."""
+    taught = [replace(facts[0], target=fact.target) for fact in facts]
+    edits = make_editor().edit(backbone, taught)
+    for beams in (1, 2):
+        assert edits.generate(backbone, taught, max_new_tokens=8, num_beams=beams) == [q.target for q in taught]
+    for row, fact in enumerate(taught):
+        assert edits[row].generate(backbone, [fact], max_new_tokens=8) == [fact.target]
+
+
+# ---------------------------------------------------------------------- files
+
+
+def test_a_saved_edit_does_the_same(edits: Edit, backbone: Backbone, facts: list[Query], tmp_path: Path) -> None:
+    edits.save_pretrained(tmp_path / "edit")
+    assert sorted(path.name for path in (tmp_path / "edit").iterdir()) == ["edit.safetensors", "edit_config.json"]
+    loaded = Edit.from_pretrained(tmp_path / "edit")
+    assert type(loaded) is type(edits)
+    assert (loaded.config, loaded.facts, loaded.source) == (edits.config, edits.facts, edits.source)
+    assert all(torch.equal(loaded.tensors[name], tensor) for name, tensor in edits.tensors.items())
+    batch = backbone.encode(facts)
+    with edits.attached(backbone):
+        expected = backbone.forward(batch)
+    with loaded.attached(backbone):
+        assert torch.equal(backbone.forward(batch), expected)
+
+
+NEW_PROCESS = """
+import sys, torch
+from safetensors.torch import save_file
+from unike import registry
+from unike.editors.base import Edit
+torch.set_num_threads(int(sys.argv[3]))
+edit, backbone = Edit.from_pretrained(sys.argv[1]), registry.backbones.get("llava").tiny()
+with edit.attached(backbone):
+    save_file({"logits": backbone.forward(backbone.encode(edit.facts))}, sys.argv[2])
+"""
+
+
+def test_a_saved_edit_does_the_same_in_a_new_process(
+    make_editor: Callable[..., Editor[Any]], facts: list[Query], tmp_path: Path
+) -> None:
+    backbone = registry.backbones.get("llava").tiny()
+    edit = few(make_editor).edit(backbone, facts)
+    edit.save_pretrained(tmp_path / "edit")
+    with edit.attached(backbone):
+        expected = backbone.forward(backbone.encode(facts))
+    arguments = [str(tmp_path / "edit"), str(tmp_path / "logits.safetensors"), str(torch.get_num_threads())]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", NEW_PROCESS, *arguments], check=True, env=environment)
+    assert torch.equal(load_file(tmp_path / "logits.safetensors")["logits"], expected)
+
+
+# ---------------------------------------------------------------------- what is refused
+
+
+def test_another_backbone_is_refused(edits: Edit, make_backbone: Callable[..., Backbone]) -> None:
+    other = make_backbone(1)
+    hooks = hooks_on(other)
+    with pytest.raises(UnikeError, match=r"made for .* not for .*; load that model"), edits.attached(other):
+        pytest.fail("attached")
+    assert hooks_on(other) == hooks
+
+
+def test_rows_that_do_not_fit_the_edits_are_refused(edits: Edit, backbone: Backbone, facts: list[Query]) -> None:
+    with edits.attached(backbone):
+        for rows in (1, 2, 4):
+            asked = [Query("What is this?", facts[0].image)] * rows
+            with pytest.raises(
+                UnikeError, match=f"3 independent edits are attached, but the model runs on {rows} rows"
+            ):
+                backbone.forward(backbone.encode(asked))
+            with pytest.raises(UnikeError, match="ask one question for each edit"):
+                backbone.generate(asked, max_new_tokens=1)
+        assert len(backbone.generate([facts[0]] * 6, max_new_tokens=1)) == 6
+
+
+def test_facts_that_cannot_be_edited_are_refused(
+    make_editor: Callable[..., Editor[Any]], backbone: Backbone, facts: list[Query]
+) -> None:
+    editor, image = make_editor(max_target_tokens=4), facts[0].image
+    for wrong, message in [
+        (Query(" ", image, "a cat"), "the prompt is empty"),
+        (Query("What?", image), "the target for 'What\\?' is empty"),
+        (Query("What?", image, " "), "the target for 'What\\?' is empty"),
+        (Query("What?", image, "a very long cat"), "tokens, the limit is 4"),
+        (Query("What?", Path("missing.png"), "cat"), "image not found: missing.png"),
+    ]:
+        with pytest.raises(UnikeError, match=message):
+            editor.edit(backbone, [facts[1], wrong])
+
+
+def test_settings_round_trip_and_unknown_ones_are_errors(make_editor: Callable[..., Editor[Any]]) -> None:
+    config = make_editor().config
+    again = type(config).parse(json.loads(config.model_dump_json()))
+    assert again == config
+    assert type(config).parse({}) == type(config)()
+    for name in type(config).model_fields:
+        with pytest.raises(UnikeError, match=f"unknown setting '{name}_'; did you mean '{name}'\\?"):
+            make_editor(**{f"{name}_": 1})
+        with pytest.raises(ValueError, match="frozen"):
+            setattr(config, name, None)
+    with pytest.raises(UnikeError, match="setting max_target_tokens='many': "):
+        make_editor(max_target_tokens="many")

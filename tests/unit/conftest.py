@@ -1,0 +1,59 @@
+"""A command line to call, with a tiny model in a folder and a cache folder of its own."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from unike import api
+from unike.backbones import tinies
+from unike.cli import _shared, main
+from unike.modules.anchors import Anchors
+from unike.types import Query
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a call of the command line left behind."""
+
+    code: int
+    out: str
+    err: str
+
+    def is_error(self, *parts: str) -> bool:
+        """Whether it is one line for the user, without a traceback, that says all of this."""
+        line = self.err.removesuffix("\n")
+        told = line.startswith("error: ") and "\n" not in line and all(part in line for part in parts)
+        return self.code == 2 and not self.out and told
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model on disk, for ``--model``."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tinies()["llava"]().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def cli(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., Result]:
+    """``cli("ask", "--prompt", "x")``: `main` in this process, in an empty folder, with two anchors instead of 96."""
+    monkeypatch.setenv("UNIKE_HOME", str(tmp_path / "home"))
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    monkeypatch.setattr(_shared.OUT, "width", 160)
+    monkeypatch.setattr(api, "default_anchors", lambda: Anchors([Query("What is the capital of Peru?"), Query("Why?")]))
+
+    def call(*args: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["unike", *map(str, args)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main()
+        code = caught.value.code
+        return Result(code if isinstance(code, int) else 0, *capsys.readouterr())
+
+    return call
