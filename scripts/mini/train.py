@@ -53,21 +53,9 @@ class Picture:
     facts: dict[str, str]
 
 
-def caption(facts: dict[str, str], domain: str) -> str:
-    """The same captions as in E-IC (``scripts/pocket/build.py``)."""
-    if domain == "flag":
-        return f"the flag of {facts['country']}, a country in {facts['continent']}, in {facts['flag_colours']}"
-    article = "an" if facts["name"][0] in "aeiou" else "a"
-    kind_article = "an" if facts["kind"][0] in "aeiou" else "a"
-    coloured = f", mostly {facts['colour']}" if "colour" in facts else ""
-    return f"a {facts['medium']} of {article} {facts['name']}, {kind_article} {facts['kind']}{coloured}"
-
-
 def read_pictures() -> list[Picture]:
-    facts = {}
-    for row in pq.read_table(DATA / "concepts.parquet").to_pylist():
-        facts[row["domain"], row["concept"]] = known = json.loads(row["facts"])
-        known["caption"] = caption(known, row["domain"])
+    rows = pq.read_table(DATA / "concepts.parquet").to_pylist()
+    facts = {(row["domain"], row["concept"]): json.loads(row["facts"]) for row in rows}
     columns = ["image_id", "domain", "concept", "split", "role"]
     rows = pq.read_table(DATA / "images.parquet", columns=columns).to_pylist()
     return [

@@ -253,9 +253,9 @@ def flag_concepts(archives: dict[str, Path]) -> Iterator[Concept]:
         if continent is None:
             continue
         facts = {"country": name, "capital": country["capital"][0], "continent": continent, "medium": "drawing"}
-        if country["currencies"]:
+        if len(country["currencies"]) == 1:  # of several, the source does not say which is the main one
             facts["currency"] = next(iter(country["currencies"].values()))["name"].lower()
-        if country["languages"]:
+        if len(country["languages"]) == 1:
             facts["language"] = next(iter(country["languages"].values()))
         concept = Concept(f"flag-{slug(name)}", "flag", facts)
         code = country["cca2"].lower()
@@ -369,8 +369,10 @@ class Probes:
         self.split, self.rng = split, rng
         known = [c for c in concepts if c.split == "pretrain" and any(p.role == "held" for p in c.images)]
         share = {"train": (0.0, 0.4), "dev": (0.4, 0.5), "eval": (0.5, 1.0)}[split]
-        random.Random(SEED).shuffle(known)  # the same order for every split: the shares are disjoint
-        self.known = known[int(share[0] * len(known)) : int(share[1] * len(known))]
+        names = sorted({c.concept for c in known})  # by name: a photo class and a pictogram may be one concept
+        random.Random(SEED).shuffle(names)  # the same order for every split: the shares are disjoint
+        names = names[int(share[0] * len(names)) : int(share[1] * len(names))]
+        self.known = [c for c in known if c.concept in names]
         self.countries = [c for c in concepts if c.domain == "flag" and c.split == split]
         self.elements = ELEMENTS[SPLITS.index(split) :: 4]
         self.opposites = OPPOSITES[SPLITS.index(split) :: 4]
@@ -395,7 +397,7 @@ class Probes:
         if kind == "text_opposite":
             word, opposite = self.rng.choice(self.opposites)
             return text.format(word=word), opposite
-        a, b = self.rng.randint(1, 20), 4 * self.rng.randint(0, 5) + self.sum_offset  # b mod 4 tells the splits apart
+        a, b = (4 * self.rng.randint(0, 5) + self.sum_offset for _ in range(2))  # a mod 4 tells the splits apart
         return text.format(a=a, b=b), str(a + b)
 
     def other_image(self, avoid: Concept) -> tuple[str, str, str]:
@@ -473,7 +475,9 @@ def webp(picture: Picture, domain: str) -> bytes:
 
 def write(out: Path, name: str, rows: Iterable[dict[str, Any]]) -> int:
     table = pa.Table.from_pylist(list(rows))
-    pq.write_table(table, out / f"{name}.parquet", compression="zstd")
+    partial = out / f".{name}.partial"
+    pq.write_table(table, partial, compression="zstd")
+    partial.replace(out / f"{name}.parquet")
     return table.num_rows
 
 
@@ -501,6 +505,8 @@ def main() -> None:
         for p in c.images
         if c.split == "pretrain" or p.image_id in used
     ]
+    for concept in concepts:
+        concept.facts["caption"] = caption(concept.facts, concept.domain)
     facts = [{"concept": c.concept, "domain": c.domain, "split": c.split, "facts": json.dumps(c.facts, ensure_ascii=False)} for c in concepts]
     texts = [{"kind": k, "split": s, "wording": w} for k, by_split in QUESTIONS.items() for s, ws in by_split.items() for w in ws]
     for name, rows in (("images", images), ("concepts", facts), ("questions", texts), ("edits", edits)):

@@ -56,8 +56,8 @@ def replace_folder(folder: Path, files: Mapping[str, bytes], *, known_by: str) -
             folder.replace(scratch / "old")
         new.replace(folder)
     except OSError as error:
-        if (scratch / "old").exists() and not folder.exists():
-            (scratch / "old").replace(folder)
         raise UnikeError(f"cannot write {folder}: {error.strerror}; nothing was changed") from None
     finally:
+        if (scratch / "old").exists() and not folder.exists():  # an error or Ctrl-C came between the two renames
+            (scratch / "old").replace(folder)
         shutil.rmtree(scratch, ignore_errors=True)

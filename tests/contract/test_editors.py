@@ -34,9 +34,9 @@ ATOL, RTOL = 1e-4, 1e-3
 """Between logits, and between tensors (distance over norm), of an edit made in a batch and of the same edit made alone.
 
 The matrix products of a longer, padded row add up in another order, which moves a gradient by about 1e-7. Adam divides
-each element by its own size: most tensors differ by 1e-6 after three steps, but an element whose gradient is as small as
-the noise may step the other way, so single elements prove nothing and their norm does. A row that sees another row's edit
-is off by more than 1e-1. With more steps the noise grows (to 1e-2 in the logits after 30), hence three.
+each element by its own size: most tensors differ by 1e-6 after three steps, but an element whose gradient is as small
+as the noise may step the other way, so single elements prove nothing and their norm does. A row that sees another row's
+edit is off by more than 1e-1. With more steps the noise grows (to 1e-2 in the logits after 30), hence three.
 """
 
 

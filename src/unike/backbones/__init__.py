@@ -32,7 +32,7 @@ def load_backbone(source: str | Path, *, device: str = "auto", dtype: str = "aut
     if source == MINI:
         mini: type[Backbone] = registry.backbones.get(MINI)
         return mini.from_pretrained(source, device=device, dtype=dtype)
-    if not Path(source).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+    if not Path(source).is_dir() and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source):
         if re.search(r"[/\\~]|^\.", source):
             raise UnikeError(f"no folder {source!r}; a backbone is 'mini', a folder or a hub id 'organisation/name'")
         raise UnikeError(f"{registry.did_you_mean('backbone', source, [MINI])}; or give a folder or a hub id")

@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from unike.types import Query
 
 # What people and models write is shown as it is, so nothing is read as rich's markup.
-OUT = Console(markup=False, highlight=False, emoji=False, soft_wrap=False)
+OUT = Console(markup=False, highlight=False, emoji=False)
 ERR = Console(markup=False, highlight=False, emoji=False, stderr=True)
 
 STYLES = {"right": "green", "unchanged": "green", "changed": "yellow", "wrong": "red"}
 
 Model = Annotated[str, typer.Option(help="'mini', a folder with a saved model, or a hub id 'organisation/name'.")]
-Image = Annotated[Path | None, typer.Option(help="The picture that is asked about.", show_default="a question without one")]
+Image = Annotated[Path | None, typer.Option(help="The picture that is asked about.", show_default="none")]
 Device = Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'.")]
 Dtype = Annotated[str, typer.Option(help="'auto', 'float32', 'bfloat16' or 'float16'.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
@@ -85,7 +85,9 @@ def load_edits(folders: Iterable[Path]) -> "list[Edit]":
     for folder in folders:
         edit = Edit.from_pretrained(folder)
         if len(edit) != 1:
-            raise UnikeError(f"{folder} holds {len(edit)} independent edits; save the one you want: edit[0].save_pretrained(...)")
+            raise UnikeError(
+                f"{folder} holds {len(edit)} independent edits; save one, as in edit[0].save_pretrained(...)"
+            )
         edits.append(edit)
     return edits
 
@@ -123,7 +125,9 @@ def load(model: str, device: str, dtype: str) -> "tuple[Backbone, float]":
         return load_backbone(model, device=device, dtype=dtype), time.perf_counter() - start
 
 
-def answers(backbone: "Backbone", queries: "Sequence[Query]", edits: "Sequence[Edit]", max_new_tokens: int = 16) -> list[str]:
+def answers(
+    backbone: "Backbone", queries: "Sequence[Query]", edits: "Sequence[Edit]", max_new_tokens: int = 16
+) -> list[str]:
     """Ask every question with a stack of edits attached."""
     from unike.editors.base import attached
 
@@ -173,7 +177,7 @@ def table(rows: Sequence[Row], *, kinds: bool = False) -> Table:
         rows: At least one.
         kinds: Whether to show what each question tests, and its picture.
     """
-    grid = Table(title=None, show_lines=kinds)
+    grid = Table(show_lines=kinds)
     for heading in (*(["what is asked"] if kinds else []), "question", "before", "after", "verdict"):
         grid.add_column(heading, overflow="fold")
     for row in rows:

@@ -188,7 +188,8 @@ class Edit(ABC):
         try:
             editor: type[Editor[Any]] = registry.editors.get(described["editor"])
             facts = [
-                Query(f["prompt"], None if f["image"] is None else Path(f["image"]), f["target"]) for f in described["facts"]
+                Query(fact["prompt"], None if fact["image"] is None else Path(fact["image"]), fact["target"])
+                for fact in described["facts"]
             ]
             return editor.edit_class(
                 editor.config_class.parse(described["config"]),

@@ -35,7 +35,7 @@ class Anchors:
                 group = [q for q in self.queries if (q.image is not None) is with_image]
                 for start in range(0, len(group), 16):
                     batch = backbone.encode(group[start : start + 16])
-                    state = backbone.run_to_split(batch, min(missing))
+                    state = backbone.run_to_split(batch, min(missing, key=backbone.layer_index))
                     real = batch.inputs["attention_mask"].bool() & (batch.labels == IGNORE)
                     for layer, q in ffn_inputs(backbone, state, missing).items():
                         parts[layer].append(q[real].float())

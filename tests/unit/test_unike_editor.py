@@ -1,0 +1,233 @@
+"""Where UniKE's keys start and what trains them."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from unike import registry
+from unike.backbones.base import Backbone
+from unike.editors.unike import UniKE, cycle, precision, wrong_positions
+from unike.hooks import trace
+from unike.modules.anchors import Anchors, ffn_inputs
+from unike.modules.ffn_patch import FFNPatch
+from unike.types import IGNORE, Query
+
+D, M = 8, 40
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def memory(seed: int = 0) -> Tensor:
+    """States as a layer has them: a large shared mean, and directions of very different size."""
+    return draw(M, D, seed=seed) * torch.logspace(-1, 1, D) + 5 * draw(D, seed=seed + 1)
+
+
+def fires(keys: Tensor, bias: Tensor, x: Tensor) -> Tensor:
+    """Each pair's pre-activation at its own input: ``[B, N]``."""
+    return (keys * x).sum(dim=-1) + bias
+
+
+@pytest.fixture(scope="module")
+def llava() -> Backbone:
+    return registry.backbones.get("llava").tiny()
+
+
+@pytest.fixture(scope="module")
+def facts(pictures: list[Path]) -> list[Query]:
+    return [Query("What is this?", pictures[0], "a cat"), Query("Which colour has it?", pictures[1], "bright red")]
+
+
+@pytest.fixture(scope="module")
+def anchors(pictures: list[Path]) -> Anchors:
+    return Anchors(
+        [Query("Is it near?", pictures[1]), Query("How many are there?", pictures[2]), Query("Who wrote it?")]
+    )
+
+
+def patches(editor: UniKE, backbone: Backbone, facts: list[Query]) -> dict[int, FFNPatch]:
+    tensors = editor.make(backbone, facts)
+    parts = ("keys", "bias", "values")
+    return {i: FFNPatch(*(tensors[f"{i}.{part}"].detach() for part in parts)) for i in editor.config.layers}
+
+
+# ---------------------------------------------------------------------- keys
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    key_init=st.sampled_from(["raw", "centred", "whitened"]),
+    threshold=st.floats(0, 0.95),
+    shrinkage=st.floats(0.01, 1),
+    seed=st.integers(0, 1000),
+    with_memory=st.booleans(),
+)
+def test_a_key_fires_with_1_at_its_input_and_begins_at_the_threshold(
+    key_init: Any, threshold: float, shrinkage: float, seed: int, with_memory: bool
+) -> None:
+    stored = memory(seed).double() if with_memory else None
+    q = 3 * draw(2, 4, D, seed=seed + 7).double() + (0 if stored is None else stored.mean(dim=0))
+    editor = UniKE(key_init=key_init, threshold=threshold, shrinkage=shrinkage)
+    keys, bias = editor._keys(q, stored)
+    start = torch.zeros(D) if stored is None or key_init == "raw" else stored.mean(dim=0)
+    assert torch.allclose(fires(keys, bias, q), torch.ones(2, 4).double(), atol=1e-6)
+    on_the_way = start + threshold * (q - start)
+    assert torch.allclose(fires(keys, bias, on_the_way), torch.zeros(2, 4).double(), atol=1e-6)
+    assert (fires(keys, bias, start + (threshold - 0.1) * (q - start)) < 0).all()
+
+
+def test_keys_without_a_threshold_are_those_of_t_patcher() -> None:
+    q = draw(2, 4, D)
+    keys, bias = UniKE(key_init="raw", threshold=0)._keys(q, memory())
+    assert torch.allclose(keys, q / q.square().sum(dim=-1, keepdim=True))
+    assert torch.equal(bias, torch.zeros(2, 4))
+
+
+def test_full_shrinkage_is_centring_alone() -> None:
+    q = draw(2, 4, D) + memory().mean(dim=0)
+    centred = UniKE(key_init="centred")._keys(q, memory())
+    whitened = UniKE(key_init="whitened", shrinkage=1)._keys(q, memory())
+    for a, b in zip(centred, whitened, strict=True):
+        assert torch.allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_whitened_keys_tell_the_edit_from_the_anchors_best() -> None:
+    """Fisher: no direction has a larger ratio of the distance from the mean to the spread of the anchors."""
+    stored = memory()
+    q = draw(1, 4, D, seed=3) * torch.logspace(-1, 1, D) + stored.mean(dim=0)
+    spread = {}
+    for key_init in ("raw", "centred", "whitened"):
+        keys, _ = UniKE(key_init=key_init, shrinkage=1e-4, threshold=0)._keys(q, stored)
+        spread[key_init] = (stored @ keys[0].T).std(dim=0) / ((q - stored.mean(dim=0)) * keys).sum(dim=-1)[0].abs()
+    assert (spread["whitened"] < spread["centred"]).all()
+    assert (spread["whitened"] < spread["raw"]).all()
+
+
+@pytest.mark.parametrize("shrinkage", [0.0, 0.1, 1.0])
+def test_precision_is_the_inverse_of_the_shrunken_covariance(shrinkage: float) -> None:
+    stored = memory().double()
+    covariance = np.cov(stored.numpy().T, bias=True)
+    shrunken = (1 - shrinkage) * covariance + shrinkage * np.trace(covariance) / D * np.eye(D)
+    assert np.allclose(precision(memory(), shrinkage).numpy(), np.linalg.inv(shrunken), rtol=1e-3, atol=1e-4)
+
+
+# ---------------------------------------------------------------------- positions
+
+
+def test_cycle_takes_the_true_positions_in_turn() -> None:
+    mask = torch.tensor([[0, 1, 0, 1, 1], [0, 0, 1, 0, 0]]).bool()
+    rows, columns = cycle(mask, 4)
+    assert rows.tolist() == [[0] * 4, [1] * 4]
+    assert columns.tolist() == [[1, 3, 4, 1], [2, 2, 2, 2]]
+    assert cycle(mask, 2)[1].tolist() == [[1, 3], [2, 2]]
+
+
+def test_wrong_positions_are_where_the_argmax_is_not_the_target(backbone: Backbone, facts: list[Query]) -> None:
+    batch = backbone.encode(facts)
+    guesses = backbone.forward(batch).argmax(dim=-1)
+    labels = batch.labels.clone()
+    target = (labels[0] != IGNORE).nonzero()[:, 0]
+    labels[0, target[0]] = guesses[0, target[0] - 1]  # the first token of the first row is right
+    target = (labels[1] != IGNORE).nonzero()[:, 0]
+    labels[1, target] = guesses[1, target - 1]  # all of the second row are
+    state = replace(backbone.run_to_split(batch, -2), labels=labels)
+    expected = torch.zeros_like(labels, dtype=torch.bool)
+    for row in range(2):
+        for s in range(labels.shape[1] - 1):
+            if labels[row, s + 1] != IGNORE:
+                expected[row, s] = row == 1 or guesses[row, s] != labels[row, s + 1]
+    found = wrong_positions(backbone, state)
+    assert torch.equal(found, expected)
+    assert 0 < found[0].sum() < (labels[0] != IGNORE).sum()
+
+
+def test_keys_start_at_what_the_network_reads_there(llava: Backbone, facts: list[Query], anchors: Anchors) -> None:
+    editor = UniKE(steps=0, noise=0, n_pairs=5, anchors=anchors)
+    batch = llava.encode(facts)
+    rows, columns = cycle(wrong_positions(llava, llava.run_to_split(batch, 0)), 5)
+    for layer, patch in patches(editor, llava, facts).items():
+        with trace(llava.ffn(layer).inputs) as record:
+            llava.forward(batch)
+        q = record.input[rows, columns]
+        assert torch.allclose(fires(patch.keys, patch.bias, q), torch.ones(2, 5), atol=1e-3)
+        assert not patch.values.any()
+
+
+# ---------------------------------------------------------------------- settings
+
+
+def test_noise_tells_keys_of_one_position_apart_the_same_way_in_every_batch(
+    llava: Backbone, facts: list[Query]
+) -> None:
+    tokens = len(llava.tokenizer(" a cat", add_special_tokens=False)["input_ids"]) + 1
+    n_pairs = 2 * tokens + 1  # more than there are positions
+    for noise in (0.0, 0.05):
+        editor = UniKE(steps=0, noise=noise, n_pairs=n_pairs)
+        alone, both = patches(editor, llava, facts[:1]), patches(editor, llava, facts)
+        for layer in editor.config.layers:
+            keys = alone[layer].keys[0]
+            assert len(torch.unique(keys, dim=0)) == (tokens if noise == 0 else n_pairs)
+            assert torch.allclose(both[layer].keys[0], keys, atol=1e-5)
+    other = patches(UniKE(steps=0, noise=0.05, n_pairs=n_pairs, seed=1), llava, facts[:1])
+    assert not torch.equal(other[-1].keys, alone[-1].keys)
+
+
+def test_the_locality_term_silences_anchors(llava: Backbone, facts: list[Query], anchors: Anchors) -> None:
+    stored = anchors.ffn_inputs(llava, (-2, -1))
+    activity = {}
+    for locality in (0.0, 30.0):
+        editor = UniKE(
+            anchors=anchors, locality=locality, layers=(-2, -1), key_init="raw", threshold=0, lr=2e-2, steps=30
+        )
+        found = patches(editor, llava, facts)
+        activity[locality] = [
+            torch.relu(found[i].pre_activations(stored[i].unsqueeze(0)) + 0.1).mean().item() for i in (-2, -1)
+        ]
+    assert all(quiet < 0.5 * loud for quiet, loud in zip(activity[30.0], activity[0.0], strict=True)), activity
+
+
+def test_values_alone_can_be_trained(llava: Backbone, facts: list[Query]) -> None:
+    start = patches(UniKE(steps=0), llava, facts)
+    trained = patches(UniKE(steps=3, train_keys=False), llava, facts)
+    both = patches(UniKE(steps=3), llava, facts)
+    for layer in start:
+        assert torch.equal(trained[layer].keys, start[layer].keys)
+        assert torch.equal(trained[layer].bias, start[layer].bias)
+        assert trained[layer].values.any()
+        assert not torch.equal(both[layer].keys, start[layer].keys)
+
+
+# ---------------------------------------------------------------------- anchors
+
+
+def test_anchors_are_every_prompt_position_of_every_query(llava: Backbone, anchors: Anchors) -> None:
+    fresh = Anchors(anchors.queries)
+    found = fresh.ffn_inputs(llava, (-1, 1))
+    for layer in (-1, 1):
+        expected = []
+        for query in anchors.queries:
+            with trace(llava.ffn(layer).inputs) as record:
+                llava.forward(llava.encode([query]))
+            expected.append(record.input[0])
+        assert torch.allclose(found[layer], torch.cat(expected), atol=1e-5)
+    again = fresh.ffn_inputs(llava, (-1, 2))
+    assert again[-1] is found[-1], "read once"
+    assert again[2].shape == found[-1].shape
+
+
+def test_ffn_inputs_of_a_split_state_are_those_of_the_forward_pass(backbone: Backbone, facts: list[Query]) -> None:
+    batch = backbone.encode(facts)
+    found = ffn_inputs(backbone, backbone.run_to_split(batch, 1), (-1, 1))
+    with trace([backbone.ffn(i).inputs for i in (-1, 1)]) as records:
+        backbone.forward(batch)
+    for layer, record in zip((-1, 1), records, strict=True):
+        assert found[layer].shape == (*batch.labels.shape, backbone.width)
+        assert torch.equal(found[layer].flatten(), record.input.flatten())
