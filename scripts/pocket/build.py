@@ -36,6 +36,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import resvg_py
 from PIL import Image
+
 from wordings import ELEMENTS, OPPOSITES, PHOTO_CLASSES, PICTOGRAM_KINDS, PICTOGRAM_RENAME, PICTOGRAM_SKIP, QUESTIONS
 
 SEED = 20
@@ -170,7 +171,9 @@ class IconSet:
             f'viewBox="{icon.get("left", 0)} {icon.get("top", 0)} {width} {height}" '
             f'width="{width}" height="{height}">{icon["body"]}</svg>'
         )
-        png = resvg_py.svg_to_bytes(svg_string=svg, width=SIZE if width >= height else None, height=None if width >= height else SIZE)
+        png = resvg_py.svg_to_bytes(
+            svg_string=svg, width=SIZE if width >= height else None, height=None if width >= height else SIZE
+        )
         drawing = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
         square = Image.new("RGBA", (SIZE, SIZE))
         square.paste(drawing, ((SIZE - drawing.width) // 2, (SIZE - drawing.height) // 2))
@@ -339,7 +342,11 @@ def drop_near_duplicates(concepts: list[Concept], threshold: float = 6.0) -> int
 
 # --- edits -----------------------------------------------------------------------------------------------------------
 
-EDITED_KINDS = {"photo": ("name",), "pictogram": ("name", "kind"), "flag": ("country", "capital", "continent", "currency")}
+EDITED_KINDS = {
+    "photo": ("name",),
+    "pictogram": ("name", "kind"),
+    "flag": ("country", "capital", "continent", "currency"),
+}
 PORTABLE = {"name": ("kind",), "country": ("capital", "continent")}
 SPECIFIC = {
     "name": ("medium", "colour"),
@@ -402,7 +409,11 @@ class Probes:
 
     def other_image(self, avoid: Concept) -> tuple[str, str, str]:
         kinds = {avoid.facts.get("kind"), avoid.facts.get("name")}
-        fitting = [c for c in self.known if c.facts.get("kind", "flag") not in kinds and (c.domain != "flag" or avoid.domain != "flag")]
+        fitting = [
+            c
+            for c in self.known
+            if c.facts.get("kind", "flag") not in kinds and (c.domain != "flag" or avoid.domain != "flag")
+        ]
         concept = self.rng.choice(fitting)
         picture = self.rng.choice([p for p in concept.images if p.role == "held"])
         kind = self.rng.choice([k for k in ("name", "kind", "medium", "country", "continent") if k in concept.facts])
@@ -424,7 +435,9 @@ def edit_records(concepts: list[Concept], split: str, rng: random.Random) -> Ite
         src, rephrase = probes.two_wordings("caption" if task == "caption" else kind)
         loc, loc_ans = probes.text_only(concept)
         m_loc, m_loc_q, m_loc_a = probes.other_image(concept)
-        portable = PORTABLE.get(kind, ()) if task == "vqa" else tuple(k for k in ("name", "country") if k in concept.facts)
+        portable = (
+            PORTABLE.get(kind, ()) if task == "vqa" else tuple(k for k in ("name", "country") if k in concept.facts)
+        )
         specific = SPECIFIC.get(kind, ("medium",))
         numbers[task] += 1
         return {
@@ -446,9 +459,15 @@ def edit_records(concepts: list[Concept], split: str, rng: random.Random) -> Ite
             "m_loc_q": m_loc_q,
             "m_loc_a": m_loc_a,
             "port_new": json.dumps(
-                [{"port_type": "1-hop", "Q&A": {"Question": probes.wording(k), "Answer": concept.facts[k]}} for k in portable if k in concept.facts]
+                [
+                    {"port_type": "1-hop", "Q&A": {"Question": probes.wording(k), "Answer": concept.facts[k]}}
+                    for k in portable
+                    if k in concept.facts
+                ]
             ),
-            "spec": json.dumps([{"Question": probes.wording(k), "Answer": concept.facts[k]} for k in specific if k in concept.facts]),
+            "spec": json.dumps(
+                [{"Question": probes.wording(k), "Answer": concept.facts[k]} for k in specific if k in concept.facts]
+            ),
         }
 
     for concept in (c for c in concepts if c.split == split):
@@ -483,7 +502,9 @@ def write(out: Path, name: str, rows: Iterable[dict[str, Any]]) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--photos", type=Path, required=True, help="folder with one folder of JPEGs a Caltech-101 class")
+    parser.add_argument(
+        "--photos", type=Path, required=True, help="folder with one folder of JPEGs a Caltech-101 class"
+    )
     parser.add_argument("--cache", type=Path, default=Path(".cache/npm"), help="where npm archives are kept")
     parser.add_argument("--out", type=Path, default=Path("src/unike/datasets/pocket_data"))
     args = parser.parse_args()
@@ -500,20 +521,40 @@ def main() -> None:
     edits = [r for split in ("train", "dev", "eval") for r in edit_records(concepts, split, rng)]
     used = {r[key] for r in edits for key in ("image", "image_rephrase", "m_loc")}
     images = [
-        {"image_id": p.image_id, "domain": c.domain, "concept": c.concept, "hand": p.hand, "split": c.split, "role": p.role, "webp": webp(p, c.domain)}
+        {
+            "image_id": p.image_id,
+            "domain": c.domain,
+            "concept": c.concept,
+            "hand": p.hand,
+            "split": c.split,
+            "role": p.role,
+            "webp": webp(p, c.domain),
+        }
         for c in concepts
         for p in c.images
         if c.split == "pretrain" or p.image_id in used
     ]
     for concept in concepts:
         concept.facts["caption"] = caption(concept.facts, concept.domain)
-    facts = [{"concept": c.concept, "domain": c.domain, "split": c.split, "facts": json.dumps(c.facts, ensure_ascii=False)} for c in concepts]
-    texts = [{"kind": k, "split": s, "wording": w} for k, by_split in QUESTIONS.items() for s, ws in by_split.items() for w in ws]
+    facts = [
+        {"concept": c.concept, "domain": c.domain, "split": c.split, "facts": json.dumps(c.facts, ensure_ascii=False)}
+        for c in concepts
+    ]
+    texts = [
+        {"kind": k, "split": s, "wording": w}
+        for k, by_split in QUESTIONS.items()
+        for s, ws in by_split.items()
+        for w in ws
+    ]
     for name, rows in (("images", images), ("concepts", facts), ("questions", texts), ("edits", edits)):
         write(args.out, name, rows)
     print("concepts", Counter((c.domain, c.split) for c in concepts))
     print("images", Counter((r["domain"], r["split"], r["role"]) for r in images))
-    print("edits", Counter((r["task"], r["split"], r["domain"]) for r in edits), Counter((r["task"], r["split"]) for r in edits))
+    print(
+        "edits",
+        Counter((r["task"], r["split"], r["domain"]) for r in edits),
+        Counter((r["task"], r["split"]) for r in edits),
+    )
     print("size", {p.name: p.stat().st_size for p in args.out.glob("*.parquet")})
 
 

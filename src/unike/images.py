@@ -3,7 +3,7 @@
 import warnings
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from unike.errors import UnikeError
 
@@ -12,7 +12,7 @@ MAX_PIXELS = 100_000_000
 
 
 def load_image(path: Path | str) -> Image.Image:
-    """Read a picture as RGB; transparency becomes white.
+    """Read a picture as RGB, upright; transparency becomes white.
 
     Raises:
         UnikeError: No file, a folder, not a picture, a truncated picture, or one of more than `MAX_PIXELS` pixels.
@@ -25,17 +25,24 @@ def load_image(path: Path | str) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is checked below
-            image = Image.open(path)
-        with image:
+            opened = Image.open(path)
+        with opened as image:
             if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width} x {image.height}"
-                raise UnikeError(f"image too large: {path} has {size} pixels, the limit is {MAX_PIXELS:,}; scale it down")
-            if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                rgba = image.convert("RGBA")
+                raise UnikeError(
+                    f"image too large: {path} has {size} pixels, the limit is {MAX_PIXELS:,}; scale it down"
+                )
+            upright = ImageOps.exif_transpose(image)  # phones store turned pictures with a note to turn them back
+            if upright.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip to white
+                return upright.convert("I").point(lambda value: value / 257).convert("L").convert("RGB")
+            if upright.mode in ("RGBA", "LA", "PA") or "transparency" in upright.info:
+                rgba = upright.convert("RGBA")
                 return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-            return image.convert("RGB")
+            return upright.convert("RGB")
     except UnidentifiedImageError:
-        raise UnikeError(f"not an image that can be read: {path}; give a JPEG, PNG, WebP, GIF, BMP or TIFF file") from None
+        raise UnikeError(
+            f"not an image that can be read: {path}; give a JPEG, PNG, WebP, GIF, BMP or TIFF file"
+        ) from None
     except Image.DecompressionBombError:
         raise UnikeError(f"image too large: {path} has more than {MAX_PIXELS:,} pixels; scale it down") from None
     except (OSError, SyntaxError, ValueError) as error:  # what Pillow's decoders raise for truncated or broken files

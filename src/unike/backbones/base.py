@@ -11,7 +11,7 @@ once for each input (`Backbone.run_to_split`) and the rest is replayed as often 
 
 import hashlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -118,6 +118,7 @@ class Backbone:
         self.template = self.default_template() if template is None else template
         _check_template(self.template)
         self.text_stack = _find_text_stack(model, source)
+        self.edits: list[Sized] = []  # what is attached at present, oldest first; kept by `Edit.attached`
         self._tokens_per_image: dict[tuple[int, ...], int] = {}
         (
             self.ffn(0),
@@ -560,7 +561,13 @@ class Backbone:
             pad_token_id=pad if pad is not None else (eos or [0])[0],
         )
         answers = [""] * len(queries)
-        for rows in self._groups(queries):
+        groups = self._groups(queries)
+        if len(groups) > 1 and any(len(edit) > 1 for edit in self.edits):
+            raise UnikeError(
+                f"{self.name} answers questions with and without an image apart, which would mix up the rows of a "
+                "batch of edits; ask them in two calls, or attach one edit: edit[i]"
+            )
+        for rows in groups:
             batch = self.encode([replace(queries[row], target=None) for row in rows], padding_side="left")
             with _only_config(self._generator, config):
                 ids = self._generate(batch.inputs, config)[:, batch.labels.shape[1] :]

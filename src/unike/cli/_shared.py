@@ -164,12 +164,6 @@ class Row:
     verdict: str
 
 
-def same(one: str, other: str) -> bool:
-    """Whether two answers are equal but for case, space and a full stop at the end."""
-    first, second = (" ".join(text.casefold().split()).rstrip(" .") for text in (one, other))
-    return first == second
-
-
 def table(rows: Sequence[Row], *, kinds: bool = False) -> Table:
     """Rows as a table for people.
 

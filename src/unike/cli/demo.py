@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from unike.cli import _shared as shared
+from unike.metrics import exact_match
 
 if TYPE_CHECKING:
     from unike.types import EditCase, Query
@@ -85,5 +86,5 @@ def questions(case: "EditCase") -> "dict[str, Query]":
 def judge(kind: str, before: str, after: str, target: str) -> str:
     """Right or wrong where the target is the answer, unchanged or changed where the edit has no business."""
     if kind.endswith("locality"):
-        return "unchanged" if shared.same(before, after) else "changed"
-    return "right" if shared.same(after, target) else "wrong"
+        return "unchanged" if before == after else "changed"
+    return "right" if exact_match(after, target) else "wrong"

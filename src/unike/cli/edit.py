@@ -12,6 +12,7 @@ import typer
 
 from unike.cli import _shared as shared
 from unike.errors import UnikeError
+from unike.metrics import exact_match
 
 if TYPE_CHECKING:
     from unike.types import Query
@@ -111,8 +112,8 @@ def make_rows(asked: "Sequence[Query]", before: Sequence[str], after: Sequence[s
     """The edit and its rephrasings with their verdicts."""
     rows = []
     for number, (query, old, new) in enumerate(zip(asked, before, after, strict=True)):
-        right = shared.same(new, query.target or "")
-        verdict = "right" if right else "unchanged" if shared.same(old, new) else "changed"
+        right = exact_match(new, query.target or "")
+        verdict = "right" if right else "unchanged" if old == new else "changed"
         kind, image = "rephrase" if number else "edit", None if query.image is None else str(query.image)
         rows.append(shared.Row(kind, query.prompt, image, old, new, verdict))
     return rows

@@ -1,7 +1,7 @@
 """PocketEdit: photographs, pictograms and flags, small and openly licensed, in MMEdit's own format.
 
-It ships with the package as Parquet (``scripts/pocket/build.py`` made it; NOTICE names sources and licences). Its edits have
-MMEdit's keys and go through the same loader. Pictures are unpacked once into the cache folder.
+It ships with the package as Parquet (``scripts/pocket/build.py`` made it; NOTICE names sources and licences). Its
+edits have MMEdit's keys and go through the same loader. Pictures are unpacked once into the cache folder.
 """
 
 import json
@@ -44,7 +44,9 @@ class Pocket(Dataset):
                 record |= {key: json.loads(record[key]) for key in ("port_new", "spec")}
                 where = f"edits.parquet, record {index}"
                 cases.append(
-                    case_from_record(record, case_id=record["case_id"], image=image, where=where, domain=record["domain"])
+                    case_from_record(
+                        record, case_id=record["case_id"], image=image, where=where, domain=record["domain"]
+                    )
                 )
         return cases
 

@@ -1,19 +1,19 @@
-"""What every editing method shares: a frozen config, a pure ``edit``, and an `Edit` that can be attached, saved and revoked.
+"""What editing methods share: a frozen config, a pure ``edit``, and an `Edit` to be attached, saved and revoked.
 
-An editor never changes the backbone. It returns an `Edit`, a few tensors with what they mean; while attached, the edit acts
-through hooks, and leaving the ``with`` block takes them off. A sequence of edits is a stack of attached ones::
+An editor never changes the backbone. It returns an `Edit`, a few tensors with what they mean; while attached, the edit
+acts through hooks, and leaving the ``with`` block takes them off. A sequence of edits is a stack of attached ones::
 
     with first.attached(backbone), second.attached(backbone):
         backbone.ask(image, prompt)
 
-Tensors of an edit carry a leading dimension B: one object holds B *independent* edits that were made in one pass, row ``i``
-of a batch being seen by edit ``i``. ``edit[i]`` is that one alone.
+Tensors of an edit carry a leading dimension B: one object holds B *independent* edits that were made in one pass,
+row ``i`` of a batch being seen by edit ``i``. ``edit[i]`` is that one alone.
 """
 
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
@@ -155,7 +155,7 @@ class Edit(ABC):
             UnikeError: The folder cannot be written, or holds something else.
         """
         content = save({name: tensor.cpu() for name, tensor in self.tensors.items()})
-        described = {
+        described: dict[str, Any] = {
             "format": FORMAT,
             "unike": __version__,
             "editor": self.editor,
@@ -165,8 +165,8 @@ class Edit(ABC):
                 {"image": None if q.image is None else str(q.image), "prompt": q.prompt, "target": q.target}
                 for q in self.facts
             ],
-            "sha256": hashlib.sha256(content).hexdigest(),
         }
+        described["sha256"] = seal(described, content)
         text = json.dumps(described, indent=2, ensure_ascii=False) + "\n"
         replace_folder(Path(folder), {CONFIG_FILE: text.encode(), TENSOR_FILE: content}, known_by=CONFIG_FILE)
 
@@ -183,8 +183,10 @@ class Edit(ABC):
             content = (folder / TENSOR_FILE).read_bytes()
         except OSError as error:
             raise UnikeError(f"cannot read {folder / TENSOR_FILE}: {error.strerror}") from None
-        if hashlib.sha256(content).hexdigest() != described["sha256"]:
-            raise UnikeError(f"{folder / TENSOR_FILE} is damaged: it is not the file that was saved; make the edit anew")
+        if seal(described, content) != described["sha256"]:
+            raise UnikeError(
+                f"the edit in {folder} is damaged: its files are not those that were saved; make the edit anew"
+            )
         try:
             editor: type[Editor[Any]] = registry.editors.get(described["editor"])
             facts = [
@@ -200,6 +202,12 @@ class Edit(ABC):
             )
         except (LookupError, TypeError, ValueError, AttributeError, SafetensorError) as error:
             raise UnikeError(f"{folder / CONFIG_FILE} is damaged: {error!r}; make the edit anew") from None
+
+
+def seal(described: Mapping[str, Any], content: bytes) -> str:
+    """SHA-256 of both halves of a saved edit: tensors under another config would not mean the same."""
+    rest = {key: value for key, value in described.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode() + content).hexdigest()
 
 
 def read_description(folder: Path) -> dict[str, Any]:
@@ -264,9 +272,7 @@ class Editor(ABC, Generic[ConfigT]):
         for fact in facts:
             self._check(backbone, fact)
         tensors = self.make(backbone, facts)
-        return self.edit_class(
-            self.config, tensors, facts, fingerprint=backbone.fingerprint(), source=backbone.source
-        )
+        return self.edit_class(self.config, tensors, facts, fingerprint=backbone.fingerprint(), source=backbone.source)
 
     def _check(self, backbone: Backbone, fact: Query) -> None:
         if not fact.prompt.strip():

@@ -1,7 +1,7 @@
 """FT: fine-tuning of the last layer's feed-forward network, the simplest baseline (paper, appendix D.2).
 
-The update is kept as ``W + dW`` and applied beside the weight, so that batches of independent edits train in one pass and
-the backbone stays untouched.
+The update is kept as ``W + dW`` and applied beside the weight, so that batches of independent edits train in one pass
+and the backbone stays untouched.
 """
 
 from typing import ClassVar, cast

@@ -1,15 +1,16 @@
 """UniKE, the intrinsic half: new key-value pairs in the top feed-forward networks (NeurIPS 2024, sections 3.1 and 3.2).
 
-``FFN_edit(q) = FFN(q) + relu(q K^T + b) V`` (Eq. 3) at each edited layer, where only ``K, b, V`` are trained on the answer's
-NLL, from ``V = 0``, so that step 0 is the unedited model. A key starts at the network's input ``q_e`` where a wrong answer
-token is predicted, made selective against *anchors*, inputs the edit has nothing to do with.
+``FFN_edit(q) = FFN(q) + relu(q K^T + b) V`` (Eq. 3) at each edited layer, where only ``K, b, V`` are trained on the
+answer's NLL, from ``V = 0``, so that step 0 is the unedited model. A key starts at the network's input ``q_e`` where a
+wrong answer token is predicted, made selective against *anchors*, inputs the edit has nothing to do with.
 
 Note:
-    The paper does not say how keys start. T-Patcher, which it builds on, takes ``k = q_e / |q_e|^2`` (``key_init="raw"``), which
-    nearly every input activates, because the inputs of a layer share a large mean. ``"centred"`` measures from the mean of
-    the anchors, ``"whitened"`` also by their covariance ``C``: with ``d = q_e - mean``, ``k ~ C^-1 d`` is the linear
-    discriminant between the edit and the anchors. Each is scaled so that ``q_e`` activates its key by 1 and an input that is
-    less than ``threshold`` of the way from the mean to ``q_e``, along the key, not at all.
+    The paper does not say how keys start. T-Patcher, which it builds on, takes ``k = q_e / |q_e|^2``
+    (``key_init="raw"``), which nearly every input activates, because the inputs of a layer share a large mean.
+    ``"centred"`` measures from the mean of the anchors, ``"whitened"`` also by their covariance ``C``: with
+    ``d = q_e - mean``, ``k ~ C^-1 d`` is the linear discriminant between the edit and the anchors. Each is scaled so
+    that ``q_e`` activates its key by 1 and an input that is less than ``threshold`` of the way from the mean to
+    ``q_e``, along the key, not at all.
 """
 
 from typing import ClassVar, Literal, cast
@@ -38,8 +39,8 @@ class UniKEConfig(EditorConfig):
         lr: Learning rate of Adam.
         clip: Largest gradient norm of an edit, or None.
         key_init: Where keys start, see above; without anchors all are ``"raw"``.
-        shrinkage: Weight of the identity in the covariance of ``"whitened"``: 0 is the sample's own, 1 is ``"centred"``.
-        threshold: The part of the way to ``q_e`` at which a key begins to fire, 0 to 1. ``"raw"`` keys count from the origin.
+        shrinkage: Weight of the identity in the covariance of ``"whitened"``: 0 is the sample's own, 1 ``"centred"``.
+        threshold: The part of the way to ``q_e`` at which a key begins to fire; ``"raw"`` keys count from the origin.
         noise: Standard deviation, relative to a key, of the noise that makes keys of one position differ.
         locality: Weight of the locality term ``mean(relu(a + margin))`` over the pre-activations ``a`` of anchors.
         margin: How far below zero the locality term pushes those.
@@ -104,7 +105,9 @@ class UniKE(Editor[UniKEConfig]):
                 patch.install(backbone.ffn(layer), hooks)
             optimise(trained, loss, steps=config.steps, lr=config.lr, clip=config.clip)
         return {
-            f"{layer}.{part}": getattr(patch, part) for layer, patch in patches.items() for part in ("keys", "bias", "values")
+            f"{layer}.{part}": getattr(patch, part)
+            for layer, patch in patches.items()
+            for part in ("keys", "bias", "values")
         }
 
     def _trained(self, patch: FFNPatch) -> list[Tensor]:
@@ -119,7 +122,9 @@ class UniKE(Editor[UniKEConfig]):
         patches = {}
         for layer, inputs in ffn_inputs(backbone, state, self.config.layers).items():
             q = inputs[rows, chosen].float()  # [B, N, D]
-            noise = torch.randn(q.shape[1:], generator=generator).to(q)  # one draw for all rows: a batch equals single edits
+            noise = torch.randn(q.shape[1:], generator=generator).to(
+                q
+            )  # one draw for all rows: a batch equals single edits
             q = q + self.config.noise * q.norm(dim=-1, keepdim=True) / q.shape[-1] ** 0.5 * noise
             keys, bias = self._keys(q, anchors.get(layer))
             patches[layer] = FFNPatch(keys, bias, torch.zeros_like(keys))
@@ -157,7 +162,7 @@ def wrong_positions(backbone: Backbone, state: SplitState) -> Tensor:
 
 
 def cycle(mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """For each row of ``mask [B, S]``, ``count`` true positions, in turn: row and column indices, ``[B, count]`` each."""
+    """For each row of ``mask [B, S]``, ``count`` true positions in turn: rows and columns, ``[B, count]`` each."""
     columns = [row.nonzero()[:, 0] for row in mask]
     chosen = torch.stack([found[torch.arange(count, device=mask.device) % len(found)] for found in columns])
     return torch.arange(len(mask), device=mask.device).unsqueeze(1).expand_as(chosen), chosen

@@ -1,7 +1,7 @@
 """Extra key-value pairs beside a feed-forward network: the intrinsic knowledge of UniKE (section 3.2, Eq. 1 and 3).
 
-``FFN_edit(q) = FFN(q) + relu(q K^T + b) V``. The network itself is never widened: by Eq. 3 the extra pairs are a term that
-is added to its output.
+``FFN_edit(q) = FFN(q) + relu(q K^T + b) V``. The network itself is never widened: by Eq. 3 the extra pairs are a term
+that is added to its output.
 """
 
 from dataclasses import dataclass
@@ -38,8 +38,8 @@ class FFNPatch:
     def install(self, site: FFNSite, hooks: Hooks) -> None:
         """Put the pairs beside a network; they stay until ``hooks`` are removed.
 
-        The rows a model runs on are the edits' rows, each perhaps several times in a row (beams): row ``r`` of ``R`` belongs
-        to edit ``r * B // R``. One edit serves any number of rows.
+        The rows a model runs on are the edits' rows, each perhaps several times in a row (beams): row ``r`` of ``R``
+        belongs to edit ``r * B // R``. One edit serves any number of rows.
         """
         read: list[Tensor] = []
 

@@ -11,7 +11,8 @@ def optimise(
 ) -> Tensor:
     """Minimise a per-edit loss in place.
 
-    The losses are summed over edits and Adam is elementwise, so B edits in one pass take the steps they would take alone.
+    The losses are summed over edits and Adam is elementwise, so B edits in one pass take the steps that they
+    would take alone.
 
     Args:
         parameters: Leaf tensors ``[B, ...]`` that require gradients.

@@ -1,0 +1,170 @@
+"""The dependency direction, held by parsing the imports: a module knows what is below it, never what is above."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import unike
+
+ROOT = Path(unike.__file__).parent
+
+LAYERS = [
+    {"errors", "_version"},
+    {"home", "files", "types", "registry"},
+    {"functional", "hooks", "images", "datasets"},
+    {"backbones"},
+    {"modules"},
+    {"editors"},
+    {"metrics", "store"},
+    {"training", "evaluation"},
+    {"report"},
+    {"api"},
+    {"cli"},
+    {"__main__"},
+]
+"""From the bottom to the top; a part may import from the parts below it and from itself."""
+
+LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
+
+PUBLIC = "__init__"
+"""``unike/__init__.py`` names what is public, and imports all but two things on first use."""
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
+
+
+def imports(module: str, *, top_level: bool = False) -> set[str]:
+    """Every module that a module imports; `from unike.editors import base` is ``unike.editors.base``.
+
+    Args:
+        module: Its dotted name.
+        top_level: Only what is imported with the module itself: not in functions, not for the type checker.
+    """
+    path = MODULES[module]
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = list(ast.walk(tree))
+    if top_level:
+        nodes, waiting = [], list(tree.body)
+        while waiting:
+            node = waiting.pop()
+            nodes.append(node)
+            if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+                waiting += node.orelse
+            elif not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                waiting += [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)]
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: imports are absolute"
+            full = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= {name if name in MODULES else str(node.module) for name in full}
+    return found
+
+
+def part_of(module: str) -> str:
+    pieces = module.split(".")
+    return pieces[1] if len(pieces) > 1 else PUBLIC
+
+
+def own(module: str, **kwargs: bool) -> set[str]:
+    return {name for name in imports(module, **kwargs) if name.split(".")[0] == "unike"}
+
+
+def test_every_module_has_its_place() -> None:
+    assert {part_of(module) for module in MODULES} - {PUBLIC} <= LEVEL.keys(), (
+        "say in LAYERS where the new part belongs"
+    )
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if part_of(name) != PUBLIC])
+def test_modules_import_from_below_only(module: str) -> None:
+    level = LEVEL[part_of(module)]
+    for other in own(module):
+        if part_of(other) == PUBLIC:
+            assert part_of(module) in ("cli", "__main__"), f"{module} imports {other}, which is for users"
+        elif part_of(other) != part_of(module):
+            assert LEVEL[part_of(other)] < level, f"{module} imports {other}"
+
+
+def entries(part: str) -> list[str]:
+    """The modules of a package that are entries of a registry."""
+    return [name for name in MODULES if name.startswith(f"unike.{part}.") and not name.endswith(".base")]
+
+
+@pytest.mark.parametrize("editor", entries("editors"))
+def test_editors_know_no_other_editor_model_data_set_or_metric(editor: str) -> None:
+    for other in own(editor):
+        assert other == "unike.editors.base" or part_of(other) != "editors", f"{editor} imports {other}"
+        assert other == "unike.backbones.base" or part_of(other) != "backbones", f"{editor} imports {other}"
+        assert part_of(other) not in ("datasets", "metrics"), f"{editor} imports {other}"
+
+
+@pytest.mark.parametrize("part", ["modules", "editors"])
+def test_what_is_shared_knows_no_concrete_backbone(part: str) -> None:
+    for module in MODULES:
+        if part_of(module) == part:
+            assert {name for name in own(module) if part_of(name) == "backbones"} <= {"unike.backbones.base"}, module
+
+
+@pytest.mark.parametrize("backbone", entries("backbones"))
+def test_families_know_no_other_family(backbone: str) -> None:
+    known = {"unike.backbones.base", "unike.backbones._tiny"}
+    if backbone == "unike.backbones.mini":
+        known.add("unike.backbones.llava")  # it is a LLaVA
+    assert {name for name in own(backbone) if part_of(name) == "backbones"} <= known
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if part_of(name) == "datasets"])
+def test_data_sets_hold_paths_and_strings(module: str) -> None:
+    heavy = {"torch", "transformers", "PIL", "numpy", "torchvision"}
+    assert not {name.split(".")[0] for name in imports(module, top_level=True)} & heavy
+
+
+def test_nothing_imports_in_circles() -> None:
+    graph = {module: {name for name in own(module, top_level=True) if name != module} for module in MODULES}
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join([*path, module])
+        if module not in done:
+            for other in graph[module]:
+                visit(other, (*path, module))
+            done.add(module)
+
+    done: set[str] = set()
+    for module in graph:
+        visit(module, ())
+
+
+LIGHT = """
+import sys
+import unike
+from unike import registry
+names = registry.editors.names() + registry.backbones.names() + registry.datasets.names()
+unike.UnikeError, unike.__version__
+heavy = {"torch", "transformers", "PIL", "numpy", "pyarrow", "safetensors", "pydantic"} & set(sys.modules)
+assert not heavy, heavy
+assert set(unike.__all__) <= {*dir(unike), *unike._HOMES}
+"""
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", LIGHT], check=True, env=environment)
+
+
+def test_public_names_are_sorted_and_there() -> None:
+    assert list(unike.__all__) == sorted(unike.__all__)
+    assert all(hasattr(unike, name) for name in unike.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'edits'"):
+        _ = unike.edits

@@ -1,0 +1,180 @@
+"""From records to cases, and MMEdit's real files: what is read, and what is said about files that are not right."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from unike import registry
+from unike.datasets.base import REQUIRED, Dataset, case_from_record
+from unike.datasets.mmedit import MMEdit
+from unike.errors import UnikeError
+from unike.types import Probe, Query
+
+RECORD = {
+    "src": "Is it sunny?",
+    "pred": "no",
+    "rephrase": "Is the weather clear and bright?",
+    "alt": "yes",
+    "image": "val2014/COCO_val2014_000000000001.jpg",
+    "image_rephrase": "val2014_image_rephrase/1_COCO_val2014_000000000001.png",
+    "loc": "nq question: who wrote the iliad",
+    "loc_ans": "Homer",
+    "m_loc": "val2014/COCO_val2014_000000000002.jpg",
+    "m_loc_q": "What does this grow from?",
+    "m_loc_a": "roots",
+}
+
+
+# ---------------------------------------------------------------------- one record
+
+
+def test_a_record_becomes_a_case() -> None:
+    more = {
+        "port_new": [{"port_type": "1-hop", "Q&A": {"Question": "And then?", "Answer": "rain"}}],
+        "spec": [{"Question": "Where?", "Answer": "outside"}],
+    }
+    root = Path("images")
+    case = case_from_record(RECORD | more, case_id="7", image=root.joinpath, where="x", domain="photo")
+    picture = root / RECORD["image"]
+    assert (case.case_id, case.domain) == ("7", "photo")
+    assert case.edit == Query("Is it sunny?", picture, "yes")
+    assert case.probes == (
+        Probe("t_generality", Query("Is the weather clear and bright?", picture, "yes")),
+        Probe("m_generality", Query("Is it sunny?", root / RECORD["image_rephrase"], "yes")),
+        Probe("t_locality", Query("nq question: who wrote the iliad", None, "Homer")),
+        Probe("m_locality", Query("What does this grow from?", root / RECORD["m_loc"], "roots")),
+        Probe("portability", Query("And then?", picture, "rain")),
+        Probe("specificity", Query("Where?", picture, "outside")),
+    )
+    assert not any("no" in (q.target or "") for q in [case.edit, *(p.query for p in case.probes)]), "pred is not used"
+
+
+@pytest.mark.parametrize("key", REQUIRED)
+def test_a_key_that_is_missing_is_named(key: str) -> None:
+    record = {name: value for name, value in RECORD.items() if name != key}
+    with pytest.raises(UnikeError, match=f"^file, record 3: {key} missing$"):
+        case_from_record(record, case_id="7", image=Path, where="file, record 3")
+
+
+@pytest.mark.parametrize(("key", "message"), [("alt", r"the target \(alt\)"), ("src", r"the prompt \(src\)")])
+def test_an_empty_text_is_refused(key: str, message: str) -> None:
+    with pytest.raises(UnikeError, match=f"file, record 3: {message} is empty"):
+        case_from_record(RECORD | {key: " "}, case_id="7", image=Path, where="file, record 3")
+
+
+@pytest.mark.parametrize("name", registry.datasets.names())
+def test_every_data_set_says_what_it_is(name: str) -> None:
+    found = registry.datasets.get(name)
+    assert issubclass(found, Dataset)
+    assert found.name == name
+    assert found.description and "\n" not in found.description
+    assert "eval" in found.splits
+
+
+# ---------------------------------------------------------------------- MMEdit
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """MMEdit in miniature: the second record has no target."""
+    for number, name in enumerate([RECORD["image"], RECORD["image_rephrase"], RECORD["m_loc"]]):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / name)
+    records = [RECORD, RECORD | {"alt": " "}, RECORD | {"src": "How many?", "alt": 2}]
+    for name in ("vqa_train.json", "vqa_eval.json", "caption_train_edit.json", "caption_eval_edit.json"):
+        (tmp_path / name).write_text(json.dumps(records))
+    return tmp_path
+
+
+def change(folder: Path, **changes: Any) -> None:
+    """Change the third record of the evaluation split; a value of None takes the key out."""
+    path = folder / "vqa_eval.json"
+    records = json.loads(path.read_text())
+    records[2] = {key: value for key, value in (records[2] | changes).items() if value is not None}
+    path.write_text(json.dumps(records))
+
+
+def test_mmedit_reads_its_files_and_counts_what_it_skips(folder: Path) -> None:
+    for task in ("vqa", "caption"):
+        for split in MMEdit.splits:
+            data = MMEdit(folder, task=task)
+            cases = data.cases(split)
+            assert [case.case_id for case in cases] == [f"{task}-{split}-00000", f"{task}-{split}-00002"]
+            assert data.skipped == 1
+            assert [case.edit.target for case in cases] == ["yes", "2"]
+            assert {probe.kind for case in cases for probe in case.probes} == {
+                "t_generality",
+                "m_generality",
+                "t_locality",
+                "m_locality",
+            }
+            assert cases[0].edit.image == folder / RECORD["image"]
+            data.cases(split)
+            assert data.skipped == 1, "of one reading"
+
+
+def test_mmedit_lies_in_the_cache_folder_unless_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = folder.parent / "home"
+    home.mkdir()
+    folder.rename(home / "mmedit")
+    monkeypatch.setenv("UNIKE_HOME", str(home))
+    assert len(MMEdit().cases("eval")) == 2
+
+
+def test_what_is_missing_is_listed(folder: Path) -> None:
+    nowhere = folder / "nowhere"
+    with pytest.raises(UnikeError) as error:
+        MMEdit(nowhere).cases("eval")
+    told = str(error.value)
+    assert told.startswith(f"vqa_eval.json, train2014/, val2014/, val2014_image_rephrase/ missing in {nowhere}; ")
+    assert "EasyEdit" in told and "\n" not in told
+    (folder / "vqa_eval.json").unlink()
+    with pytest.raises(UnikeError, match=r"^vqa_eval\.json, train2014/ missing in"):
+        MMEdit(folder).cases("eval")
+    (folder / "val2014").rename(folder / "elsewhere")
+    with pytest.raises(UnikeError, match=r"^val2014/ missing in"):
+        MMEdit(folder).cases("train")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'[{"src": "a"},\n {"src" "b"}]', r"vqa_eval\.json, line 2, column 9: not JSON"),
+        (b"", r"vqa_eval\.json, line 1, column 1: not JSON"),
+        (b'[{"src": "\xff"}]', r"vqa_eval\.json, byte 10: not UTF-8"),
+        (b"{}", r"vqa_eval\.json: not a JSON list"),
+        (b"[3]", r"vqa_eval\.json, record 0: not a JSON object"),
+    ],
+)
+def test_a_file_that_cannot_be_read_says_where(folder: Path, content: bytes, message: str) -> None:
+    (folder / "vqa_eval.json").write_bytes(content)
+    with pytest.raises(UnikeError, match=message):
+        MMEdit(folder).cases("eval")
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (lambda folder: change(folder, rephrase=None, loc=None), "rephrase, loc missing"),
+        (lambda folder: change(folder, alt=None), "alt missing"),
+        (lambda folder: change(folder, src=" "), r"the prompt \(src\) is empty"),
+        (lambda folder: change(folder, m_loc_q=["a", "b"]), r'm_loc_q is \["a", "b"\], not text'),
+        (lambda folder: change(folder, image="val2014/none.jpg"), "image not found: .*none.jpg"),
+        (lambda folder: change(folder, m_loc="val2014"), "image not found: .*val2014"),
+    ],
+)
+def test_a_bad_record_is_named_with_file_and_index(folder: Path, edit: Callable[[Path], None], message: str) -> None:
+    edit(folder)
+    with pytest.raises(UnikeError, match=rf"vqa_eval\.json, record 2: {message}"):
+        MMEdit(folder).cases("eval")
+
+
+def test_unknown_tasks_and_splits_are_refused(folder: Path) -> None:
+    with pytest.raises(UnikeError, match=r"mmedit has no task 'vaq' \(known: vqa, caption\)"):
+        MMEdit(folder, task="vaq")
+    with pytest.raises(UnikeError, match=r"mmedit has no split 'dev' \(known: train, eval\)"):
+        MMEdit(folder).cases("dev")
