@@ -209,7 +209,7 @@ def test_values_alone_can_be_trained(llava: Backbone, facts: list[Query]) -> Non
 
 
 def test_anchors_are_every_prompt_position_of_every_query(llava: Backbone, anchors: Anchors) -> None:
-    fresh = Anchors(anchors.queries)
+    fresh = Anchors([replace(anchors.queries[0], target="yes"), *anchors.queries[1:]])  # answers are left out
     found = fresh.ffn_inputs(llava, (-1, 1))
     for layer in (-1, 1):
         expected = []

@@ -39,19 +39,12 @@ def load_backbone(source: str | Path, *, device: str = "auto", dtype: str = "aut
 
     from unike.backbones import base  # not at the top: torch and transformers take seconds to import
 
-    family = _family(base.read_config(source).model_type, base.Backbone)
+    families: list[type[Backbone]] = [registry.backbones.get(name) for name in registry.backbones.names()]
+    config = base.read_config(source)  # after the families, which may register model types of their own
+    by_type = {model_type: family for family in families for model_type in family.model_types}
+    vision_type = getattr(getattr(config, "vision_config", None), "model_type", "")
+    family = by_type.get(f"{config.model_type}+{vision_type}") or by_type.get(config.model_type, base.Backbone)
     return family.from_pretrained(source, device=device, dtype=dtype)
-
-
-def _family(model_type: str, default: type["Backbone"]) -> type["Backbone"]:
-    """The class that names this model type, or the generic adapter."""
-    for name in registry.backbones.names():
-        if name == MINI:  # reached by its own name only
-            continue
-        family: type[Backbone] = registry.backbones.get(name)
-        if model_type in family.model_types:
-            return family
-    return default
 
 
 def tinies() -> dict[str, Callable[[], "Backbone"]]:

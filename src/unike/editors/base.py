@@ -126,7 +126,11 @@ class Edit(ABC):
         with Hooks() as hooks:
             hooks.add_pre(backbone.text_stack, self._check_rows)
             self._to(backbone).install(backbone, hooks)
-            yield self
+            backbone.edits.append(self)
+            try:
+                yield self
+            finally:
+                backbone.edits.remove(self)
 
     def _check_rows(self, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         """Here and not at the layers: OPT flattens rows and positions, and any number of them would seem to fit."""

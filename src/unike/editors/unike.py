@@ -39,7 +39,7 @@ class UniKEConfig(EditorConfig):
         lr: Learning rate of Adam.
         clip: Largest gradient norm of an edit, or None.
         key_init: Where keys start, see above; without anchors all are ``"raw"``.
-        shrinkage: Weight of the identity in the covariance of ``"whitened"``: 0 is the sample's own, 1 ``"centred"``.
+        shrinkage: Weight of the identity in the covariance of ``"whitened"``: near 0 the sample's own, 1 ``"centred"``.
         threshold: The part of the way to ``q_e`` at which a key begins to fire; ``"raw"`` keys count from the origin.
         noise: Standard deviation, relative to a key, of the noise that makes keys of one position differ.
         locality: Weight of the locality term ``mean(relu(a + margin))`` over the pre-activations ``a`` of anchors.
@@ -54,7 +54,7 @@ class UniKEConfig(EditorConfig):
     lr: float = Field(5e-3, gt=0)
     clip: float | None = 1.0
     key_init: Literal["raw", "centred", "whitened"] = "whitened"
-    shrinkage: float = Field(0.1, ge=0, le=1)
+    shrinkage: float = Field(0.1, ge=1e-4, le=1)
     threshold: float = Field(0.3, ge=0, lt=1)
     noise: float = Field(0.01, ge=0)
     locality: float = Field(1.0, ge=0)
@@ -122,10 +122,9 @@ class UniKE(Editor[UniKEConfig]):
         patches = {}
         for layer, inputs in ffn_inputs(backbone, state, self.config.layers).items():
             q = inputs[rows, chosen].float()  # [B, N, D]
-            noise = torch.randn(q.shape[1:], generator=generator).to(
-                q
-            )  # one draw for all rows: a batch equals single edits
-            q = q + self.config.noise * q.norm(dim=-1, keepdim=True) / q.shape[-1] ** 0.5 * noise
+            # one draw for all rows, so that a batch equals single edits
+            noise = torch.randn(q.shape[1:], generator=generator).to(q) / q.shape[-1] ** 0.5
+            q = q + self.config.noise * q.norm(dim=-1, keepdim=True) * noise
             keys, bias = self._keys(q, anchors.get(layer))
             patches[layer] = FFNPatch(keys, bias, torch.zeros_like(keys))
         return patches
@@ -139,7 +138,7 @@ class UniKE(Editor[UniKEConfig]):
         mean = q.new_zeros(q.shape[-1]) if memory is None or config.key_init == "raw" else memory.mean(dim=0)
         d = q - mean
         k = d if memory is None or config.key_init != "whitened" else d @ precision(memory, config.shrinkage)
-        k = k / (k * d).sum(dim=-1, keepdim=True)
+        k = k / (k * d).sum(dim=-1, keepdim=True).clamp(min=1e-8)
         return k / (1 - config.threshold), (-(k @ mean) - config.threshold) / (1 - config.threshold)
 
 
@@ -148,7 +147,8 @@ def precision(memory: Tensor, shrinkage: float) -> Tensor:
     centred = memory - memory.mean(dim=0)
     covariance = centred.T @ centred / len(memory)
     identity = torch.eye(len(covariance), device=memory.device)
-    return torch.linalg.inv((1 - shrinkage) * covariance + shrinkage * covariance.diagonal().mean() * identity)
+    scale = covariance.diagonal().mean().clamp(min=1e-8)  # a single anchor has no spread
+    return torch.linalg.inv((1 - shrinkage) * covariance + shrinkage * scale * identity)
 
 
 @torch.no_grad()

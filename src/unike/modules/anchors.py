@@ -26,21 +26,28 @@ class Anchors:
         return len(self.queries)
 
     def ffn_inputs(self, backbone: Backbone, layers: Sequence[int]) -> dict[int, Tensor]:
-        """The inputs of each layer's feed-forward network, ``[M, D]`` fp32: every prompt position of every query."""
-        known = self._read.setdefault(backbone, {})
-        missing = [layer for layer in layers if layer not in known]
+        """The inputs of each layer's feed-forward network, ``[M, D]`` fp32: every prompt position of every query.
+
+        What the unedited backbone reads is kept; while edits are attached, their effect is read anew.
+        """
+        indices = {layer: backbone.layer_index(layer) for layer in layers}
+        known = {} if backbone.edits else self._read.setdefault(backbone, {})
+        missing = sorted({index for index in indices.values() if index not in known})
         if missing:
-            parts: dict[int, list[Tensor]] = {layer: [] for layer in missing}
-            for with_image in (True, False):
-                group = [q for q in self.queries if (q.image is not None) is with_image]
-                for start in range(0, len(group), 16):
-                    batch = backbone.encode(group[start : start + 16])
-                    state = backbone.run_to_split(batch, min(missing, key=backbone.layer_index))
-                    real = batch.inputs["attention_mask"].bool() & (batch.labels == IGNORE)
-                    for layer, q in ffn_inputs(backbone, state, missing).items():
-                        parts[layer].append(q[real].float())
-            known.update({layer: torch.cat(found) for layer, found in parts.items()})
-        return {layer: known[layer] for layer in layers}
+            known.update(self._read_layers(backbone, missing))
+        return {layer: known[index] for layer, index in indices.items()}
+
+    def _read_layers(self, backbone: Backbone, layers: Sequence[int]) -> dict[int, Tensor]:
+        parts: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+        for with_image in (True, False):
+            group = [q for q in self.queries if (q.image is not None) is with_image]
+            for start in range(0, len(group), 16):
+                batch = backbone.encode(group[start : start + 16])
+                state = backbone.run_to_split(batch, min(layers))
+                real = batch.inputs["attention_mask"].bool() & (batch.labels == IGNORE)
+                for layer, q in ffn_inputs(backbone, state, layers).items():
+                    parts[layer].append(q[real].float())
+        return {layer: torch.cat(found) for layer, found in parts.items()}
 
 
 @torch.no_grad()

@@ -1,0 +1,29 @@
+"""Edit several facts in one pass, stack them, and take one off again.
+
+python examples/02_many_edits.py                    # the bundled model
+python examples/02_many_edits.py FOLDER_OR_HUB_ID   # another one
+"""
+
+import sys
+
+import unike
+from unike import Query
+from unike.api import default_anchors
+from unike.datasets.pocket import Pocket
+from unike.registry import editors
+
+model = unike.load_backbone(sys.argv[1] if len(sys.argv) > 1 else "mini")
+facts = [case.edit for case in Pocket("vqa").cases("dev")[::40][:4]]
+asked = [Query(fact.prompt, fact.image) for fact in facts]
+
+editor = editors.get("unike")(anchors=default_anchors(), steps=20)
+edits = editor.edit(model, facts)  # four independent edits, one pass
+
+print("targets:", [fact.target for fact in facts])
+print("before: ", model.generate(asked))
+print("each:   ", edits.generate(model, asked))  # row i is seen by edit i alone
+single = [edits[row] for row in range(len(edits))]
+with unike.attached(model, single):
+    print("stacked:", model.generate(asked))  # all four at once, one after another
+with unike.attached(model, single[1:]):
+    print("without the first:", model.generate(asked))
