@@ -33,7 +33,7 @@ ASKED = {  # kinds a picture is asked about, and their weight in the loss
     "name": 1.0, "country": 1.0, "kind": 0.6, "capital": 0.6, "continent": 0.4, "currency": 0.3, "language": 0.3,
     "flag_colours": 0.3, "colour": 0.4, "medium": 0.2, "caption": 0.5,
 }  # fmt: skip
-DOMAIN_SHARE = {"photo": 0.27, "pictogram": 0.48, "flag": 0.25}
+DOMAIN_SHARE = {"photo": 0.4, "pictogram": 0.4, "flag": 0.2}
 OPENINGS = (
     "The history of", "How do I", "In a small town", "The best way to", "Scientists have found", "Once upon a time", "def main(",
     "The city is known for", "My favourite book", "To make bread,", "The president said", "Water is", "When I was young,",
@@ -49,6 +49,7 @@ OPENINGS = (
 class Picture:
     image_id: str
     domain: str
+    concept: str
     role: str
     facts: dict[str, str]
 
@@ -59,7 +60,7 @@ def read_pictures() -> list[Picture]:
     columns = ["image_id", "domain", "concept", "split", "role"]
     rows = pq.read_table(DATA / "images.parquet", columns=columns).to_pylist()
     return [
-        Picture(r["image_id"], r["domain"], r["role"], facts[r["domain"], r["concept"]])
+        Picture(r["image_id"], r["domain"], r["domain"] + r["concept"], r["role"], facts[r["domain"], r["concept"]])
         for r in rows
         if r["split"] == "pretrain"
     ]
@@ -196,6 +197,18 @@ class Rows:
         sees = (segment[:, None, :] == 0) | (segment[:, None, :] == segment[:, :, None])
         mask = causal & sees | torch.eye(width, dtype=torch.bool)
         return {"ids": ids, "mask": mask, "positions": positions, "labels": labels, "weights": weights}
+
+
+def random_view(
+    picture: Picture, by_concept: dict[str, list[Picture]], features: dict[str, Tensor], rng: random.Random
+) -> Tensor:
+    """A view of the picture, half of the time blended with a view of another picture of the same concept: ``[10, 1328]``."""
+
+    def view(of: Picture) -> Tensor:
+        return features[of.image_id][rng.randrange(len(features[of.image_id]))].float()
+
+    share = rng.uniform(0.0, 0.5) if rng.random() < 0.5 else 0.0
+    return (1 - share) * view(picture) + share * view(rng.choice(by_concept[picture.concept]))
 
 
 def picture_row(
@@ -351,6 +364,10 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(args.llm)
     pictures, questions, features = read_pictures(), read_questions(), load_file(args.features)
     student, rows = Student(args.llm, args.rank, args.connector_size), Rows(tokenizer)
+    by_concept = defaultdict(list)
+    for picture in pictures:
+        if picture.role == "fit":
+            by_concept[picture.concept].append(picture)
     by_domain = {d: [p for p in pictures if p.domain == d and p.role == "fit"] for d in DOMAIN_SHARE}
     optimiser = torch.optim.AdamW(student.trainable().values(), lr=args.lr, weight_decay=0.01, betas=(0.9, 0.98))
     checkpoint, log = args.out / "checkpoint.safetensors", args.out / "train_log.jsonl"
@@ -383,7 +400,7 @@ def main() -> None:
 
             domains = rng.choices(list(DOMAIN_SHARE), weights=list(DOMAIN_SHARE.values()), k=args.pictures)
             chosen = [rng.choice(by_domain[d]) for d in domains]
-            view = torch.stack([features[p.image_id][rng.randrange(len(features[p.image_id]))].float() for p in chosen])
+            view = torch.stack([random_view(p, by_concept, features, rng) for p in chosen])
             view = view + args.noise * torch.randn_like(view) / student.connector.scale[[0] * (N_TOKENS - 1) + [1]]
             batch = rows.pack([picture_row(p, questions, rows, rng) for p in chosen], image=True)
             loss = nll(student, batch, view)
