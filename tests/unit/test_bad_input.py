@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from unike import images
 from unike.backbones import load_backbone, mini, tinies
 from unike.cli import _shared
-from unike.editors.base import CONFIG_FILE, TENSOR_FILE, Edit
+from unike.editors.base import CONFIG_FILE, TENSOR_FILE, seal, Edit
 from unike.editors.ft import FT, FTEdit
 from unike.types import Query
 
@@ -226,26 +226,39 @@ def cut(path: Path) -> None:
 
 
 def change(**changes: object) -> Callable[[Path], None]:
+    """By hand: the seal no longer fits."""
     return lambda path: path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def forge(**changes: object) -> Callable[[Path], None]:
+    """By a program that seals what it writes, a newer version for example."""
+
+    def damage(path: Path) -> None:
+        described = json.loads(path.read_text()) | changes
+        sealed = described | {"sha256": seal(described, path.with_name(TENSOR_FILE).read_bytes())}
+        path.write_text(json.dumps(sealed))
+
+    return damage
 
 
 @pytest.mark.parametrize(
     ("name", "damage", "messages"),
     [
-        (TENSOR_FILE, flip_a_byte, [TENSOR_FILE, "is damaged"]),
-        (TENSOR_FILE, cut, [TENSOR_FILE, "is damaged"]),
+        (TENSOR_FILE, flip_a_byte, ["the edit in", "is damaged"]),
+        (TENSOR_FILE, cut, ["the edit in", "is damaged"]),
         (TENSOR_FILE, Path.unlink, ["cannot read", TENSOR_FILE]),
         (CONFIG_FILE, Path.unlink, ["no edit in", CONFIG_FILE]),
         (CONFIG_FILE, cut, [CONFIG_FILE, "is damaged"]),
         (CONFIG_FILE, lambda path: path.write_bytes(b"\xff\xfe\x00"), [CONFIG_FILE, "is damaged"]),
         (CONFIG_FILE, lambda path: path.write_text("[]"), [CONFIG_FILE, "is damaged"]),
-        (CONFIG_FILE, change(format=2), ["format 2", "update unike"]),
-        (CONFIG_FILE, change(facts=[{}]), [CONFIG_FILE, "is damaged"]),
-        (CONFIG_FILE, change(facts=3), [CONFIG_FILE, "is damaged"]),
-        (CONFIG_FILE, change(backbone={}), [CONFIG_FILE, "is damaged"]),
-        (CONFIG_FILE, change(editor=3), [CONFIG_FILE, "is damaged"]),
-        (CONFIG_FILE, change(editor="fd"), ["unknown editor 'fd'", "did you mean 'ft'?"]),
-        (CONFIG_FILE, change(config={"layers": 1}), ["unknown setting 'layers'", "did you mean 'layer'?"]),
+        (CONFIG_FILE, change(config={"layer": -2}), ["the edit in", "is damaged"]),
+        (CONFIG_FILE, forge(format=2), ["format 2", "update unike"]),
+        (CONFIG_FILE, forge(facts=[{}]), [CONFIG_FILE, "is damaged"]),
+        (CONFIG_FILE, forge(facts=3), [CONFIG_FILE, "is damaged"]),
+        (CONFIG_FILE, forge(backbone={}), [CONFIG_FILE, "is damaged"]),
+        (CONFIG_FILE, forge(editor=3), [CONFIG_FILE, "is damaged"]),
+        (CONFIG_FILE, forge(editor="fd"), ["unknown editor 'fd'", "did you mean 'ft'?"]),
+        (CONFIG_FILE, forge(config={"layers": 1}), ["unknown setting 'layers'", "did you mean 'layer'?"]),
     ],
 )
 def test_damaged_edits(early: Cli, saved: Path, name: str, damage: Callable[[Path], None], messages: list[str]) -> None:
