@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from unike import images
 from unike.backbones import load_backbone, mini, tinies
 from unike.cli import _shared
-from unike.editors.base import CONFIG_FILE, TENSOR_FILE, seal, Edit
+from unike.editors.base import CONFIG_FILE, TENSOR_FILE, Edit, seal
 from unike.editors.ft import FT, FTEdit
 from unike.types import Query
 
