@@ -28,7 +28,7 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-mini-train: $(READY)  ## train the bundled model's adapter; resumes; about 75 minutes on 2 cores
+mini-train: $(READY)  ## train the bundled model's adapter; resumes; about an hour on 2 cores
 	$(BIN)/python scripts/mini/parts.py --out .cache/mini
 	$(BIN)/python scripts/mini/features.py --weights .cache/mini/lite0.pth --out .cache/mini/features.safetensors
 	$(BIN)/python scripts/mini/train.py --llm .cache/mini/llm --features .cache/mini/features.safetensors --out .cache/mini

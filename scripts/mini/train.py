@@ -346,14 +346,14 @@ def main() -> None:
     parser.add_argument("--llm", type=Path, required=True, help="folder of the plain language model")
     parser.add_argument("--features", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint, log and adapter")
-    parser.add_argument("--steps", type=int, default=1600)
-    parser.add_argument("--pictures", type=int, default=28, help="pictures a step, three questions each")
-    parser.add_argument("--texts", type=int, default=6, help="text-only rows a step")
+    parser.add_argument("--steps", type=int, default=850)
+    parser.add_argument("--pictures", type=int, default=20, help="pictures a step, three questions each")
+    parser.add_argument("--texts", type=int, default=4, help="text-only rows a step")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--connector-size", type=int, default=1024)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument(
-        "--noise", type=float, default=0.2, help="standard deviation of feature noise, in feature units"
+        "--noise", type=float, default=0.3, help="standard deviation of feature noise, in feature units"
     )
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
