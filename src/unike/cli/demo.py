@@ -12,7 +12,7 @@ from unike.metrics import exact_match
 if TYPE_CHECKING:
     from unike.types import EditCase, Query
 
-DEMO_CASE = "vqa-dev-0001"
+DEMO_CASE = "vqa-dev-0017"
 """Of PocketEdit's dev split."""
 
 PROBES = {
