@@ -20,10 +20,8 @@ from rich.progress import track
 
 import unike
 from unike import EditCase, Query
-from unike.api import default_anchors
 from unike.datasets.pocket import Pocket
 from unike.metrics import exact_match
-from unike.registry import editors
 
 UNCHANGED = (
     "t_locality",
@@ -67,9 +65,8 @@ def main() -> None:
     asked = [questions(case) for case in cases]
     before = [ask(model, [query for _, query in row]) for row in track(asked, description="before")]
 
-    editor = editors.get(args.editor)(anchors=default_anchors(), **settings)
-    if editor.anchors:
-        editor.edit(model, cases[0].edit)  # reads the anchors, once for all
+    editor = unike.make_editor(args.editor, **settings)
+    editor.prepare(model)
     scores: dict[str, list[bool]] = defaultdict(list)
     seconds = 0.0
     for start in track(range(0, len(cases), args.batch), description="editing"):

@@ -8,15 +8,13 @@ import sys
 
 import unike
 from unike import Query
-from unike.api import default_anchors
 from unike.datasets.pocket import Pocket
-from unike.registry import editors
 
 model = unike.load_backbone(sys.argv[1] if len(sys.argv) > 1 else "mini")
 facts = [case.edit for case in Pocket("vqa").cases("dev")[::40][:4]]
 asked = [Query(fact.prompt, fact.image) for fact in facts]
 
-editor = editors.get("unike")(anchors=default_anchors(), steps=20)
+editor = unike.make_editor("unike", steps=20)
 edits = editor.edit(model, facts)  # four independent edits, one pass
 
 print("targets:", [fact.target for fact in facts])

@@ -14,12 +14,23 @@ from unike._version import __version__
 from unike.errors import UnikeError
 
 if TYPE_CHECKING:
-    from unike.api import edit
+    from unike.api import edit, make_editor
     from unike.backbones import load_backbone
     from unike.editors.base import Edit, attached
     from unike.types import EditCase, Probe, Query
 
-__all__ = ["Edit", "EditCase", "Probe", "Query", "UnikeError", "__version__", "attached", "edit", "load_backbone"]
+__all__ = [
+    "Edit",
+    "EditCase",
+    "Probe",
+    "Query",
+    "UnikeError",
+    "__version__",
+    "attached",
+    "edit",
+    "load_backbone",
+    "make_editor",
+]
 
 _HOMES = {  # imported on first use, so that `import unike` and `unike --help` do not wait for torch
     "Edit": "unike.editors.base",
@@ -29,6 +40,7 @@ _HOMES = {  # imported on first use, so that `import unike` and `unike --help` d
     "attached": "unike.editors.base",
     "edit": "unike.api",
     "load_backbone": "unike.backbones",
+    "make_editor": "unike.api",
 }
 
 

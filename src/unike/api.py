@@ -7,7 +7,7 @@ from typing import Any
 from unike import registry
 from unike.backbones.base import Backbone
 from unike.datasets import pocket
-from unike.editors.base import Edit
+from unike.editors.base import Edit, Editor
 from unike.modules.anchors import Anchors
 from unike.types import Query
 
@@ -16,6 +16,21 @@ from unike.types import Query
 def default_anchors() -> Anchors:
     """Unrelated questions, most editors' idea of what to leave alone: from PocketEdit's train split."""
     return Anchors(pocket.unrelated())
+
+
+def make_editor(name: str = "unike", *, anchors: Anchors | None = None, **settings: Any) -> Editor[Any]:
+    """An editor that edits any number of facts, ``make_editor("unike").edit(model, [Query(...), ...])``.
+
+    Args:
+        name: Of a method, see ``unike ls editors``.
+        anchors: Questions to leave alone; None for `default_anchors`.
+        **settings: Of the editor's config.
+
+    Raises:
+        UnikeError: An unknown method or setting.
+    """
+    method: Editor[Any] = registry.editors.get(name)(anchors=anchors or default_anchors(), **settings)
+    return method
 
 
 def edit(
@@ -45,6 +60,5 @@ def edit(
     Raises:
         UnikeError: Bad input, with what is wrong and what to do.
     """
-    method = registry.editors.get(editor)(anchors=anchors or default_anchors(), **settings)
-    made: Edit = method.edit(model, Query(prompt, None if image is None else Path(image), target))
-    return made
+    fact = Query(prompt, None if image is None else Path(image), target)
+    return make_editor(editor, anchors=anchors, **settings).edit(model, fact)

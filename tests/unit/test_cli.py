@@ -225,7 +225,7 @@ def test_ctrl_c_is_quiet(cli: Cli, tiny_folder: Path, monkeypatch: pytest.Monkey
     def interrupted(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("unike.api.edit", interrupted)
+    monkeypatch.setattr("unike.api.make_editor", interrupted)
     result = cli("edit", "--model", tiny_folder, "--prompt", "2 + 2?", "--target", "five")
     assert (result.code, result.out, result.err) == (130, "", "")
     assert not Path("edits").exists()

@@ -1,6 +1,5 @@
 """``unike demo``: one edit, and the five questions that tell a good edit from a bad one."""
 
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -46,10 +45,7 @@ def demo(
     with shared.working("asking") as report:
         room = shared.room(backbone, target)
         before = shared.answers(backbone, list(asked.values()), [], room)
-        report("editing")
-        start = time.perf_counter()
-        made = api.edit(backbone, prompt=case.edit.prompt, target=target, image=case.edit.image)
-        seconds = time.perf_counter() - start
+        made, seconds = shared.edited(backbone, api.make_editor(), case.edit, report)
         report("asking again")
         after = shared.answers(backbone, list(asked.values()), [made], room)
     made.save_pretrained(out)

@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -56,10 +55,7 @@ def edit(
     with shared.working("asking") as report:
         room = shared.room(backbone, target)
         before = shared.answers(backbone, asked, [], room)
-        report("editing")
-        start = time.perf_counter()
-        made = api.edit(backbone, prompt=prompt, target=target, image=image, editor=editor, **chosen)
-        seconds = time.perf_counter() - start
+        made, seconds = shared.edited(backbone, api.make_editor(editor, **chosen), asked[0], report)
         report("asking again")
         after = shared.answers(backbone, asked, [made], room)
     made.save_pretrained(place)

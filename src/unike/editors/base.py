@@ -262,6 +262,9 @@ class Editor(ABC, Generic[ConfigT]):
         self.config: ConfigT = config if config is not None else self.config_class.parse(settings)  # type: ignore[assignment]
         self.anchors = anchors
 
+    def prepare(self, backbone: Backbone) -> None:
+        """Read what does not depend on the facts, so that the first edit takes no longer than the next; optional."""
+
     def edit(self, backbone: Backbone, facts: Query | Sequence[Query]) -> Edit:
         """Edit one fact, or several independent ones in one pass. The backbone is left as it was.
 

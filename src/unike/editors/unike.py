@@ -83,6 +83,11 @@ class UniKE(Editor[UniKEConfig]):
     config_class = UniKEConfig
     edit_class = UniKEEdit
 
+    def prepare(self, backbone: Backbone) -> None:
+        """Read the anchors."""
+        if self.anchors:
+            self.anchors.ffn_inputs(backbone, self.config.layers)
+
     def make(self, backbone: Backbone, facts: list[Query]) -> dict[str, Tensor]:
         """Run to the lowest edited layer once, start the pairs, and train them on the rest of the model."""
         config = self.config
