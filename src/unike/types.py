@@ -14,17 +14,19 @@ K     entries retrieved from it
 ====  ==================================================
 
 Nothing here knows a model: a `Query` holds a path and strings, a `Batch` the tensors a backbone made of queries, a
-`SplitState` the frozen part of a forward pass.
+`SplitState` the frozen part of a forward pass, a `Prefill` where the prompts end that a model is reading.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from typing_extensions import Self
+
+T = TypeVar("T")
 
 IGNORE = -100
 """The label of every position that is not part of a target."""
@@ -160,6 +162,45 @@ class SplitState:
             labels=self.labels[index],
             prompt_last=self.prompt_last[index],
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Prefill:
+    """One reading of prompts: what hooks may know about the pass they run in.
+
+    A new object for each teacher-forced pass and for each generation, where it stays the same for all tokens. So what
+    a hook works out with `once` is worked out from the prompt and holds for every token that follows.
+
+    Args:
+        prompt_last: ``[B]`` long, index of the last prompt token ``p`` of each row.
+    """
+
+    prompt_last: Tensor
+    _kept: dict[object, Any] = field(default_factory=dict, init=False, repr=False)
+
+    def at_prompt_last(self, hidden: Tensor) -> Tensor:
+        """The state at ``p``: ``[R, S, D]`` to ``[R, D]``, where R is B or, with beams, a multiple of it.
+
+        Raises:
+            ValueError: R is not a multiple of B.
+        """
+        repeats, rest = divmod(len(hidden), len(self.prompt_last))
+        if rest:
+            raise ValueError(f"{len(self.prompt_last)} prompts are read, but the model runs on {len(hidden)} rows")
+        rows = torch.arange(len(hidden), device=hidden.device)
+        return hidden[rows, self.prompt_last.to(hidden.device).repeat_interleave(repeats)]
+
+    def once(self, owner: object, compute: Callable[[], T]) -> T:
+        """What ``compute`` returned when this was first called for ``owner`` during this prefill.
+
+        Args:
+            owner: Whose value it is, told from others by identity.
+            compute: Called the first time only.
+        """
+        if owner not in self._kept:
+            self._kept[owner] = compute()
+        kept: T = self._kept[owner]
+        return kept
 
 
 def _map_tensors(value: Any, function: Any) -> Any:

@@ -23,7 +23,7 @@ from typing_extensions import Self
 
 from unike.errors import UnikeError
 from unike.hooks import inject, trace
-from unike.types import IGNORE, Batch, Query, SplitState
+from unike.types import IGNORE, Batch, Prefill, Query, SplitState
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -119,6 +119,7 @@ class Backbone:
         _check_template(self.template)
         self.text_stack = _find_text_stack(model, source)
         self.edits: list[Sized] = []  # what is attached at present, oldest first; kept by `Edit.attached`
+        self.prefill: Prefill | None = None  # where the prompts end that are being read or continued; None at rest
         self._tokens_per_image: dict[tuple[int, ...], int] = {}
         (
             self.ffn(0),
@@ -473,13 +474,23 @@ class Backbone:
         logits: Tensor = self.model(**inputs, use_cache=False).logits
         return logits
 
+    @contextmanager
+    def _prefilling(self, prompt_last: Tensor) -> Iterator[None]:
+        """Tell hooks, through `prefill`, where the prompts of the pass within the block end."""
+        outer, self.prefill = self.prefill, Prefill(prompt_last)
+        try:
+            yield
+        finally:
+            self.prefill = outer
+
     def forward(self, batch: Batch) -> Tensor:
         """The ordinary forward pass.
 
         Returns:
             Logits ``[B, S, V]``.
         """
-        return self._call(batch.inputs)
+        with self._prefilling(batch.prompt_last):
+            return self._call(batch.inputs)
 
     @torch.no_grad()
     def run_to_split(self, batch: Batch, layer: int) -> SplitState:
@@ -493,6 +504,7 @@ class Backbone:
         """
         index = self.layer_index(layer)
         with (
+            self._prefilling(batch.prompt_last),
             trace(self.layers[index], stop="input", prepend=True) as at_layer,
             trace(self.text_stack, prepend=True) as at_stack,
         ):
@@ -515,7 +527,11 @@ class Backbone:
         Returns:
             Logits ``[B, S, V]``, or ``[positions.sum(), V]`` row by row.
         """
-        with _passing_through(self.text_stack, state.layer), inject(self.layers[state.layer], input=state.hidden):
+        with (
+            self._prefilling(state.prompt_last),
+            _passing_through(self.text_stack, state.layer),
+            inject(self.layers[state.layer], input=state.hidden),
+        ):
             hidden: Tensor = self.text_stack(*state.args, **state.kwargs)[0]
         logits: Tensor = self.head(hidden if positions is None else hidden[positions])
         cap = getattr(self.text_config, "final_logit_softcapping", None)
@@ -569,7 +585,7 @@ class Backbone:
             )
         for rows in groups:
             batch = self.encode([replace(queries[row], target=None) for row in rows], padding_side="left")
-            with _only_config(self._generator, config):
+            with self._prefilling(batch.prompt_last), _only_config(self._generator, config):
                 ids = self._generate(batch.inputs, config)[:, batch.labels.shape[1] :]
             for row, text in zip(rows, self.tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
                 answers[row] = text.strip().split("\n", 1)[0].strip()
