@@ -111,6 +111,23 @@ def test_every_row_gets_its_own_pairs(network: Network, flat: bool, beams: int) 
         assert torch.allclose(out[row], widened(network, patch, row // beams)(rows[row]), atol=1e-6)
 
 
+@pytest.mark.parametrize("flat", [True, False])
+@pytest.mark.parametrize("factors", [[0.0, 0.5], [0.0, 0.25, 0.5, 1.0]])
+def test_a_gate_scales_the_term_of_its_rows(network: Network, flat: bool, factors: list[float]) -> None:
+    """One factor for each of the four rows, or for each edit's two."""
+    patch, rows = some_patch(2), draw(4, 5, D)
+    x = rows.reshape(-1, D) if flat else rows
+    plain = network(x).reshape(rows.shape)
+    with Hooks() as hooks:
+        patch.install(flat_site(network), hooks, lambda: torch.tensor(factors))
+        out = network(x).reshape(rows.shape)
+    for row in range(4):
+        factor = factors[row * len(factors) // 4]
+        full = widened(network, patch, row // 2)(rows[row])
+        assert torch.allclose(out[row], plain[row] + factor * (full - plain[row]), atol=1e-6)
+    assert torch.equal(out[0], plain[0])
+
+
 def test_positions_are_shared_out_among_edits() -> None:
     hidden = torch.arange(4 * 3 * 2.0).reshape(4, 3, 2)
     shared = per_edit(hidden, 2)

@@ -4,6 +4,7 @@
 that is added to its output.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -35,11 +36,17 @@ class FFNPatch:
         """The term that is added: ``[B, T, D]`` to ``[B, T, D]``."""
         return torch.relu(self.pre_activations(q)) @ self.values
 
-    def install(self, site: FFNSite, hooks: Hooks) -> None:
+    def install(self, site: FFNSite, hooks: Hooks, gate: Callable[[], Tensor] | None = None) -> None:
         """Put the pairs beside a network; they stay until ``hooks`` are removed.
 
         The rows a model runs on are the edits' rows, each perhaps several times in a row (beams): row ``r`` of ``R``
         belongs to edit ``r * B // R``. One edit serves any number of rows.
+
+        Args:
+            site: The network.
+            hooks: Where the hooks are kept.
+            gate: Called in each pass, returns a factor for the term that is added, ``[R]`` or one for several rows in
+                a row; a row with 0 gets exactly the network's own output. None is 1, which is the paper's form.
         """
         read: list[Tensor] = []
 
@@ -48,7 +55,11 @@ class FFNPatch:
 
         def add(module: nn.Module, args: Args, kwargs: Kwargs, output: Tensor) -> Tensor:
             q = per_edit(read.pop(), len(self.keys))
-            return output + self(q.float()).reshape(output.shape).to(output.dtype)
+            term = self(q.float())
+            if gate is not None:
+                factor = gate()
+                term = term.reshape(len(factor), -1, term.shape[-1]) * factor.reshape(-1, 1, 1)
+            return output + term.reshape(output.shape).to(output.dtype)
 
         hooks.add_pre(site.inputs, remember)
         hooks.add(site.outputs, add)
