@@ -34,10 +34,13 @@ def questions(case: EditCase) -> list[tuple[str, Query]]:
     return [("reliability", case.edit), *((probe.kind, probe.query) for probe in case.probes)]
 
 
-def ask(model: Any, queries: list[Query]) -> list[str]:
+LONGEST = {"vqa": 12, "caption": 32}  # new tokens; no target is longer
+
+
+def ask(model: Any, queries: list[Query], room: int) -> list[str]:
     answers: list[str] = []
     for start in range(0, len(queries), 32):
-        answers += model.generate(queries[start : start + 32], max_new_tokens=12)
+        answers += model.generate(queries[start : start + 32], max_new_tokens=room)
     return answers
 
 
@@ -56,14 +59,16 @@ def main() -> None:
     settings = {key: json.loads(value) for key, value in (item.split("=", 1) for item in args.set)}
 
     model = unike.load_backbone("mini", device="cpu")
+    room = LONGEST[args.task]
     cases = Pocket(args.task).cases("dev")
     random.Random(args.seed).shuffle(cases)
     right = [
-        exact_match(a, c.edit.target or "") for a, c in zip(ask(model, [c.edit for c in cases]), cases, strict=True)
+        exact_match(a, c.edit.target or "")
+        for a, c in zip(ask(model, [c.edit for c in cases], room), cases, strict=True)
     ]
     cases = [case for case, known in zip(cases, right, strict=True) if not known][: args.limit]
     asked = [questions(case) for case in cases]
-    before = [ask(model, [query for _, query in row]) for row in track(asked, description="before")]
+    before = [ask(model, [query for _, query in row], room) for row in track(asked, description="before")]
 
     editor = unike.make_editor(args.editor, **settings)
     editor.prepare(model)
@@ -75,7 +80,7 @@ def main() -> None:
         seconds += time.perf_counter() - began
         for i in range(len(edits)):
             row, old = asked[start + i], before[start + i]
-            new = edits[i].generate(model, [query for _, query in row], max_new_tokens=12)
+            new = edits[i].generate(model, [query for _, query in row], max_new_tokens=room)
             for (kind, query), was, now in zip(row, old, new, strict=True):
                 scores[kind].append(now == was if kind in UNCHANGED else exact_match(now, query.target or ""))
 
