@@ -7,18 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from unike import registry
+from unike.backbones import tinies
 from unike.backbones.base import Backbone
 
 
-def _discover() -> dict[str, Callable[..., Backbone]]:
-    found: dict[str, Callable[..., Backbone]] = {}
-    for name in registry.backbones.names():
-        found.update(registry.backbones.get(name).tinies())
-    return found
-
-
-TINIES = _discover()
+TINIES: dict[str, Callable[..., Backbone]] = tinies()
 
 
 @pytest.fixture(scope="session")

@@ -49,7 +49,7 @@ class FTEdit(Edit):
 
 
 class FT(Editor[FTConfig]):
-    """Minimise the answer's NLL over the last feed-forward network alone."""
+    """Fine-tuning of the last feed-forward network, the simplest baseline."""
 
     name: ClassVar[str] = "ft"
     config_class = FTConfig

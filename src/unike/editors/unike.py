@@ -77,7 +77,7 @@ class UniKEEdit(Edit):
 
 
 class UniKE(Editor[UniKEConfig]):
-    """New key-value pairs, trained with everything else frozen."""
+    """The intrinsic half of UniKE: new key-value pairs in the top feed-forward networks."""
 
     name: ClassVar[str] = "unike"
     config_class = UniKEConfig
