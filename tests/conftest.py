@@ -10,7 +10,6 @@ from PIL import Image
 from unike.backbones import tinies
 from unike.backbones.base import Backbone
 
-
 TINIES: dict[str, Callable[..., Backbone]] = tinies()
 
 
