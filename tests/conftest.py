@@ -9,6 +9,7 @@ from PIL import Image
 
 from unike.backbones import tinies
 from unike.backbones.base import Backbone
+from unike.types import Query
 
 TINIES: dict[str, Callable[..., Backbone]] = tinies()
 
@@ -24,6 +25,16 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         paths.append(folder / f"{number}.png")
         Image.fromarray(pixels.numpy()).save(paths[-1])
     return paths
+
+
+@pytest.fixture(scope="session")
+def facts(pictures: list[Path]) -> list[Query]:
+    """Prompts and targets of different lengths."""
+    return [
+        Query("What is this?", pictures[0], "a cat"),
+        Query("Which colour has the thing in the middle of it?", pictures[1], "red"),
+        Query("Who?", pictures[2], "bob"),
+    ]
 
 
 @pytest.fixture(scope="session", params=sorted(TINIES))

@@ -29,7 +29,8 @@ def make_editor(name: str = "unike", *, anchors: Anchors | None = None, **settin
     Raises:
         UnikeError: An unknown method or setting.
     """
-    method: Editor[Any] = registry.editors.get(name)(anchors=anchors or default_anchors(), **settings)
+    chosen = default_anchors() if anchors is None else anchors  # an empty set is a choice too
+    method: Editor[Any] = registry.editors.get(name)(anchors=chosen, **settings)
     return method
 
 

@@ -41,16 +41,6 @@ edit is off by more than 1e-1. With more steps the noise grows (to 1e-2 in the l
 
 
 @pytest.fixture(scope="module")
-def facts(pictures: list[Path]) -> list[Query]:
-    """Prompts and targets of different lengths."""
-    return [
-        Query("What is this?", pictures[0], "a cat"),
-        Query("Which colour has the thing in the middle of it?", pictures[1], "red"),
-        Query("Who?", pictures[2], "bob"),
-    ]
-
-
-@pytest.fixture(scope="module")
 def anchors(pictures: list[Path]) -> Anchors:
     return Anchors(
         [
@@ -140,7 +130,7 @@ def test_no_steps_change_nothing(
     make_editor: Callable[..., Editor[Any]], backbone: Backbone, facts: list[Query]
 ) -> None:
     if "steps" not in make_editor().config_class.model_fields:
-        pytest.skip("takes no steps")
+        pytest.skip("an editor that does not optimise has no step 0")
     edit = make_editor(steps=0).edit(backbone, facts[0])
     plain = logits_of(backbone, facts[0])
     with edit.attached(backbone):

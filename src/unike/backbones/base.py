@@ -121,11 +121,8 @@ class Backbone:
         self.edits: list[Sized] = []  # what is attached at present, oldest first; kept by `Edit.attached`
         self.prefill: Prefill | None = None  # where the prompts end that are being read or continued; None at rest
         self._tokens_per_image: dict[tuple[int, ...], int] = {}
-        (
-            self.ffn(0),
-            self.attention(0),
-            self.input_norm(0),
-        )  # an unknown layer is refused here, not in the middle of an edit
+        for find in (self.ffn, self.attention, self.input_norm):
+            find(0)  # an unknown layer is refused here, not in the middle of an edit
 
     # ------------------------------------------------------------------ loading
 
