@@ -14,10 +14,12 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar, cast
+from weakref import WeakKeyDictionary
 
+import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -29,9 +31,10 @@ from unike._version import __version__
 from unike.backbones.base import Backbone
 from unike.errors import UnikeError
 from unike.files import replace_folder
+from unike.functional import target_positions
 from unike.hooks import Args, Hooks, Kwargs
 from unike.modules.anchors import Anchors
-from unike.types import Query
+from unike.types import Query, SplitState
 
 CONFIG_FILE, TENSOR_FILE = "edit_config.json", "edit.safetensors"
 FORMAT = 1
@@ -83,7 +86,7 @@ class Edit(ABC):
         self, config: EditorConfig, tensors: dict[str, Tensor], facts: Sequence[Query], *, fingerprint: str, source: str
     ) -> None:
         self.config = config
-        self.tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+        self.tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
         self.facts = tuple(facts)
         self.fingerprint = fingerprint
         self.source = source
@@ -110,29 +113,36 @@ class Edit(ABC):
     def install(self, backbone: Backbone, hooks: Hooks) -> None:
         """Put the edit's hooks on a backbone it fits."""
 
+    @classmethod
+    def install_stack(cls, edits: Sequence[Self], backbone: Backbone, hooks: Hooks) -> None:
+        """Put a stack of edits with one config on a backbone; by default one after the other."""
+        for edit in edits:
+            edit.install(backbone, hooks)
+
     @contextmanager
     def attached(self, backbone: Backbone) -> Iterator[Self]:
-        """Let the edit act on a backbone; leaving the block restores it, bit for bit.
+        """Let the edit act on a backbone, on top of those that do; leaving the block restores it, bit for bit.
 
         Raises:
             UnikeError: The edit was made for another backbone; within the block, the model runs on rows that cannot be
                 shared out evenly among the B edits.
+        """
+        with attached(backbone, [self]):
+            yield self
+
+    def check_fits(self, backbone: Backbone) -> None:
+        """Refuse another backbone than the one the edit was made for.
+
+        Raises:
+            UnikeError: With both models' names.
         """
         if backbone.fingerprint() != self.fingerprint:
             raise UnikeError(
                 f"the edit {self.facts[0].prompt!r} was made for {self.source!r} ({self.fingerprint}), "
                 f"not for {backbone.source!r} ({backbone.fingerprint()}); load that model, or make the edit anew"
             )
-        with Hooks() as hooks:
-            hooks.add_pre(backbone.text_stack, self._check_rows)
-            self._to(backbone).install(backbone, hooks)
-            backbone.edits.append(self)
-            try:
-                yield self
-            finally:
-                backbone.edits.remove(self)
 
-    def _check_rows(self, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
+    def check_rows(self, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         """Here and not at the layers: OPT flattens rows and positions, and any number of them would seem to fit."""
         given = [*args, kwargs.get("inputs_embeds"), kwargs.get("input_ids")]
         rows = next(len(value) for value in given if isinstance(value, Tensor))
@@ -142,13 +152,42 @@ class Edit(ABC):
                 "ask one question for each edit, or attach one alone: edit[i]"
             )
 
-    def _to(self, backbone: Backbone) -> Self:
-        return self._like({name: t.to(backbone.device) for name, t in self.tensors.items()}, self.facts)
+    def to(self, device: torch.device | str) -> Self:
+        """The same edit on another device."""
+        return self._like({name: t.to(device) for name, t in self.tensors.items()}, self.facts)
 
     def generate(self, backbone: Backbone, queries: Sequence[Query], **kwargs: Any) -> list[str]:
         """Answer queries under the edit; arguments as in `Backbone.generate`."""
-        with self.attached(backbone):
+        return self.answer([self], backbone, queries, **kwargs)
+
+    @classmethod
+    def answer(cls, edits: "Sequence[Edit]", backbone: Backbone, queries: Sequence[Query], **kwargs: Any) -> list[str]:
+        """Answer queries under a stack of edits; methods that rewrite or route questions override this."""
+        with attached(backbone, edits):
             return backbone.generate(queries, **kwargs)
+
+    @classmethod
+    @torch.no_grad()
+    def target_logits(
+        cls, edits: "Sequence[Edit]", backbone: Backbone, queries: Sequence[Query], state: SplitState | None = None
+    ) -> Tensor:
+        """Teacher-forced logits of the queries' targets under a stack of edits; overridden as `answer` is.
+
+        Args:
+            edits: The stack, oldest first; may be empty.
+            backbone: The model.
+            queries: With targets.
+            state: The queries run to a layer no higher than the edits' lowest, if that has been done before.
+
+        Returns:
+            ``[n, V]``, at the positions of `target_positions`, row by row.
+        """
+        batch = backbone.encode(queries) if state is None else None
+        with attached(backbone, edits):
+            if state is not None:
+                return backbone.run_from_split(state, target_positions(state.labels))
+            assert batch is not None
+            return backbone.forward(batch)[target_positions(batch.labels)]
 
     # ------------------------------------------------------------------ files
 
@@ -236,11 +275,40 @@ def read_description(folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def attached(backbone: Backbone, edits: Sequence[Edit]) -> Iterator[None]:
-    """Attach a stack of edits, in order."""
-    with ExitStack() as stack:
-        for edit in edits:
-            stack.enter_context(edit.attached(backbone))
+    """Attach a stack of edits, oldest first, on top of those that are attached.
+
+    What a stack does depends on which edits are in it, in which order, not on how it came about: with every change the
+    whole stack is put on anew. So a stack without one of its edits is, bit for bit, the stack of the others.
+
+    Raises:
+        UnikeError: As `Edit.attached`.
+    """
+    for edit in edits:
+        edit.check_fits(backbone)
+    backbone.edits.extend(edits)
+    try:
+        _reinstall(backbone)
         yield
+    finally:
+        for edit in edits:  # the blocks of a stack may be left in any order
+            backbone.edits.remove(edit)
+        _reinstall(backbone)
+
+
+_INSTALLED: WeakKeyDictionary[Backbone, Hooks] = WeakKeyDictionary()
+"""The hooks of each backbone's stack of edits."""
+
+
+def _reinstall(backbone: Backbone) -> None:
+    """Put the stack of attached edits on a backbone; those of one method and config act as one."""
+    hooks = _INSTALLED.setdefault(backbone, Hooks())
+    hooks.remove()
+    groups: dict[tuple[type[Edit], EditorConfig], list[Edit]] = {}
+    for edit in cast(list[Edit], backbone.edits):
+        hooks.add_pre(backbone.text_stack, edit.check_rows)
+        groups.setdefault((type(edit), edit.config), []).append(edit.to(backbone.device))
+    for (kind, _), group in groups.items():
+        kind.install_stack(group, backbone, hooks)
 
 
 ConfigT = TypeVar("ConfigT", bound=EditorConfig)
@@ -278,7 +346,7 @@ class Editor(ABC, Generic[ConfigT]):
         facts = [facts] if isinstance(facts, Query) else list(facts)
         for fact in facts:
             self._check(backbone, fact)
-        tensors = self.make(backbone, facts)
+        tensors = {name: tensor.detach() for name, tensor in self.make(backbone, facts).items()}
         return self.edit_class(self.config, tensors, facts, fingerprint=backbone.fingerprint(), source=backbone.source)
 
     def _check(self, backbone: Backbone, fact: Query) -> None:
@@ -290,6 +358,13 @@ class Editor(ABC, Generic[ConfigT]):
         if length > self.config.max_target_tokens:
             limit = self.config.max_target_tokens
             raise UnikeError(f"the target for {fact.prompt!r} has {length} tokens, the limit is {limit}; shorten it")
+
+    @abstractmethod
+    def split(self, backbone: Backbone) -> int | None:
+        """The lowest layer an edit acts on, counted from 0: what is below need not be computed twice.
+
+        None for a method that does not act through hooks on the decoder, but rewrites or routes the question.
+        """
 
     @abstractmethod
     def make(self, backbone: Backbone, facts: list[Query]) -> dict[str, Tensor]:

@@ -55,9 +55,13 @@ class FT(Editor[FTConfig]):
     config_class = FTConfig
     edit_class = FTEdit
 
+    def split(self, backbone: Backbone) -> int:
+        """The edited layer."""
+        return backbone.layer_index(self.config.layer)
+
     def make(self, backbone: Backbone, facts: list[Query]) -> dict[str, Tensor]:
         """Gradient descent on ``dW``, from zero."""
-        state = backbone.run_to_split(backbone.encode(facts), self.config.layer)
+        state = backbone.run_to_split(backbone.encode(facts), self.split(backbone))
         positions = target_positions(state.labels)
         matrices = backbone.ffn(self.config.layer).matrices
         deltas = {

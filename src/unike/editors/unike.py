@@ -88,10 +88,14 @@ class UniKE(Editor[UniKEConfig]):
         if self.anchors:
             self.anchors.ffn_inputs(backbone, self.config.layers)
 
+    def split(self, backbone: Backbone) -> int:
+        """The lowest edited layer."""
+        return min(map(backbone.layer_index, self.config.layers))
+
     def make(self, backbone: Backbone, facts: list[Query]) -> dict[str, Tensor]:
         """Run to the lowest edited layer once, start the pairs, and train them on the rest of the model."""
         config = self.config
-        state = backbone.run_to_split(backbone.encode(facts), min(map(backbone.layer_index, config.layers)))
+        state = backbone.run_to_split(backbone.encode(facts), self.split(backbone))
         positions = target_positions(state.labels)
         anchors = self.anchors.ffn_inputs(backbone, config.layers) if self.anchors else {}
         patches = self._start(backbone, state, anchors)
