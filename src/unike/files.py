@@ -99,10 +99,13 @@ class SealedFolder:
 
     def files(self, described: Mapping[str, Any], content: bytes) -> dict[str, bytes]:
         """Both files, for `replace_folder`."""
-        described = {"format": self.version, **described}
-        described["sha256"] = seal(described, content)
-        text = json.dumps(described, indent=2, ensure_ascii=False) + "\n"
+        text = json.dumps(self.sign(described, content), indent=2, ensure_ascii=False) + "\n"
         return {self.description: text.encode(), self.tensors: content}
+
+    def sign(self, described: Mapping[str, Any], content: bytes) -> dict[str, Any]:
+        """The description with its ``format`` and, last, the ``sha256`` of both halves."""
+        described = {"format": self.version, **described}
+        return {**described, "sha256": seal(described, content)}
 
     def describe(self, folder: Path) -> dict[str, Any]:
         """The description alone, checked as far as that goes.

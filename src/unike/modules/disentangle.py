@@ -10,12 +10,13 @@ Everything here is plain tensors; T is a number of triplets, ``d`` the width of 
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import Self
 
 from unike.errors import UnikeError
 
@@ -44,6 +45,14 @@ class Encoder(nn.Module):
             bound = linear.in_features**-0.5
             for parameter in (linear.weight, linear.bias):
                 nn.init.uniform_(parameter, -bound, bound, generator=generator)
+
+    @classmethod
+    def from_weights(cls, weights: Mapping[str, Tensor]) -> Self:
+        """An encoder that is ready to be used, from the ``state_dict`` of another."""
+        hidden, width = weights["inner.weight"].shape
+        encoder = cls(width, hidden, len(weights["outer.bias"])).to(weights["outer.bias"].device)
+        encoder.load_state_dict(weights)
+        return encoder.eval().requires_grad_(False)
 
     def forward(self, states: Tensor) -> Tensor:
         """``[..., D]`` to ``[..., out]``."""
@@ -293,6 +302,9 @@ def split_by_answer(
         negative: Their false answers.
         part: Of the 2T states.
         seed: Of the choice.
+
+    Raises:
+        UnikeError: Too few answers, or too few that are on one side only.
     """
     aside = hold_out([*positive, *negative], part, seed=seed)
     pos, neg = aside[: len(positive)], aside[len(positive) :]
@@ -304,8 +316,10 @@ def split_by_answer(
         kept[found[torch.randperm(len(found), generator=generator)[:count]]] = True
         return kept
 
-    count = min(int(pos.sum()), int(neg.sum()))
-    return AnswerSplit(~(pos | neg), some(pos, count), some(neg, count))
+    train, count = ~(pos | neg), min(int(pos.sum()), int(neg.sum()))
+    if not count or train.sum() < 4:
+        raise UnikeError(f"{len(positive)} triplets have too few different answers to set some aside; collect more")
+    return AnswerSplit(train, some(pos, count), some(neg, count))
 
 
 def probe_accuracy(pos: Tensor, neg: Tensor, split: AnswerSplit) -> tuple[float, int]:
@@ -320,7 +334,7 @@ def probe_accuracy(pos: Tensor, neg: Tensor, split: AnswerSplit) -> tuple[float,
         split: From `split_by_answer`.
 
     Returns:
-        The accuracy, and the number of states it was measured on; ``nan`` and 0 if one part is empty.
+        The accuracy, and the number of states it was measured on.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -331,8 +345,6 @@ def probe_accuracy(pos: Tensor, neg: Tensor, split: AnswerSplit) -> tuple[float,
         return torch.cat([pos[true], neg[false]]).float().cpu(), labels
 
     (train, known), (test, unknown) = rows(split.train, split.train), rows(split.test_pos, split.test_neg)
-    if not len(train) or not len(test):
-        return float("nan"), 0
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000))
     probe.fit(train.numpy(), known.numpy())
     return float(probe.score(test.numpy(), unknown.numpy())), len(test)

@@ -27,6 +27,8 @@ NEAR = 12
 GENERIC = 5
 """A question that is asked about so many pictures is about none of them in particular."""
 
+LEAKS = ("evaluated picture", "looks like an evaluated picture", "evaluated question")
+
 
 @dataclass(frozen=True)
 class Fingerprints:
@@ -82,43 +84,48 @@ def bits_apart(one: str, other: str) -> int:
 
 
 class LeakGuard:
-    """Tells which questions have something in common with those that an evaluation asks.
+    """Tells which candidates have something in common with what an evaluation asks.
 
     Args:
         protected: Every query of the evaluation, edits and probes.
+        candidates: Every query that is to be learned from; they show which questions are generic.
         progress: Called with the number of pictures that are read, and of all.
+
+    Raises:
+        UnikeError: A picture cannot be read.
     """
 
     def __init__(
-        self, protected: Iterable[Query], progress: Callable[[int, int], None] = lambda done, all: None
+        self,
+        protected: Iterable[Query],
+        candidates: Iterable[Query],
+        progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
-        protected = list(protected)
-        self.questions = {worded(query.prompt) for query in protected}
-        images = sorted({query.image for query in protected if query.image is not None})
-        found = []
-        for done, image in enumerate(images, 1):
-            found.append(fingerprints(image))
-            progress(done, len(images))
-        self.contents = {each.content for each in found}
-        self._bits = _as_bits([each.perceptual for each in found])
+        protected, candidates = list(protected), list(candidates)
+        images = [sorted({query.image for query in group if query.image}) for group in (protected, candidates)]
+        found = {}
+        for image in sorted({*images[0], *images[1]}):
+            found[image] = fingerprints(image)
+            progress(len(found), len({*images[0], *images[1]}))
+        self._contents = {found[image].content for image in images[0]}
+        self._bits = _as_bits([found[image].perceptual for image in images[0]])
+        self._questions = {worded(query.prompt) for query in protected} - generic_questions(candidates)
 
-    def sees(self, image: Path) -> bool:
-        """Whether a picture is one of the evaluation's, or looks like one."""
-        found = fingerprints(image)
-        if found.content in self.contents:
-            return True
-        apart = (self._bits != _as_bits([found.perceptual])).sum(dim=1)
-        return bool((apart <= NEAR).any())
-
-    def asks(self, prompt: str) -> bool:
-        """Whether a question is one of the evaluation's."""
-        return worded(prompt) in self.questions
+    def leak(self, query: Query) -> str | None:
+        """What a candidate has in common with the evaluation, one of `LEAKS`, or None."""
+        if query.image is not None:
+            own = fingerprints(query.image)
+            if own.content in self._contents:
+                return LEAKS[0]
+            if ((self._bits != _as_bits([own.perceptual])).sum(dim=1) <= NEAR).any():
+                return LEAKS[1]
+        return LEAKS[2] if worded(query.prompt) in self._questions else None
 
 
 def generic_questions(queries: Iterable[Query]) -> set[str]:
     """The questions, as `worded`, that are asked about at least `GENERIC` different pictures."""
-    pairs = {(worded(query.prompt), content_hash(query.image)) for query in queries if query.image is not None}
-    counts = Counter(question for question, _ in pairs)
+    asked = {(worded(query.prompt), fingerprints(query.image).content) for query in queries if query.image is not None}
+    counts = Counter(question for question, _ in asked)
     return {question for question, count in counts.items() if count >= GENERIC}
 
 
