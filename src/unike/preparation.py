@@ -305,6 +305,9 @@ def find_candidates(
 
     Returns:
         The candidates, each once, and for each reason how many are not among them.
+
+    Raises:
+        UnikeError: There is none.
     """
     protected = [query for case in against for query in (case.edit, *(probe.query for probe in case.probes))]
     guard = LeakGuard(protected, [case.edit for case in cases], partial(progress, "reading pictures"))
@@ -320,6 +323,9 @@ def find_candidates(
             same = (worded(case.edit.prompt), candidate.picture.content, normalise(case.edit.target or ""))
             dropped["repeated"] += same in found
             found.setdefault(same, candidate)
+    if not found:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
+        raise UnikeError(f"none of {len(cases)} cases can be learned from: {reasons}")
     return list(found.values()), dict(dropped)
 
 

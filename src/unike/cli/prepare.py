@@ -56,21 +56,23 @@ def prepare(
         raise UnikeError("--limit and --set limit say the same; give it once")
     with shared.working("starting"):
         from unike import preparation
+        from unike.modules.knowledge import Knowledge
 
         config = preparation.PrepareConfig.parse(chosen if limit is None else chosen | {"limit": limit})
         shared.check_hardware(device, dtype)
         preparation.check_place(out)
         cases, against, tags = read_cases(data, split, task, data_dir)
         there = preparation.is_prepared(out, model, cases, config, against=against)
-    if there and not as_json:
-        typer.echo(f"already there: {out}")
-        return
-    backbone, _ = shared.load(model, device, dtype)
     start = time.perf_counter()
-    with bars() as progress:
-        known = preparation.prepare(backbone, cases, out, config, against=against, tags=tags, progress=progress)
+    if there:
+        known = Knowledge.from_pretrained(out)
+    else:
+        backbone, load_seconds = shared.load(model, device, dtype)
+        start += load_seconds
+        with bars() as progress:
+            known = preparation.prepare(backbone, cases, out, config, against=against, tags=tags, progress=progress)
     seconds = time.perf_counter() - start
-    megabytes = sum(file.stat().st_size for file in out.iterdir()) / 1e6
+    size = sum(file.stat().st_size for file in out.iterdir())
     report = known.description["report"]
     if as_json:
         shared.print_json(
@@ -81,14 +83,15 @@ def prepare(
                 "triplets": len(known),
                 "fingerprint": known.fingerprint,
                 "seconds": round(seconds, 1),
-                "megabytes": round(megabytes, 1),
+                "bytes": size,
                 "report": report,
             }
         )
         return
     shared.OUT.print(counts_table(report, len(known)))
     shared.OUT.print(layers_table(report))
-    typer.echo(f"prepared in {seconds:.0f} s, saved in {out} ({megabytes:.1f} MB)")
+    told = "already there:" if there else f"prepared in {seconds:.0f} s, saved in"
+    typer.echo(f"{told} {out} ({size / 1e6:.1f} MB)")
 
 
 def read_cases(
