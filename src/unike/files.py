@@ -1,12 +1,28 @@
-"""Writing files so that nothing is ever half-written."""
+"""Writing files so that nothing is ever half-written, and reading back only what was written."""
 
+import hashlib
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from unike.errors import UnikeError
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file as a whole; its folder is there."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    except OSError as error:
+        raise UnikeError(f"cannot write {path}: {error.strerror}") from None
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def check_folder(folder: Path, *, known_by: str) -> None:
@@ -61,3 +77,80 @@ def replace_folder(folder: Path, files: Mapping[str, bytes], *, known_by: str) -
         if (scratch / "old").exists() and not folder.exists():  # an error or Ctrl-C came between the two renames
             (scratch / "old").replace(folder)
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class SealedFolder:
+    """A kind of folder with two files, a description in JSON and tensors, that were saved together.
+
+    Args:
+        what: What such a folder holds, for messages: ``"edit"``.
+        description: Name of the JSON file.
+        tensors: Name of the safetensors file.
+        version: Of the format.
+        keys: What a description has to say, beside ``format`` and ``sha256``.
+    """
+
+    what: str
+    description: str
+    tensors: str
+    version: int
+    keys: frozenset[str]
+
+    def files(self, described: Mapping[str, Any], content: bytes) -> dict[str, bytes]:
+        """Both files, for `replace_folder`."""
+        text = json.dumps(self.sign(described, content), indent=2, ensure_ascii=False) + "\n"
+        return {self.description: text.encode(), self.tensors: content}
+
+    def sign(self, described: Mapping[str, Any], content: bytes) -> dict[str, Any]:
+        """The description with its ``format`` and, last, the ``sha256`` of both halves."""
+        described = {"format": self.version, **described}
+        return {**described, "sha256": seal(described, content)}
+
+    def describe(self, folder: Path) -> dict[str, Any]:
+        """The description alone, checked as far as that goes.
+
+        Raises:
+            UnikeError: None there, or not one this version can read.
+        """
+        path = folder / self.description
+        if not path.is_file():
+            raise UnikeError(f"no {self.what} in {folder}: {self.description} is missing")
+        try:
+            described = json.loads(path.read_text(encoding="utf-8"))
+            found = described["format"]
+            if found != self.version:
+                raise UnikeError(f"{path} has format {found}, this version reads {self.version}; update unike")
+            if not self.keys | {"sha256"} <= described.keys():
+                raise KeyError
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise self.damaged(folder, str(error) or "keys are missing") from None
+        return dict(described)
+
+    def read(self, folder: Path) -> tuple[dict[str, Any], bytes]:
+        """The description and the bytes of the tensors.
+
+        Raises:
+            UnikeError: Nothing there, or something that was changed, cut short, or made by a newer version.
+        """
+        described = self.describe(folder)
+        try:
+            content = (folder / self.tensors).read_bytes()
+        except OSError as error:
+            raise UnikeError(f"cannot read {folder / self.tensors}: {error.strerror}") from None
+        if seal(described, content) != described["sha256"]:
+            raise UnikeError(
+                f"the {self.what} in {folder} is damaged: its files are not those that were saved; "
+                f"make the {self.what} anew"
+            )
+        return described, content
+
+    def damaged(self, folder: Path, why: str) -> UnikeError:
+        """The error for a description that cannot be understood."""
+        return UnikeError(f"{folder / self.description} is damaged: {why}; make the {self.what} anew")
+
+
+def seal(described: Mapping[str, Any], content: bytes) -> str:
+    """SHA-256 of both halves of what is saved: tensors under another description would not mean the same."""
+    rest = {key: value for key, value in described.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode() + content).hexdigest()

@@ -20,8 +20,9 @@ from safetensors import SafetensorError
 from unike import images
 from unike.backbones import load_backbone, mini, tinies
 from unike.cli import _shared
-from unike.editors.base import CONFIG_FILE, TENSOR_FILE, Edit, seal
+from unike.editors.base import CONFIG_FILE, TENSOR_FILE, Edit
 from unike.editors.ft import FT, FTEdit
+from unike.files import seal
 from unike.types import Query
 
 Cli = Callable[..., Any]

@@ -92,6 +92,27 @@ def load_edits(folders: Iterable[Path]) -> "list[Edit]":
     return edits
 
 
+def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """``KEY=VALUE`` to a value: JSON where it is, else the text itself.
+
+    Raises:
+        UnikeError: There is no ``=``, or a key is given twice.
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            raise UnikeError(f"--set {pair!r} is not KEY=VALUE; write for example --set steps=10")
+        if key in found:
+            raise UnikeError(f"--set {key} is given twice; give it once")
+        try:
+            found[key] = json.loads(value)
+        except ValueError:
+            found[key] = value
+    return found
+
+
 # ---------------------------------------------------------------------- work
 
 

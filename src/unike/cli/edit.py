@@ -1,11 +1,10 @@
 """``unike edit``: change one answer of a model, see what it does, and keep the edit."""
 
-import json
 import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -39,7 +38,7 @@ def edit(
     shared.check_text(target, "target", "say what the answer should be")
     for other in rephrase or []:
         shared.check_text(other, "rephrasing", "leave --rephrase out, or say the question in other words")
-    chosen = parse_settings(settings or [])
+    chosen = shared.parse_settings(settings or [])
     shared.check_image(image)
     with shared.working("starting"):
         from unike import api, registry
@@ -83,27 +82,6 @@ def edit(
     typer.echo(f"edited in {seconds:.1f} s, saved in {place}; ask with:\n  {command}")
 
 
-def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
-    """``KEY=VALUE`` to a value: JSON where it is, else the text itself.
-
-    Raises:
-        UnikeError: There is no ``=``, or a key is given twice.
-    """
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        key = key.strip()
-        if not equals or not key:
-            raise UnikeError(f"--set {pair!r} is not KEY=VALUE; write for example --set steps=10")
-        if key in found:
-            raise UnikeError(f"--set {key} is given twice; give it once")
-        try:
-            found[key] = json.loads(value)
-        except ValueError:
-            found[key] = value
-    return found
-
-
 def make_rows(asked: "Sequence[Query]", before: Sequence[str], after: Sequence[str]) -> list[shared.Row]:
     """The edit and its rephrasings with their verdicts."""
     rows = []
@@ -117,14 +95,14 @@ def make_rows(asked: "Sequence[Query]", before: Sequence[str], after: Sequence[s
 
 def free_place(fact: "Query", *, model: str, editor: str) -> Path:
     """``edits/<target>``, with a number if an edit of something else is there; the same edit is replaced."""
-    from unike.editors.base import read_description
+    from unike.editors.base import SAVED
 
     wanted = (fact.prompt, None if fact.image is None else str(fact.image), fact.target, model, editor)
     stem = Path("edits") / (re.sub(r"[\W_]+", "-", fact.target or "").strip("-").casefold()[:40].strip("-") or "edit")
     place, number = stem, 1
     while place.exists():
         try:
-            found = read_description(place)
+            found = SAVED.describe(place)
             (old,) = found["facts"]
             if (old["prompt"], old["image"], old["target"], found["backbone"]["source"], found["editor"]) == wanted:
                 break

@@ -10,17 +10,14 @@ Tensors of an edit carry a leading dimension B: one object holds B *independent*
 row ``i`` of a batch being seen by edit ``i``. ``edit[i]`` is that one alone.
 """
 
-import hashlib
-import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
@@ -30,42 +27,27 @@ from unike import registry
 from unike._version import __version__
 from unike.backbones.base import Backbone
 from unike.errors import UnikeError
-from unike.files import replace_folder
+from unike.files import SealedFolder, replace_folder
 from unike.functional import target_positions
 from unike.hooks import Args, Hooks, Kwargs
 from unike.modules.anchors import Anchors
+from unike.settings import Settings
 from unike.types import Query, SplitState
 
 CONFIG_FILE, TENSOR_FILE = "edit_config.json", "edit.safetensors"
-FORMAT = 1
+SAVED = SealedFolder(
+    "edit", CONFIG_FILE, TENSOR_FILE, version=1, keys=frozenset({"editor", "config", "backbone", "facts"})
+)
 
 
-class EditorConfig(BaseModel):
+class EditorConfig(Settings):
     """Settings of an editor: frozen, and unknown keys are errors.
 
     Attributes:
         max_target_tokens: A longer target is refused.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
     max_target_tokens: int = 64
-
-    @classmethod
-    def parse(cls, settings: dict[str, Any]) -> Self:
-        """Check settings that a user wrote.
-
-        Raises:
-            UnikeError: An unknown key or an impossible value; the message names it.
-        """
-        try:
-            return cls.model_validate(settings)
-        except ValidationError as error:
-            first = error.errors()[0]
-            key = ".".join(map(str, first["loc"]))
-            if first["type"] == "extra_forbidden":
-                raise UnikeError(registry.did_you_mean("setting", key, sorted(cls.model_fields))) from None
-            raise UnikeError(f"setting {key}={first['input']!r}: {first['msg']}") from None
 
 
 class Edit(ABC):
@@ -199,7 +181,6 @@ class Edit(ABC):
         """
         content = save({name: tensor.cpu() for name, tensor in self.tensors.items()})
         described: dict[str, Any] = {
-            "format": FORMAT,
             "unike": __version__,
             "editor": self.editor,
             "config": self.config.model_dump(mode="json"),
@@ -209,9 +190,7 @@ class Edit(ABC):
                 for q in self.facts
             ],
         }
-        described["sha256"] = seal(described, content)
-        text = json.dumps(described, indent=2, ensure_ascii=False) + "\n"
-        replace_folder(Path(folder), {CONFIG_FILE: text.encode(), TENSOR_FILE: content}, known_by=CONFIG_FILE)
+        replace_folder(Path(folder), SAVED.files(described, content), known_by=CONFIG_FILE)
 
     @staticmethod
     def from_pretrained(folder: str | Path) -> "Edit":
@@ -221,15 +200,7 @@ class Edit(ABC):
             UnikeError: No edit there, or one that was changed, cut short, or made by a newer version.
         """
         folder = Path(folder)
-        described = read_description(folder)
-        try:
-            content = (folder / TENSOR_FILE).read_bytes()
-        except OSError as error:
-            raise UnikeError(f"cannot read {folder / TENSOR_FILE}: {error.strerror}") from None
-        if seal(described, content) != described["sha256"]:
-            raise UnikeError(
-                f"the edit in {folder} is damaged: its files are not those that were saved; make the edit anew"
-            )
+        described, content = SAVED.read(folder)
         try:
             editor: type[Editor[Any]] = registry.editors.get(described["editor"])
             facts = [
@@ -244,33 +215,7 @@ class Edit(ABC):
                 source=described["backbone"]["source"],
             )
         except (LookupError, TypeError, ValueError, AttributeError, SafetensorError) as error:
-            raise UnikeError(f"{folder / CONFIG_FILE} is damaged: {error!r}; make the edit anew") from None
-
-
-def seal(described: Mapping[str, Any], content: bytes) -> str:
-    """SHA-256 of both halves of a saved edit: tensors under another config would not mean the same."""
-    rest = {key: value for key, value in described.items() if key != "sha256"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode() + content).hexdigest()
-
-
-def read_description(folder: Path) -> dict[str, Any]:
-    """The JSON half of a saved edit, checked.
-
-    Raises:
-        UnikeError: No edit there, or not one this version can read.
-    """
-    path = folder / CONFIG_FILE
-    if not path.is_file():
-        raise UnikeError(f"no edit in {folder}: {CONFIG_FILE} is missing")
-    try:
-        described = json.loads(path.read_text(encoding="utf-8"))
-        if described["format"] != FORMAT:
-            raise UnikeError(f"{path} has format {described['format']}, this version reads {FORMAT}; update unike")
-        if not {"editor", "config", "backbone", "facts", "sha256"} <= described.keys():
-            raise KeyError
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UnikeError(f"{path} is damaged: {str(error) or 'keys are missing'}; make the edit anew") from None
-    return dict(described)
+            raise SAVED.damaged(folder, repr(error)) from None
 
 
 @contextmanager

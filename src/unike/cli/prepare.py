@@ -1,0 +1,176 @@
+"""``unike prepare``: the in-context knowledge of a model, which is what editors retrieve from."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from unike import registry
+from unike.cli import _shared as shared
+from unike.errors import UnikeError
+
+if TYPE_CHECKING:
+    from unike import preparation
+    from unike.types import EditCase
+
+EVALUATED = ("dev", "eval")
+"""Splits that nothing may leak from."""
+
+TAGS = {
+    "name": "inaccurate recognition",
+    "kind": "inaccurate recognition",
+    "country": "inaccurate recognition",
+    "capital": "incorrect reasoning",
+    "continent": "incorrect reasoning",
+    "currency": "incorrect reasoning",
+}
+"""Kind of a PocketEdit question to what a wrong answer is put down to (Figure 6): naming what is seen, or knowing more.
+
+A caption does both, and no kind tells that the vision tower has missed something: those have no tag.
+"""
+
+
+def prepare(
+    out: Annotated[Path, typer.Option(help="The folder to write; a run that was cut off goes on there.")],
+    model: shared.Model = "mini",
+    data: Annotated[str, typer.Option(help="A data set, see: unike ls datasets.")] = "pocket",
+    split: Annotated[str, typer.Option(help="Of the data set; not 'eval'.")] = "train",
+    task: Annotated[str | None, typer.Option(help="'vqa' or 'caption'.", show_default="what there is")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Where MMEdit is.", show_default="the cache folder")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting; repeatable.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Keep at most so many triplets.", show_default="all")] = None,
+    device: shared.Device = "auto",
+    dtype: shared.Dtype = "auto",
+    as_json: shared.Json = False,
+) -> None:
+    """Collect what a model answers wrongly, and learn what tells true answers from false ones."""
+    chosen = shared.parse_settings(settings or [])
+    if limit is not None and "limit" in chosen:
+        raise UnikeError("--limit and --set limit say the same; give it once")
+    with shared.working("starting"):
+        from unike import preparation
+        from unike.modules.knowledge import Knowledge
+
+        config = preparation.PrepareConfig.parse(chosen if limit is None else chosen | {"limit": limit})
+        shared.check_hardware(device, dtype)
+        preparation.check_place(out)
+        cases, against, tags = read_cases(data, split, task, data_dir)
+        there = preparation.is_prepared(out, model, cases, config, against=against)
+    start = time.perf_counter()
+    if there:
+        known = Knowledge.from_pretrained(out)
+    else:
+        backbone, load_seconds = shared.load(model, device, dtype)
+        start += load_seconds
+        with bars() as progress:
+            known = preparation.prepare(backbone, cases, out, config, against=against, tags=tags, progress=progress)
+    seconds = time.perf_counter() - start
+    size = sum(file.stat().st_size for file in out.iterdir())
+    report = known.description["report"]
+    if as_json:
+        shared.print_json(
+            {
+                "model": model,
+                "saved": str(out),
+                "already_there": there,
+                "triplets": len(known),
+                "fingerprint": known.fingerprint,
+                "seconds": round(seconds, 1),
+                "bytes": size,
+                "report": report,
+            }
+        )
+        return
+    shared.OUT.print(counts_table(report, len(known)))
+    shared.OUT.print(layers_table(report))
+    told = "already there:" if there else f"prepared in {seconds:.0f} s, saved in"
+    typer.echo(f"{told} {out} ({size / 1e6:.1f} MB)")
+
+
+def read_cases(
+    data: str, split: str, task: str | None, data_dir: Path | None
+) -> "tuple[list[EditCase], list[EditCase], dict[str, str]]":
+    """The cases to learn from, those that will be evaluated on, and tags of the first.
+
+    Raises:
+        UnikeError: Unknown names, the split that is only for reporting, or files that are missing.
+    """
+    dataset = registry.datasets.get(data)
+    if split == "eval":
+        raise UnikeError("the eval split is only for reporting; prepare from train")
+    if data == "mmedit":
+        learned = evaluated = dataset(data_dir, task or "vqa")
+    elif data_dir is not None:
+        raise UnikeError(f"{data} ships with unike and has no folder; leave --data-dir out")
+    else:
+        learned, evaluated = dataset(task), dataset()  # nothing of the other task may leak in either
+    cases = learned.cases(split)
+    others = [name for name in EVALUATED if name in dataset.splits and name != split]
+    against = [case for name in others for case in evaluated.cases(name)]
+    return cases, against, pocket_tags() if data == "pocket" else {}
+
+
+def pocket_tags() -> dict[str, str]:
+    """Id of a case of PocketEdit to its tag, if it has one."""
+    from unike.datasets import pocket
+
+    rows = pocket.read("edits", ["case_id", "kind"])
+    return {row["case_id"]: TAGS[row["kind"]] for row in rows if row["kind"] in TAGS}
+
+
+@contextmanager
+def bars() -> "Iterator[preparation.Progress]":
+    """A progress bar for each stage on stderr, if that is a terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=shared.ERR, disable=not shared.ERR.is_terminal) as shown:
+        tasks: dict[str, Any] = {}
+
+        def progress(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                for task in tasks.values():  # a stage may end before it has done all it might
+                    shown.update(task, completed=shown.tasks[task].total)
+                tasks[stage] = shown.add_task(stage)
+            shown.update(tasks[stage], completed=done, total=total)
+
+        yield progress
+
+
+def counts_table(report: dict[str, Any], triplets: int) -> Table:
+    """From cases to triplets."""
+    candidates, answers = report["candidates"], dict(report["answers"])
+    steps = {"cases": candidates["cases"]}
+    steps |= {f"- {reason}": n for reason, n in candidates["dropped"].items()}
+    steps |= {"asked": answers.pop("asked"), **{f"- {verdict}": n for verdict, n in answers.items()}}
+    steps["triplets"] = triplets
+    grid = Table("step")
+    grid.add_column("count", justify="right")
+    for step, count in steps.items():
+        grid.add_row(step, f"{count:,}")
+    return grid
+
+
+def layers_table(report: dict[str, Any]) -> Table:
+    """What the encoders of each layer have learned."""
+    grid = Table("layer")
+    headings = ("loss of f", "loss of g", "retrieval by g", "probe on h", "on f(h)", "on g(h)")
+    for heading in headings:
+        grid.add_column(heading, justify="right")
+    for layer, found in report["layers"].items():
+        losses = [
+            " -> ".join(f"{loss:.2f}" for loss in found[name]["held_out"]) for name in ("truthfulness", "semantic")
+        ]
+        probes = [percent(found["probe"][name]) for name in ("h", "f", "g")]
+        grid.add_row(layer, *losses, f"{percent(found['retrieval']['g'])} of {found['retrieval']['n']}", *probes)
+    return grid
+
+
+def percent(part: float | None) -> str:
+    """``0.5`` as ``50%``."""
+    return "-" if part is None else f"{part:.0%}"

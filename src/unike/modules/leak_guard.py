@@ -1,0 +1,140 @@
+"""Keeping what is evaluated on out of what is learned from.
+
+Two questions leak if they are about the same picture, or about pictures that look the same, or if they are the same
+question and say by themselves what they are about. "What is this?" is asked about everything and says nothing.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from unike.images import load_image
+from unike.types import Query
+
+SIDE = 16
+"""Thumbnails are of so many pixels a side."""
+
+NEAR = 12
+"""Pictures whose hashes differ in no more bits look the same: about 4 of 255 in the mean over pixels and channels."""
+
+GENERIC = 5
+"""A question that is asked about so many pictures is about none of them in particular."""
+
+LEAKS = ("evaluated picture", "looks like an evaluated picture", "evaluated question")
+
+
+@dataclass(frozen=True)
+class Fingerprints:
+    """What tells a picture: `content_hash` and `perceptual_hash`."""
+
+    content: str
+    perceptual: str
+
+
+@cache
+def fingerprints(image: Path) -> Fingerprints:
+    """Both hashes of a picture, which is read once.
+
+    Raises:
+        UnikeError: It cannot be read.
+    """
+    return Fingerprints(content_hash(image), perceptual_hash(load_image(image)))
+
+
+def content_hash(image: Path) -> str:
+    """SHA-256 of the file, its first 16 digits."""
+    return hashlib.sha256(image.read_bytes()).hexdigest()[:16]
+
+
+def perceptual_hash(image: Image.Image) -> str:
+    """192 hexadecimal digits that differ in few bits where pictures look alike, colours included.
+
+    Each of the 16 x 16 x 3 bits says whether a value of the thumbnail is above a threshold, and thresholds are spread
+    over 0..255 (ordered dithering, with a channel's own shift). So the number of different bits measures the mean
+    difference of colours; hashes that compare neighbouring pixels cannot tell the flag of France from Italy's.
+
+    Args:
+        image: In RGB.
+    """
+    values = image.resize((SIDE, SIDE), Image.Resampling.BOX).tobytes()
+    bits = "".join("1" if value > limit else "0" for value, limit in zip(values, _thresholds(), strict=True))
+    return f"{int(bits, 2):0{len(bits) // 4}x}"
+
+
+@cache
+def _thresholds() -> tuple[int, ...]:
+    """Of every pixel and channel: each of 0..254 in steps of about 1, spread by Bayer's matrix."""
+    bayer = torch.zeros(1, 1, dtype=torch.long)
+    while len(bayer) < SIDE:
+        bayer = torch.cat([torch.cat([4 * bayer, 4 * bayer + 2], 1), torch.cat([4 * bayer + 3, 4 * bayer + 1], 1)])
+    channels = torch.stack([bayer, bayer.roll(5, 0), bayer.roll(5, 1)], dim=-1)
+    return tuple((channels.flatten() * 255 // SIDE**2).tolist())
+
+
+def bits_apart(one: str, other: str) -> int:
+    """In how many bits two perceptual hashes differ."""
+    return (int(one, 16) ^ int(other, 16)).bit_count()
+
+
+class LeakGuard:
+    """Tells which candidates have something in common with what an evaluation asks.
+
+    Args:
+        protected: Every query of the evaluation, edits and probes.
+        candidates: Every query that is to be learned from; they show which questions are generic.
+        progress: Called with the number of pictures that are read, and of all.
+
+    Raises:
+        UnikeError: A picture cannot be read.
+    """
+
+    def __init__(
+        self,
+        protected: Iterable[Query],
+        candidates: Iterable[Query],
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> None:
+        protected, candidates = list(protected), list(candidates)
+        images = [sorted({query.image for query in group if query.image}) for group in (protected, candidates)]
+        found = {}
+        for image in sorted({*images[0], *images[1]}):
+            found[image] = fingerprints(image)
+            progress(len(found), len({*images[0], *images[1]}))
+        self._contents = {found[image].content for image in images[0]}
+        self._bits = _as_bits([found[image].perceptual for image in images[0]])
+        self._questions = {worded(query.prompt) for query in protected} - generic_questions(candidates)
+
+    def leak(self, query: Query) -> str | None:
+        """What a candidate has in common with the evaluation, one of `LEAKS`, or None."""
+        if query.image is not None:
+            own = fingerprints(query.image)
+            if own.content in self._contents:
+                return LEAKS[0]
+            if ((self._bits != _as_bits([own.perceptual])).sum(dim=1) <= NEAR).any():
+                return LEAKS[1]
+        return LEAKS[2] if worded(query.prompt) in self._questions else None
+
+
+def generic_questions(queries: Iterable[Query]) -> set[str]:
+    """The questions, as `worded`, that are asked about at least `GENERIC` different pictures."""
+    asked = {(worded(query.prompt), fingerprints(query.image).content) for query in queries if query.image is not None}
+    counts = Counter(question for question, _ in asked)
+    return {question for question, count in counts.items() if count >= GENERIC}
+
+
+def worded(prompt: str) -> str:
+    """A question without regard to case and spaces."""
+    return " ".join(prompt.casefold().split())
+
+
+def _as_bits(hashes: list[str]) -> Tensor:
+    """``[n, 768]`` bool."""
+    rows = [[digit == "1" for digit in f"{int(each, 16):0{4 * len(each)}b}"] for each in hashes]
+    return torch.tensor(rows, dtype=torch.bool).reshape(len(hashes), 3 * SIDE**2)

@@ -1,0 +1,661 @@
+"""Collecting the in-context knowledge of a backbone and disentangling it (section 3.3, Appendix C).
+
+What a backbone answers wrongly makes triplets ``(Q_I, A_pos, A_neg)``; the states behind both answers train two small
+encoders for each edited layer. Nothing of an evaluation may be learned from, and every step says how much fell out.
+
+All of it happens in stages whose results are kept in ``.work`` of the folder to be, under names that say what they were
+made from. A run that is cut off goes on where it stopped, and ends with the same bytes.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import astuple, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from unike._version import __version__
+from unike.backbones.base import DTYPES, AttentionSite, Backbone
+from unike.errors import UnikeError
+from unike.files import check_folder, replace_file, replace_folder
+from unike.hooks import trace
+from unike.metrics import normalise
+from unike.modules.disentangle import (
+    Encoder,
+    Epoch,
+    fit_w_zeta,
+    hold_out,
+    probe_accuracy,
+    retrieval_accuracy,
+    semantic_loss,
+    split_by_answer,
+    train_encoder,
+    truthfulness_loss,
+    zeta,
+)
+from unike.modules.knowledge import (
+    CONFIG_FILE,
+    SAVED,
+    Knowledge,
+    LayerKnowledge,
+    Triplet,
+    as_attention_output,
+    evenly,
+)
+from unike.modules.latent_memory import last_answer_token, read_entries
+from unike.modules.leak_guard import LEAKS, Fingerprints, LeakGuard, fingerprints, worded
+from unike.settings import Settings
+from unike.types import IGNORE, EditCase, Prefill, Query
+
+WORK = ".work"
+ROWS = 32
+"""Questions the backbone reads at once; fixed, so that a run that is resumed pads them as the first one did."""
+
+TEXTS = 256
+"""At most so many questions without a picture take part in the mean of attention inputs."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with a stage, how much of it is done, and how much there is; a stage may end before all of it is done."""
+
+
+class PrepareConfig(Settings):
+    """Settings of `prepare`.
+
+    Attributes:
+        layers: Which layers to prepare (paper: the last four).
+        limit: Keep at most so many triplets, evenly spread over the cases, and ask no more than that takes.
+        hidden: Width of the encoders' inner layer.
+        truth_width: ``d``, of the truthfulness space.
+        tau: Temperature of both losses.
+        lr: Learning rate (paper: 1e-4).
+        max_epochs: Of either encoder.
+        patience: Epochs without a gain on held-out triplets after which an encoder is done.
+        ridge: Of `fit_w_zeta`.
+        batch: Triplets a step.
+        seed: Of every choice.
+        store_dtype: Precision of what is kept.
+        max_new_tokens: An answer of the backbone that is as long is taken to be cut off.
+    """
+
+    layers: tuple[int, ...] = Field(default=(-4, -3, -2, -1), min_length=1)
+    limit: int | None = Field(default=None, ge=1)
+    hidden: int = Field(default=512, ge=1)
+    truth_width: int = Field(default=128, ge=1)
+    tau: float = Field(default=0.1, gt=0)
+    lr: float = Field(default=1e-4, gt=0)
+    max_epochs: int = Field(default=300, ge=0)
+    patience: int = Field(default=20, ge=1)
+    ridge: float = Field(default=1e-2, gt=0)
+    batch: int = Field(default=256, ge=2)
+    seed: int = 0
+    store_dtype: Literal["float32", "float16", "bfloat16"] = "float16"
+    max_new_tokens: int = Field(default=32, ge=1)
+
+
+def prepare(
+    backbone: Backbone,
+    cases: Sequence[EditCase],
+    out: Path,
+    config: PrepareConfig | None = None,
+    *,
+    against: Sequence[EditCase] = (),
+    tags: Mapping[str, str] | None = None,
+    progress: Progress = lambda stage, done, total: None,
+) -> Knowledge:
+    """Collect what a backbone answers wrongly, and learn from it.
+
+    Args:
+        backbone: Without edits.
+        cases: Of a train split: their edits are the candidates.
+        out: The folder to write; if it holds the very same already, that is read. What an earlier run left there is
+            used.
+        config: Settings.
+        against: What will be evaluated on: nothing that shares a picture or a telling question with it is learned from.
+        tags: For ids of cases, why a wrong answer to them is wrong (Appendix C, Figure 6).
+        progress: Told about every stage.
+
+    Returns:
+        The knowledge, as it was written.
+
+    Raises:
+        UnikeError: The folder holds something else, a setting does not fit the backbone, a picture cannot be read, or
+            too little is left to learn from.
+    """
+    config = config or PrepareConfig()
+    for layer in config.layers:
+        backbone.layer_index(layer)
+    check_place(out)
+    if is_prepared(out, backbone.source, cases, config, against=against):
+        knowledge = Knowledge.from_pretrained(out)
+        knowledge.check(backbone)
+        return knowledge
+    if backbone.edits:
+        raise UnikeError("the knowledge is that of the unedited model; detach the edits first")
+    work = Work(out)
+
+    candidates, dropped = find_candidates(cases, against, tags or {}, progress)
+    mistakes, asked = collect(backbone, candidates, work, config, progress)
+    states, tokens = read_states(backbone, mistakes, work, config, progress)
+    texts = text_questions(cases, against)
+    means = read_means(backbone, texts, states, work, config, progress)
+    triplets = tuple(mistake.triplet for mistake in mistakes)
+    layers, learned = {}, {}
+    for layer in config.layers:
+        made_from = [backbone.fingerprint(), layer, texts, *map(astuple, triplets), config.model_dump(mode="json")]
+        tensors, learned[str(layer)] = work.once(
+            f"layer{layer}",
+            made_from,
+            partial(learn, backbone.attention(layer), triplets, states[layer], means[layer], config, layer, progress),
+        )
+        layers[layer] = LayerKnowledge.from_tensors(tensors)
+
+    report = {
+        "candidates": {"cases": len(cases), "dropped": dropped, "left": len(candidates)},
+        "answers": asked,
+        "tags": dict(Counter(triplet.tag or "untagged" for triplet in triplets)),
+        "answer_tokens": tokens,
+        "text_questions": len(texts),
+        "layers": learned,
+    }
+    knowledge = Knowledge(layers, triplets, describe(backbone, cases, against, config) | {"report": report})
+    replace_folder(out, knowledge.files(), known_by=WORK)
+    return knowledge
+
+
+# ---------------------------------------------------------------------- the folder
+
+
+def describe(
+    backbone: Backbone, cases: Sequence[EditCase], against: Sequence[EditCase], config: PrepareConfig
+) -> dict[str, Any]:
+    """What knowledge is made from."""
+    return {
+        "unike": __version__,
+        "backbone": {
+            "source": backbone.source,
+            "fingerprint": backbone.fingerprint(),
+            "template": backbone.template,
+            "n_layers": backbone.n_layers,
+        },
+        "dtype": config.store_dtype,
+        "config": config.model_dump(mode="json"),
+        "data": describe_data(cases, against),
+    }
+
+
+def describe_data(cases: Sequence[EditCase], against: Sequence[EditCase]) -> dict[str, Any]:
+    """How many cases, and a hash of their ids, questions and answers and the names of their pictures."""
+
+    def plain(query: Query) -> list[str | None]:
+        return [query.prompt, None if query.image is None else query.image.name, query.target]
+
+    content = [
+        [[case.case_id, plain(case.edit), *(plain(probe.query) for probe in case.probes)] for case in group]
+        for group in (cases, against)
+    ]
+    return {"cases": len(cases), "against": len(against), "sha256": digest(content)}
+
+
+def is_prepared(
+    out: Path, source: str, cases: Sequence[EditCase], config: PrepareConfig, *, against: Sequence[EditCase] = ()
+) -> bool:
+    """Whether a folder holds the knowledge of a backbone called ``source`` with these settings; reads no tensors."""
+    try:
+        there = SAVED.describe(out)
+    except UnikeError:
+        return False
+    wanted = (source, config.model_dump(mode="json"), describe_data(cases, against))
+    return (there["backbone"]["source"], there.get("config"), there.get("data")) == wanted
+
+
+def check_place(out: Path) -> None:
+    """Refuse a folder that is neither new nor knowledge, finished or begun."""
+    check_folder(out, known_by=WORK if (out / WORK).is_dir() else CONFIG_FILE)
+
+
+class Work:
+    """What is done so far, in a folder within the one to be.
+
+    Args:
+        out: The folder to be.
+    """
+
+    def __init__(self, out: Path) -> None:
+        self.folder = out / WORK
+
+    def once(
+        self, name: str, made_from: Any, make: Callable[[], tuple[dict[str, Tensor], Any]]
+    ) -> tuple[dict[str, Tensor], Any]:
+        """Tensors and a JSON value, made now or by an earlier run.
+
+        Args:
+            name: Of the file.
+            made_from: A JSON value with everything that the result depends on.
+            make: Called if there is no such result.
+        """
+        path = self.folder / f"{name}-{digest(made_from)}.safetensors"
+        try:
+            with safe_open(path, "pt") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()["notes"])  # noqa: SIM118
+        except (FileNotFoundError, SafetensorError):
+            tensors, notes = make()
+            tensors = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+            self._make_folder()
+            replace_file(path, save(tensors, {"notes": json.dumps(notes)}))
+            return tensors, notes
+
+    def answers(self) -> dict[str, str]:
+        """Key of a question to the answer it got."""
+        try:
+            content = self._answer_file.read_bytes()
+        except FileNotFoundError:
+            return {}
+        whole = content[: content.rfind(b"\n") + 1]
+        if whole != content:  # a line that was cut off
+            replace_file(self._answer_file, whole)
+        return {line["key"]: line["answer"] for line in map(json.loads, whole.splitlines())}
+
+    def remember(self, answers: Mapping[str, str]) -> None:
+        """Append answers."""
+        self._make_folder()
+        lines = [json.dumps({"key": key, "answer": answer}, ensure_ascii=False) for key, answer in answers.items()]
+        with self._answer_file.open("a", encoding="utf-8") as file:
+            file.write("".join(f"{line}\n" for line in lines))
+
+    @property
+    def _answer_file(self) -> Path:
+        return self.folder / "answers.jsonl"
+
+    def _make_folder(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UnikeError(f"cannot write {self.folder}: {error.strerror}; choose another folder") from None
+
+
+def digest(content: Any) -> str:
+    """A short hash of a JSON value."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+# ---------------------------------------------------------------------- candidates
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A question with its true answer that the backbone may get wrong."""
+
+    query: Query
+    picture: Fingerprints
+    tag: str
+
+
+def find_candidates(
+    cases: Sequence[EditCase], against: Sequence[EditCase], tags: Mapping[str, str], progress: Progress
+) -> tuple[list[Candidate], dict[str, int]]:
+    """The edits of the cases that are about a picture and share nothing with ``against``.
+
+    Returns:
+        The candidates, each once, and for each reason how many are not among them.
+
+    Raises:
+        UnikeError: There is none.
+    """
+    protected = [query for case in against for query in (case.edit, *(probe.query for probe in case.probes))]
+    guard = LeakGuard(protected, [case.edit for case in cases], partial(progress, "reading pictures"))
+    found: dict[tuple[str, str, str], Candidate] = {}
+    dropped: Counter[str] = Counter(dict.fromkeys(("no picture", *LEAKS, "repeated"), 0))
+    for case in cases:
+        if case.edit.image is None:
+            dropped["no picture"] += 1
+        elif reason := guard.leak(case.edit):
+            dropped[reason] += 1
+        else:
+            candidate = Candidate(case.edit, fingerprints(case.edit.image), tags.get(case.case_id, ""))
+            same = (worded(case.edit.prompt), candidate.picture.content, normalise(case.edit.target or ""))
+            dropped["repeated"] += same in found
+            found.setdefault(same, candidate)
+    if not found:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
+        raise UnikeError(f"none of {len(cases)} cases can be learned from: {reasons}")
+    return list(found.values()), dict(dropped)
+
+
+# ---------------------------------------------------------------------- answers
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A candidate that is answered wrongly."""
+
+    triplet: Triplet
+    image: Path
+
+
+def collect(
+    backbone: Backbone, candidates: Sequence[Candidate], work: Work, config: PrepareConfig, progress: Progress
+) -> tuple[list[Mistake], dict[str, int]]:
+    """Ask the unedited backbone, greedily, and keep what it answers wrongly.
+
+    Returns:
+        The mistakes in the order of the candidates, and how many answers there were of each verdict (see `judge`).
+
+    Raises:
+        UnikeError: There is no mistake to learn from.
+    """
+    known = work.answers()
+    batches = [candidates[start : start + ROWS] for start in range(0, len(candidates), ROWS)]
+    mistakes: dict[int, list[Mistake]] = {}
+    counts: Counter[str] = Counter()
+    for done, index in enumerate(far_apart(len(batches)), 1):
+        batch = batches[index]
+        keys = [question_key(backbone, candidate, config) for candidate in batch]
+        if not known.keys() >= set(keys):
+            said = backbone.generate([each.query for each in batch], max_new_tokens=config.max_new_tokens)
+            answers = dict(zip(keys, said, strict=True))
+            work.remember(answers)
+            known |= answers
+        mistakes[index] = []
+        for key, candidate in zip(keys, batch, strict=True):
+            verdict = judge(backbone, known[key], candidate.query.target or "", config.max_new_tokens)
+            counts[verdict] += 1
+            if verdict == "wrong":
+                mistakes[index].append(as_mistake(candidate, known[key]))
+        progress("asking", done, len(batches))
+        if config.limit is not None and counts["wrong"] >= config.limit:
+            break
+    found = [mistake for index in sorted(mistakes) for mistake in mistakes[index]]
+    if not found:
+        raise UnikeError(f"{backbone.source} has no clear mistake among {counts.total()} answers; there is no triplet")
+    kept = [found[i] for i in evenly(len(found), config.limit)]
+    return kept, {"asked": counts.total(), **counts, "beyond the limit": len(found) - len(kept)}
+
+
+def far_apart(count: int) -> list[int]:
+    """The numbers below ``count`` in an order whose every beginning is spread over all: steps of the golden ratio."""
+    return sorted(range(count), key=lambda i: i * (5**0.5 - 1) / 2 % 1)
+
+
+def question_key(backbone: Backbone, candidate: Candidate, config: PrepareConfig) -> str:
+    """What an answer depends on."""
+    asked = [candidate.query.prompt, candidate.picture.content, config.max_new_tokens]
+    return digest([backbone.fingerprint(), str(backbone.dtype), backbone.template, *asked])
+
+
+def judge(backbone: Backbone, answer: str, target: str, max_new_tokens: int) -> str:
+    """What an answer is worth as ``A_neg``.
+
+    Returns:
+        ``"right"``, ``"empty"``, ``"truncated"``; ``"substring"`` if one of answer and target holds the other,
+        ``"reordered"`` if they have the same words: both may mean the same; else ``"wrong"``.
+    """
+    said, wanted = normalise(answer), normalise(target)
+    if said == wanted:
+        return "right"
+    if not said:
+        return "empty"
+    if len(backbone.tokenizer(" " + answer, add_special_tokens=False)["input_ids"]) >= max_new_tokens:
+        return "truncated"
+    if said in wanted or wanted in said:
+        return "substring"
+    return "reordered" if sorted(said.split()) == sorted(wanted.split()) else "wrong"
+
+
+def as_mistake(candidate: Candidate, answer: str) -> Mistake:
+    """Answers lose what they end with: a full stop behind all true answers alone would tell them from false ones."""
+    assert candidate.query.image is not None and candidate.query.target is not None
+    positive, negative = (text.strip().rstrip(".,;:!? ") for text in (candidate.query.target, answer))
+    content, perceptual = astuple(candidate.picture)
+    return Mistake(
+        Triplet(candidate.query.prompt, content, perceptual, positive, negative, candidate.tag), candidate.query.image
+    )
+
+
+# ---------------------------------------------------------------------- states
+
+States = dict[str, Tensor]
+"""Of one layer, ``[T, D]`` fp32 each.
+
+``h_sem, h_pos, h_neg`` are attention inputs, ``raw_sem, raw_pos`` attention outputs, ``written_pos, written_neg`` what
+the feed-forward network writes; ``sem`` is at the last prompt token, ``pos`` and ``neg`` at the last of the answer.
+"""
+
+
+def read_states(
+    backbone: Backbone, mistakes: Sequence[Mistake], work: Work, config: PrepareConfig, progress: Progress
+) -> tuple[dict[int, States], dict[str, float]]:
+    """The states of all triplets, in one teacher-forced pass for each answer.
+
+    Returns:
+        The states of each layer, and the mean length in tokens of true and false answers.
+    """
+    chunks = []
+    lengths = []
+    for start in range(0, len(mistakes), ROWS):
+        some = mistakes[start : start + ROWS]
+        made_from = [backbone.fingerprint(), str(backbone.dtype), backbone.template, config.layers]
+        tensors, tokens = work.once(
+            f"states-{start // ROWS:05}",
+            [*made_from, *(astuple(mistake.triplet) for mistake in some)],
+            partial(read_some, backbone, some, config.layers),
+        )
+        chunks.append(tensors)
+        lengths.append(tokens)
+        progress("reading states", start + len(some), len(mistakes))
+    whole = {name: torch.cat([chunk[name] for chunk in chunks]) for name in chunks[0]}
+    states: dict[int, States] = {layer: {} for layer in config.layers}
+    for name, tensor in whole.items():
+        layer, part = name.split(".")
+        states[int(layer)][part] = tensor
+    return states, {side: round(sum(each[side] for each in lengths) / len(mistakes), 2) for side in ("pos", "neg")}
+
+
+def read_some(
+    backbone: Backbone, mistakes: Sequence[Mistake], layers: Sequence[int]
+) -> tuple[dict[str, Tensor], dict[str, int]]:
+    """`States` of one batch as ``{layer}.{part}``, and how many tokens its true and false answers have."""
+    found: dict[str, Tensor] = {}
+    tokens = {}
+    for side in ("pos", "neg"):
+        queries = [
+            Query(each.triplet.prompt, each.image, each.triplet.positive if side == "pos" else each.triplet.negative)
+            for each in mistakes
+        ]
+        state = backbone.run_to_split(backbone.encode(queries), min(map(backbone.layer_index, layers)))
+        where = last_answer_token(backbone, state)
+        rows, prefill = torch.arange(len(where), device=where.device), Prefill(state.prompt_last)
+        attentions = [backbone.attention(layer).module for layer in layers]
+        networks = [backbone.ffn(layer).outputs for layer in layers]
+        with trace([*attentions, *networks]) as records:
+            entries = read_entries(backbone, state, layers, positions=where)
+        for layer, attention, network in zip(layers, records[: len(layers)], records[len(layers) :], strict=True):
+            h_sem, h_answer = (entry.squeeze(1) for entry in entries[layer])
+            attended, written = attention.output[0], network.output.reshape(state.hidden.shape)
+            found[f"{layer}.h_{side}"] = h_answer
+            found[f"{layer}.written_{side}"] = written[rows, where.squeeze(1)].float()
+            if side == "pos":  # h_neg is read to train the encoders; the memory holds true answers only
+                found[f"{layer}.h_sem"] = h_sem
+                found[f"{layer}.raw_sem"] = prefill.at_prompt_last(attended).float()
+                found[f"{layer}.raw_pos"] = attended[rows, where.squeeze(1)].float()
+        answers = (state.labels != IGNORE) & (state.labels != backbone.tokenizer.eos_token_id)
+        tokens[side] = int(answers.sum())
+    return found, tokens
+
+
+def text_questions(cases: Sequence[EditCase], against: Sequence[EditCase]) -> list[str]:
+    """The probes of the cases that have no picture, each once, without those that ``against`` asks too."""
+
+    def asked(group: Sequence[EditCase]) -> dict[str, str]:
+        probes = (probe.query for case in group for probe in case.probes)
+        return {worded(query.prompt): query.prompt for query in probes if query.image is None}
+
+    protected = asked(against)
+    found = [prompt for question, prompt in asked(cases).items() if question not in protected]
+    return [found[i] for i in evenly(len(found), TEXTS)]
+
+
+def read_means(
+    backbone: Backbone,
+    texts: Sequence[str],
+    states: Mapping[int, States],
+    work: Work,
+    config: PrepareConfig,
+    progress: Progress,
+) -> dict[int, Tensor]:
+    """The mean attention input at ``p`` of each layer, ``[D]``; triplets and texts, if any, weigh the same."""
+    of_triplets = {layer: states[layer]["h_sem"].mean(dim=0) for layer in config.layers}
+    if not texts:
+        return of_triplets
+
+    def read() -> tuple[dict[str, Tensor], None]:
+        found: dict[str, list[Tensor]] = {str(layer): [] for layer in config.layers}
+        for start in range(0, len(texts), ROWS):
+            batch = backbone.encode([Query(prompt) for prompt in texts[start : start + ROWS]])
+            state = backbone.run_to_split(batch, min(map(backbone.layer_index, config.layers)))
+            with torch.no_grad(), trace([backbone.attention(layer).module for layer in config.layers]) as records:
+                backbone.run_from_split(state, positions=torch.zeros_like(state.labels, dtype=torch.bool))
+            for layer, record in zip(config.layers, records, strict=True):
+                found[str(layer)].append(Prefill(state.prompt_last).at_prompt_last(record.input).float())
+            progress("reading texts", start + len(batch), len(texts))
+        return {layer: torch.cat(parts).mean(dim=0) for layer, parts in found.items()}, None
+
+    made_from = [backbone.fingerprint(), str(backbone.dtype), backbone.template, config.layers, *texts]
+    of_texts, _ = work.once("texts", made_from, read)
+    return {layer: (of_triplets[layer] + of_texts[str(layer)]) / 2 for layer in config.layers}
+
+
+# ---------------------------------------------------------------------- learning
+
+
+def learn(
+    site: AttentionSite,
+    triplets: Sequence[Triplet],
+    states: States,
+    mean: Tensor,
+    config: PrepareConfig,
+    layer: int,
+    progress: Progress,
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Train a layer's encoders, and find what follows from them in closed form.
+
+    Returns:
+        The tensors of a `LayerKnowledge`, and losses and accuracies.
+    """
+    device = site.o_proj.weight.device
+    states = {name: tensor.to(device) for name, tensor in states.items()}
+    states |= {f"out_{side}": as_attention_output(site, states[f"h_{side}"]) for side in ("pos", "neg")}
+    epochs = iter(range(1, 4 * config.max_epochs + 1))
+
+    def tick(_: int) -> None:
+        progress(f"layer {layer}", next(epochs), 4 * config.max_epochs)
+
+    f, g, held_out, report = train_both([each.image_hash for each in triplets], states, config, tick)
+    f_pos, f_neg, g_pos, g_neg = encode(f, g, states)
+    accuracy = retrieval_accuracy(states["raw_sem"][held_out], g_pos[held_out])
+    report["retrieval"] = {"g": round(accuracy, 4), "n": int(held_out.sum())}
+    report["probe"] = probe(triplets, states, config, tick)
+
+    written = states["written_pos"] - states["written_neg"]
+    known = LayerKnowledge(
+        **{name: states[name] for name in ("h_sem", "h_pos", "h_neg", "raw_pos")},
+        mean=mean,
+        truthfulness=f,
+        semantic=g,
+        w_zeta=fit_w_zeta(f_pos - f_neg, written, config.ridge),
+        zeta=zeta(f_pos, f_neg),
+        w_semantic=fit_w_zeta(g_pos - g_neg, written, config.ridge),
+        semantic_zeta=zeta(g_pos, g_neg),
+        ffn_norm=states["written_pos"].norm(dim=1).mean(),
+    )
+    return known.rounded(DTYPES[config.store_dtype]).tensors(), report
+
+
+def train_both(
+    images: Sequence[str], states: States, config: PrepareConfig, tick: Callable[[int], None]
+) -> tuple[Encoder, Encoder, Tensor, dict[str, Any]]:
+    """``f`` by Eq. 4 on attention inputs behind answers, ``g`` by Eq. 5 on what attention makes of them.
+
+    Returns:
+        ``f``, ``g``, which triplets were held out (``[T]`` bool, whole pictures), and the losses.
+    """
+    held_out = hold_out(images, seed=config.seed).to(states["h_pos"].device)
+    width = states["h_pos"].shape[1]
+
+    def train(out: int, loss: Callable[..., Tensor], columns: Sequence[str]) -> tuple[Encoder, list[Epoch]]:
+        return train_encoder(
+            Encoder(width, config.hidden, out, seed=config.seed).to(held_out.device),
+            loss,
+            [states[column] for column in columns],
+            held_out,
+            lr=config.lr,
+            batch=config.batch,
+            max_epochs=config.max_epochs,
+            patience=config.patience,
+            seed=config.seed,
+            progress=tick,
+        )
+
+    f, f_history = train(
+        config.truth_width,
+        lambda f, pos, neg: truthfulness_loss(f(pos), f(neg), config.tau),
+        ("h_pos", "h_neg"),
+    )
+    g, g_history = train(
+        width,
+        lambda g, sem, pos, neg: semantic_loss(sem, g(pos), g(neg), config.tau),
+        ("raw_sem", "out_pos", "out_neg"),
+    )
+    return f, g, held_out, {"truthfulness": summary(f_history), "semantic": summary(g_history)}
+
+
+def summary(history: Sequence[Epoch]) -> dict[str, Any]:
+    """The losses before training and at the epoch that was kept."""
+    best = min(range(len(history)), key=lambda epoch: history[epoch].held_out)
+    before, kept = history[0], history[best]
+    return {
+        "epoch": best,
+        "train": [round(before.train, 4), round(kept.train, 4)],
+        "held_out": [round(before.held_out, 4), round(kept.held_out, 4)],
+    }
+
+
+@torch.no_grad()
+def encode(f: Encoder, g: Encoder, states: States) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``f(h_pos), f(h_neg), g(h_pos), g(h_neg)``."""
+    return f(states["h_pos"]), f(states["h_neg"]), g(states["out_pos"]), g(states["out_neg"])
+
+
+def probe(
+    triplets: Sequence[Triplet], states: States, config: PrepareConfig, tick: Callable[[int], None]
+) -> dict[str, Any]:
+    """Whether true answers differ from false ones linearly, on answers that neither probe nor encoder has seen.
+
+    The encoders are trained anew without these answers: those that are kept have seen them all.
+
+    Returns:
+        Accuracies on raw states, ``f``'s and ``g``'s output, and the number of states tested.
+    """
+    try:
+        split = split_by_answer(
+            [normalise(each.positive) for each in triplets],
+            [normalise(each.negative) for each in triplets],
+            seed=config.seed,
+        )
+    except UnikeError:  # a few triplets make a memory, but no test
+        return {"h": None, "f": None, "g": None, "n": 0}
+    seen = split.train.nonzero()[:, 0].tolist()
+    f, g, _, _ = train_both(
+        [triplets[i].image_hash for i in seen], {name: t[seen] for name, t in states.items()}, config, tick
+    )
+    f_pos, f_neg, g_pos, g_neg = encode(f, g, states)
+    found = {"h": (states["h_pos"], states["h_neg"]), "f": (f_pos, f_neg), "g": (g_pos, g_neg)}
+    accuracies = {name: probe_accuracy(*pair, split) for name, pair in found.items()}
+    return {name: round(accuracy, 4) for name, (accuracy, _) in accuracies.items()} | {"n": accuracies["h"][1]}

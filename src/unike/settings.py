@@ -1,0 +1,31 @@
+"""Settings that users write: frozen, checked, and refused with one line that names the key."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from typing_extensions import Self
+
+from unike import registry
+from unike.errors import UnikeError
+
+
+class Settings(BaseModel):
+    """A frozen set of settings; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @classmethod
+    def parse(cls, settings: dict[str, Any]) -> Self:
+        """Check settings that a user wrote.
+
+        Raises:
+            UnikeError: An unknown key or an impossible value; the message names it.
+        """
+        try:
+            return cls.model_validate(settings)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"]))
+            if first["type"] == "extra_forbidden":
+                raise UnikeError(registry.did_you_mean("setting", key, sorted(cls.model_fields))) from None
+            raise UnikeError(f"setting {key}={first['input']!r}: {first['msg']}") from None
