@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -52,6 +52,7 @@ from unike.modules.knowledge import (
 )
 from unike.modules.latent_memory import last_answer_token, read_entries
 from unike.modules.leak_guard import LEAKS, Fingerprints, LeakGuard, fingerprints, worded
+from unike.modules.relevance import Relevance, calibrate, separation
 from unike.settings import Settings
 from unike.types import IGNORE, EditCase, Prefill, Query
 
@@ -83,6 +84,10 @@ class PrepareConfig(Settings):
         seed: Of every choice.
         store_dtype: Precision of what is kept.
         max_new_tokens: An answer of the backbone that is as long is taken to be cut off.
+        gate_layers: Where the gate may be read, the best of these is taken; None for five between 60 % of the depth
+            and the lowest of ``layers``.
+        gate_cases: How many cases the gate is calibrated on; 0 for no gate.
+        gate_error: See `unike.modules.relevance.calibrate`.
     """
 
     layers: tuple[int, ...] = Field(default=(-4, -3, -2, -1), min_length=1)
@@ -98,6 +103,9 @@ class PrepareConfig(Settings):
     seed: int = 0
     store_dtype: Literal["float32", "float16", "bfloat16"] = "float16"
     max_new_tokens: int = Field(default=32, ge=1)
+    gate_layers: tuple[int, ...] | None = None
+    gate_cases: int = Field(default=300, ge=0)
+    gate_error: float = Field(default=0.02, gt=0, lt=0.5)
 
 
 def prepare(
@@ -141,7 +149,9 @@ def prepare(
         raise UnikeError("the knowledge is that of the unedited model; detach the edits first")
     work = Work(out)
 
-    candidates, dropped = find_candidates(cases, against, tags or {}, progress)
+    protected = [query for case in against for query in queries_of(case)]
+    guard = LeakGuard(protected, [case.edit for case in cases], partial(progress, "reading pictures"))
+    candidates, dropped = find_candidates(cases, guard, tags or {})
     mistakes, asked = collect(backbone, candidates, work, config, progress)
     states, tokens = read_states(backbone, mistakes, work, config, progress)
     texts = text_questions(cases, against)
@@ -156,6 +166,7 @@ def prepare(
             partial(learn, backbone.attention(layer), triplets, states[layer], means[layer], config, layer, progress),
         )
         layers[layer] = LayerKnowledge.from_tensors(tensors)
+    gate, opened = find_gate(backbone, cases, guard, work, config, progress)
 
     report = {
         "candidates": {"cases": len(cases), "dropped": dropped, "left": len(candidates)},
@@ -164,8 +175,9 @@ def prepare(
         "answer_tokens": tokens,
         "text_questions": len(texts),
         "layers": learned,
+        "gate": opened,
     }
-    knowledge = Knowledge(layers, triplets, describe(backbone, cases, against, config) | {"report": report})
+    knowledge = Knowledge(layers, triplets, describe(backbone, cases, against, config) | {"report": report}, gate)
     replace_folder(out, knowledge.files(), known_by=WORK)
     return knowledge
 
@@ -298,10 +310,15 @@ class Candidate:
     tag: str
 
 
+def queries_of(case: EditCase) -> list[Query]:
+    """The edit and its probes."""
+    return [case.edit, *(probe.query for probe in case.probes)]
+
+
 def find_candidates(
-    cases: Sequence[EditCase], against: Sequence[EditCase], tags: Mapping[str, str], progress: Progress
+    cases: Sequence[EditCase], guard: LeakGuard, tags: Mapping[str, str]
 ) -> tuple[list[Candidate], dict[str, int]]:
-    """The edits of the cases that are about a picture and share nothing with ``against``.
+    """The edits of the cases that are about a picture and share nothing with what is evaluated.
 
     Returns:
         The candidates, each once, and for each reason how many are not among them.
@@ -309,8 +326,6 @@ def find_candidates(
     Raises:
         UnikeError: There is none.
     """
-    protected = [query for case in against for query in (case.edit, *(probe.query for probe in case.probes))]
-    guard = LeakGuard(protected, [case.edit for case in cases], partial(progress, "reading pictures"))
     found: dict[tuple[str, str, str], Candidate] = {}
     dropped: Counter[str] = Counter(dict.fromkeys(("no picture", *LEAKS, "repeated"), 0))
     for case in cases:
@@ -659,3 +674,86 @@ def probe(
     found = {"h": (states["h_pos"], states["h_neg"]), "f": (f_pos, f_neg), "g": (g_pos, g_neg)}
     accuracies = {name: probe_accuracy(*pair, split) for name, pair in found.items()}
     return {name: round(accuracy, 4) for name, (accuracy, _) in accuracies.items()} | {"n": accuracies["h"][1]}
+
+
+# ---------------------------------------------------------------------- the gate
+
+
+def find_gate(
+    backbone: Backbone,
+    cases: Sequence[EditCase],
+    guard: LeakGuard,
+    work: Work,
+    config: PrepareConfig,
+    progress: Progress,
+) -> tuple[Relevance | None, dict[str, Any]]:
+    """Calibrate the gate at each layer where it may be read, and take the one that tells inputs apart best.
+
+    Returns:
+        The gate, and, for each layer, how well it does (see `separation`), on the cases it was calibrated on.
+    """
+    clean = [case for case in cases if not any(guard.leak(query) for query in queries_of(case))]
+    chosen = [clean[i] for i in evenly(len(clean), config.gate_cases)]
+    if not chosen:
+        return None, {}
+    layers = gate_layers(backbone, config)
+    asked = [(i, kind, query) for i, case in enumerate(chosen) for kind, query in kinds_of(case)]
+    batches = [asked[start : start + ROWS] for start in range(0, len(asked), ROWS)]
+    states: dict[int, list[Tensor]] = {layer: [] for layer in layers}
+    for done, batch in enumerate(batches, 1):
+        questions = [(query.prompt, query.image and fingerprints(query.image).content) for _, _, query in batch]
+        made_from = [backbone.fingerprint(), str(backbone.dtype), backbone.template, layers, questions]
+        read = partial(read_prompts, backbone, [query for _, _, query in batch], layers)
+        tensors, _ = work.once(f"gate-{done:05}", made_from, read)
+        for layer in layers:
+            states[layer].append(tensors[str(layer)])
+        progress("reading probes", done, len(batches))
+
+    gates = {}
+    for layer in layers:
+        keys, probes = by_kind(asked, torch.cat(states[layer]))
+        gate = calibrate(layer, keys, probes, config.gate_error)
+        gates[layer] = (separation(gate, keys, probes), gate)
+    best = max(gates, key=lambda layer: gates[layer][0])
+    separated = {str(layer): round(value, 4) for layer, (value, _) in gates.items()}
+    return gates[best][1], {"cases": len(chosen), "layer": best, "separation": separated}
+
+
+def gate_layers(backbone: Backbone, config: PrepareConfig) -> list[int]:
+    """Where the gate may be read, counted from 0, none above the lowest edited layer."""
+    lowest = min(map(backbone.layer_index, config.layers))
+    if config.gate_layers is not None:
+        chosen = sorted({backbone.layer_index(layer) for layer in config.gate_layers})
+        if any(layer > lowest for layer in chosen):
+            raise UnikeError(f"gate_layers: layer {chosen[-1]} is above the lowest edited layer, {lowest}")
+        return chosen
+    deepest = min(lowest, round(0.6 * backbone.n_layers))
+    return sorted({round(deepest + (lowest - deepest) * part / 4) for part in range(5)})
+
+
+def kinds_of(case: EditCase) -> list[tuple[str, Query]]:
+    """The queries of a case with what they are to it."""
+    return [("edit", case.edit), *((probe.kind, probe.query) for probe in case.probes)]
+
+
+@torch.no_grad()
+def read_prompts(backbone: Backbone, queries: Sequence[Query], layers: Sequence[int]) -> tuple[dict[str, Tensor], None]:
+    """Attention inputs at ``p`` of some layers, ``[B, D]`` fp32 each."""
+    batch = backbone.encode([replace(query, target=None) for query in queries])
+    with trace([backbone.attention(layer).module for layer in layers], prepend=True) as records:
+        backbone.run_to_split(batch, layers[-1] + 1)
+    prefill = Prefill(batch.prompt_last)
+    return {
+        str(layer): prefill.at_prompt_last(record.input).float() for layer, record in zip(layers, records, strict=True)
+    }, None
+
+
+def by_kind(asked: Sequence[tuple[int, str, Query]], states: Tensor) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+    """States of edits, ``[C, D]``, and of each kind of probe with the cases they belong to."""
+    kinds = [kind for _, kind, _ in asked]
+    cases = torch.tensor([case for case, _, _ in asked])
+    found = {}
+    for kind in sorted(set(kinds)):
+        rows = torch.tensor([i for i, each in enumerate(kinds) if each == kind])
+        found[kind] = (cases[rows], states[rows])
+    return found.pop("edit")[1], found

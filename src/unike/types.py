@@ -124,6 +124,7 @@ class SplitState:
         kwargs: Keyword arguments the text stack was called with: embeddings, masks, positions.
         labels: As in `Batch`.
         prompt_last: As in `Batch`.
+        kept: What hooks below ``layer`` worked out from the prompts, see `Prefill.once`.
 
     All tensors are detached: no gradient reaches below ``layer``.
     """
@@ -134,6 +135,7 @@ class SplitState:
     kwargs: dict[str, Any]
     labels: Tensor
     prompt_last: Tensor
+    kept: dict[object, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """B."""
@@ -161,6 +163,7 @@ class SplitState:
             kwargs=_pick_rows(self.kwargs, len(self), index),
             labels=self.labels[index],
             prompt_last=self.prompt_last[index],
+            kept={},  # of other rows
         )
 
 
@@ -173,10 +176,11 @@ class Prefill:
 
     Args:
         prompt_last: ``[B]`` long, index of the last prompt token ``p`` of each row.
+        kept: What has been worked out so far, by its owner.
     """
 
     prompt_last: Tensor
-    _kept: dict[object, Any] = field(default_factory=dict, init=False, repr=False)
+    kept: dict[object, Any] = field(default_factory=dict, repr=False)
 
     def at_prompt_last(self, hidden: Tensor) -> Tensor:
         """The state at ``p``: ``[R, S, D]`` to ``[R, D]``, where R is B or, with beams, a multiple of it.
@@ -197,9 +201,9 @@ class Prefill:
             owner: Whose value it is, told from others by identity.
             compute: Called the first time only.
         """
-        if owner not in self._kept:
-            self._kept[owner] = compute()
-        kept: T = self._kept[owner]
+        if owner not in self.kept:
+            self.kept[owner] = compute()
+        kept: T = self.kept[owner]
         return kept
 
 

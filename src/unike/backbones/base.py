@@ -472,11 +472,12 @@ class Backbone:
         return logits
 
     @contextmanager
-    def _prefilling(self, prompt_last: Tensor) -> Iterator[None]:
+    def _prefilling(self, prompt_last: Tensor, kept: dict[object, Any] | None = None) -> Iterator[Prefill]:
         """Tell hooks, through `prefill`, where the prompts of the pass within the block end."""
-        outer, self.prefill = self.prefill, Prefill(prompt_last)
+        outer, prefill = self.prefill, Prefill(prompt_last, dict(kept or {}))
+        self.prefill = prefill
         try:
-            yield
+            yield prefill
         finally:
             self.prefill = outer
 
@@ -501,14 +502,42 @@ class Backbone:
         """
         index = self.layer_index(layer)
         with (
-            self._prefilling(batch.prompt_last),
+            self._prefilling(batch.prompt_last) as prefill,
             trace(self.layers[index], stop="input", prepend=True) as at_layer,
             trace(self.text_stack, prepend=True) as at_stack,
         ):
             self._call(batch.inputs)
         return SplitState(
-            index, at_layer.input, at_stack.args, at_stack.kwargs, batch.labels, batch.prompt_last
+            index, at_layer.input, at_stack.args, at_stack.kwargs, batch.labels, batch.prompt_last, prefill.kept
         ).detach()
+
+    @torch.no_grad()
+    def advance(self, state: SplitState, layer: int) -> SplitState:
+        """Run a stopped pass on, up to and without a higher decoder layer; hooks between the two take part.
+
+        Args:
+            state: From `run_to_split`.
+            layer: The first layer to leave out; if it is not above the state's, the state is returned.
+        """
+        index = self.layer_index(layer)
+        if index <= state.layer:
+            return state
+        with (
+            self._resumed(state) as prefill,
+            trace(self.layers[index], stop="input", prepend=True) as at_layer,
+        ):
+            self.text_stack(*state.args, **state.kwargs)
+        return replace(state, layer=index, hidden=at_layer.input, kept=prefill.kept).detach()
+
+    @contextmanager
+    def _resumed(self, state: SplitState) -> Iterator[Prefill]:
+        """Within the block the decoder, given the state's arguments, goes on where the state stopped."""
+        with (
+            self._prefilling(state.prompt_last, state.kept) as prefill,
+            _passing_through(self.text_stack, state.layer),
+            inject(self.layers[state.layer], input=state.hidden),
+        ):
+            yield prefill
 
     def run_from_split(self, state: SplitState, positions: Tensor | None = None) -> Tensor:
         """Finish a forward pass from where `run_to_split` stopped; equal to `forward`, bit for bit in fp32.
@@ -524,11 +553,7 @@ class Backbone:
         Returns:
             Logits ``[B, S, V]``, or ``[positions.sum(), V]`` row by row.
         """
-        with (
-            self._prefilling(state.prompt_last),
-            _passing_through(self.text_stack, state.layer),
-            inject(self.layers[state.layer], input=state.hidden),
-        ):
+        with self._resumed(state):
             hidden: Tensor = self.text_stack(*state.args, **state.kwargs)[0]
         logits: Tensor = self.head(hidden if positions is None else hidden[positions])
         cap = getattr(self.text_config, "final_logit_softcapping", None)

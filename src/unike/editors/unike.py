@@ -1,39 +1,87 @@
-"""UniKE, the intrinsic half: new key-value pairs in the top feed-forward networks (NeurIPS 2024, sections 3.1 and 3.2).
+"""UniKE: intrinsic key-value pairs and a latent in-context memory, in collaboration (NeurIPS 2024).
 
-``FFN_edit(q) = FFN(q) + relu(q K^T + b) V`` (Eq. 3) at each edited layer, where only ``K, b, V`` are trained on the
-answer's NLL, from ``V = 0``, so that step 0 is the unedited model. A key starts at the network's input ``q_e`` where a
-wrong answer token is predicted, made selective against *anchors*, inputs the edit has nothing to do with.
+At each edited layer, with the attention's input ``x``, the last prompt token ``p`` and the layer's memory of triplets:
+
+1. the memory's entries most like ``x[p]`` are retrieved, and every position attends to them: ``h_know`` (Eq. 8),
+2. the self-attention's output ``h_input`` is shifted towards it (Eq. 2, 7)::
+
+       attn_out = (1 - alpha) h_input + alpha h_know,    alpha = cos(Enc_sem(h_know[p]), h_input[p])
+
+3. new pairs stand beside the feed-forward network, their values moved in the direction of truth (Eq. 3, 6)::
+
+       FFN_edit(q) = FFN(q) + relu(q K^T + b) (V + beta zeta'),    zeta' = W_zeta zeta
+
+Only ``K, b, V`` are trained, on the answer's NLL, with the memory active, from ``V = 0``. The parts are in
+`unike.modules`: `latent_memory` (1 and 2), `ffn_patch` (3), `disentangle` (the encoders and zeta), and `knowledge`,
+what `unike prepare` made of them for a backbone.
 
 Note:
-    The paper does not say how keys start. T-Patcher, which it builds on, takes ``k = q_e / |q_e|^2``
-    (``key_init="raw"``), which nearly every input activates, because the inputs of a layer share a large mean.
-    ``"centred"`` measures from the mean of the anchors, ``"whitened"`` also by their covariance ``C``: with
-    ``d = q_e - mean``, ``k ~ C^-1 d`` is the linear discriminant between the edit and the anchors. Each is scaled so
-    that ``q_e`` activates its key by 1 and an input that is less than ``threshold`` of the way from the mean to
-    ``q_e``, along the key, not at all.
+    Beyond the paper, unless ``paper=True``: the memory's relevance gates *both* halves (`unike.modules.relevance`), so
+    that an input that the edit is not about keeps the unedited model's answer, bit for bit.
+
+Note:
+    The paper does not say how keys start. T-Patcher, which it builds on, takes ``k = q_e / |q_e|^2`` for the network's
+    input ``q_e`` where a wrong answer token is predicted (``key_init="raw"``); nearly every input activates such a key,
+    because the inputs of a layer share a large mean. ``"centred"`` measures from the mean of *anchors*, unrelated
+    inputs, ``"whitened"`` also by their covariance ``C``: with ``d = q_e - mean``, ``k ~ C^-1 d`` is the linear
+    discriminant between the edit and the anchors. Each is scaled so that ``q_e`` activates its key by 1 and an input
+    that is less than ``threshold`` of the way from the mean to ``q_e``, along the key, not at all.
 """
 
-from typing import ClassVar, Literal, cast
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, ClassVar, Literal, cast
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from unike.backbones.base import Backbone
 from unike.editors.base import Edit, Editor, EditorConfig
+from unike.errors import UnikeError
 from unike.functional import target_positions, token_nll
 from unike.hooks import Hooks
 from unike.modules.anchors import ffn_inputs
-from unike.modules.ffn_patch import FFNPatch
+from unike.modules.ffn_patch import FFNPatch, install_patch
+from unike.modules.knowledge import Knowledge, knowledge_of
+from unike.modules.latent_memory import (
+    Alpha,
+    FixedAlpha,
+    LatentInjection,
+    LatentMemory,
+    SiteName,
+    last_answer_token,
+    read_entries,
+)
 from unike.modules.optimise import optimise
+from unike.modules.relevance import Gate, Relevance
 from unike.types import Query, SplitState
+
+PAPER: dict[str, Any] = {
+    "gate": False,
+    "centred_retrieval": False,
+    "key_init": "raw",
+    "threshold": 0.0,
+    "locality": 0.0,
+}
+"""What ``paper=True`` changes; other settings still override it."""
+
+GATE_KEYS = "gate.keys"
+
+PLAIN_ALPHA = 0.1
+"""Alpha of the cells of Table 4 that are without collaboration, unless ``fixed_alpha`` is given."""
 
 
 class UniKEConfig(EditorConfig):
     """Settings of `UniKE`.
 
     Attributes:
+        paper: The paper's method as METHOD of the documentation reads it, without what is beyond it.
+        only_intrinsic: New pairs alone (Table 4, row 1).
+        only_latent: The memory alone (Table 4, row 2).
+        no_collaboration: Both halves with a fixed alpha, without zeta and gate (Table 4, row 4).
         layers: The edited layers, counted from the top when negative (paper: the last four).
+        knowledge: Folder of `unike prepare`; None for the one that is found for the backbone.
         n_pairs: N, key-value pairs a layer (paper: 10).
         steps: Adam steps.
         lr: Learning rate of Adam.
@@ -45,10 +93,31 @@ class UniKEConfig(EditorConfig):
         locality: Weight of the locality term ``mean(relu(a + margin))`` over the pre-activations ``a`` of anchors.
         margin: How far below zero the locality term pushes those.
         train_keys: Whether keys and biases are trained, or values alone.
-        seed: Of the noise.
+        seed: Of the noise and of a random zeta.
+        k: K, retrieved entries (paper: 40).
+        site: How the memory is read, see `LatentInjection`.
+        centred_retrieval: Whether retrieval compares states minus their mean.
+        memory_size: Use only so many triplets of the memory; 0 for none.
+        own_entry: Whether the edit's own entry is in the memory.
+        entry: Where the own entry's values are read: at the ``"last"`` answer token, as those of the others are, or at
+            the positions that predict ``"every"`` one.
+        train_entry: Whether the own entry's values are trained too.
+        fixed_alpha: Alpha for all inputs (Figure 4b); None for Eq. 7's, or, without collaboration, `PLAIN_ALPHA`.
+        alpha_slope: Of an affine calibration of Eq. 7's alpha.
+        alpha_offset: Of the same.
+        literal_eq7: Alpha as the weight of ``h_input``, as Eq. 2 and 7 are printed.
+        zeta: The direction that values are moved in (Figure 4c): ``"truthful"`` is the paper's, ``"semantic"`` and
+            ``"random"`` have its norm, ``"learned"`` starts at 0 and is trained, which makes it a bias.
+        beta: Length of the move, relative to the norm of what the layer's feed-forward network writes.
+        gate: Whether relevance scales both halves.
     """
 
-    layers: tuple[int, ...] = (-4, -3, -2, -1)
+    paper: bool = False
+    only_intrinsic: bool = False
+    only_latent: bool = False
+    no_collaboration: bool = False
+    layers: tuple[int, ...] = Field((-4, -3, -2, -1), min_length=1)
+    knowledge: str | None = None
     n_pairs: int = Field(10, ge=1)
     steps: int = Field(20, ge=0)
     lr: float = Field(5e-3, gt=0)
@@ -61,85 +130,285 @@ class UniKEConfig(EditorConfig):
     margin: float = 0.1
     train_keys: bool = True
     seed: int = 0
+    k: int = Field(40, ge=1)
+    site: SiteName = "projected"
+    centred_retrieval: bool = True
+    memory_size: int | None = Field(None, ge=0)
+    own_entry: bool = True
+    entry: Literal["last", "every"] = "last"
+    train_entry: bool = False
+    fixed_alpha: float | None = Field(None, ge=0, le=1)
+    alpha_slope: float = 1.0
+    alpha_offset: float = 0.0
+    literal_eq7: bool = False
+    zeta: Literal["off", "truthful", "semantic", "random", "learned"] = "truthful"
+    beta: float = Field(0.1, ge=0)
+    gate: bool = True
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_in_the_paper(cls, settings: Any) -> Any:
+        return {**PAPER, **settings} if isinstance(settings, dict) and settings.get("paper") else settings
+
+    @model_validator(mode="after")
+    def _one_row_of_table_4(self) -> "UniKEConfig":
+        if self.only_intrinsic + self.only_latent + self.no_collaboration > 1:
+            raise ValueError("choose one of only_intrinsic, only_latent and no_collaboration")
+        return self
+
+    @property
+    def collaborates(self) -> bool:
+        """Whether zeta, Eq. 7's alpha and the gate take part."""
+        return not (self.only_intrinsic or self.only_latent or self.no_collaboration)
+
+    @property
+    def has_pairs(self) -> bool:
+        """Whether there is an intrinsic half."""
+        return not self.only_latent
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether there is a latent half that does anything."""
+        return not self.only_intrinsic and (self.literal_eq7 or self.fixed_alpha != 0)
+
+    @property
+    def has_zeta(self) -> bool:
+        """Whether values are moved."""
+        return self.collaborates and self.zeta != "off"
+
+    @property
+    def has_gate(self) -> bool:
+        """Whether relevance gates the edit."""
+        return self.collaborates and self.gate
+
+    @property
+    def needs_knowledge(self) -> bool:
+        """Whether a backbone has to be prepared."""
+        return not self.only_intrinsic
 
 
 class UniKEEdit(Edit):
-    """``{layer}.keys``, ``{layer}.bias`` and ``{layer}.values`` for each edited layer, shapes as in `FFNPatch`."""
+    """What an edit adds to a backbone and its knowledge.
+
+    For each edited layer ``{layer}.keys [B, N, D]``, ``{layer}.bias [B, N]``, ``{layer}.values [B, N, D]``: the pairs;
+    ``{layer}.shift [B, 1, D]``: ``beta zeta'``; ``{layer}.own_keys``, ``{layer}.own_values [B, E, D]``: its entries in
+    the memory. And ``gate.keys [B, 1, D]``: the key that relevance compares with.
+    """
 
     editor = "unike"
     config_class = UniKEConfig
 
     def install(self, backbone: Backbone, hooks: Hooks) -> None:
-        """Put the new pairs beside the feed-forward networks."""
-        for layer in cast(UniKEConfig, self.config).layers:
-            patch = FFNPatch(*(self.tensors[f"{layer}.{part}"] for part in ("keys", "bias", "values")))
-            patch.install(backbone.ffn(layer), hooks)
+        """Put one edit, or a batch, on a backbone."""
+        self.install_stack([self], backbone, hooks)
+
+    @classmethod
+    def install_stack(cls, edits: Sequence[Edit], backbone: Backbone, hooks: Hooks) -> None:
+        """One injection a layer with the entries of all edits; the pairs of all, each gated by its own relevance."""
+        config = cast(UniKEConfig, edits[0].config)
+        knowledge = knowledge_of(backbone, config.knowledge) if config.needs_knowledge else None
+        gate = None
+        if config.has_gate:
+            gate = gate_of(knowledge).install(side_by_side(edits, GATE_KEYS), backbone, hooks)
+        memories: dict[int, LatentMemory] = {}
+        if config.has_memory and knowledge is not None:
+            for layer in config.layers:
+                memories[layer] = knowledge.memory(layer, config.site, config.memory_size, config.centred_retrieval)
+                if config.own_entry:
+                    own = (side_by_side(edits, f"{layer}.{part}") for part in ("own_keys", "own_values"))
+                    memories[layer] = memories[layer].with_own(*own)
+                alpha = alpha_of(knowledge, layer, config)
+                injection = LatentInjection(memories[layer], config.k, config.site, alpha, config.literal_eq7)
+                injection.install(backbone, layer, hooks, gate and partial(strongest, gate))
+        patches: dict[int, FFNPatch] = {}
+        if config.has_pairs:
+            for layer in config.layers:
+                gate_of_pairs = gate and partial(repeated, gate, config.n_pairs)
+                install_patch(partial(patches.__getitem__, layer), backbone.ffn(layer), hooks, gate_of_pairs)
+
+        def refresh(*_: Any) -> None:
+            for layer in config.layers if config.has_pairs else ():
+                patches[layer] = patch_of(edits, layer)
+            for layer, memory in memories.items():
+                if config.train_entry:
+                    memory.own_values = side_by_side(edits, f"{layer}.own_values")
+
+        refresh()
+        if any(tensor.requires_grad for edit in edits for tensor in edit.tensors.values()):
+            hooks.add_pre(backbone.text_stack, refresh)  # while they are trained
+
+
+def side_by_side(edits: Sequence[Edit], name: str) -> Tensor:
+    """A tensor of several edits, ``[B, ...]``, next to each other; one that stands for all rows is repeated."""
+    rows = max(map(len, edits))
+    parts = [edit.tensors[name].expand(rows, *edit.tensors[name].shape[1:]) for edit in edits]
+    return torch.cat(parts, dim=1)
+
+
+def patch_of(edits: Sequence[Edit], layer: int) -> FFNPatch:
+    """The pairs of several edits at a layer, their values moved in the direction of truth (Eq. 6)."""
+    keys, bias, values = (side_by_side(edits, f"{layer}.{part}") for part in ("keys", "bias", "values"))
+    if f"{layer}.shift" in edits[0].tensors:
+        shift = side_by_side(edits, f"{layer}.shift")
+        values = values + shift.repeat_interleave(values.shape[1] // shift.shape[1], dim=1)
+    return FFNPatch(keys, bias, values)
+
+
+def strongest(gate: Gate) -> Tensor:
+    """How far any edit of a stack is called upon, ``[R]``."""
+    return gate().amax(dim=1)
+
+
+def repeated(gate: Gate, count: int) -> Tensor:
+    """The gate of every edit's pairs, ``[R, G * N]``."""
+    return gate().repeat_interleave(count, dim=1)
+
+
+def alpha_of(knowledge: Knowledge, layer: int, config: UniKEConfig) -> Alpha:
+    """How much is injected at a layer."""
+    if config.fixed_alpha is not None:
+        return FixedAlpha(config.fixed_alpha)
+    if not config.collaborates:
+        return FixedAlpha(PLAIN_ALPHA)
+    return knowledge.dynamic_alpha(layer, config.alpha_slope, config.alpha_offset)
+
+
+def gate_of(knowledge: Knowledge | None) -> Relevance:
+    """The backbone's gate.
+
+    Raises:
+        UnikeError: It was prepared without.
+    """
+    if knowledge is None or knowledge.gate is None:
+        raise UnikeError("the knowledge of this backbone has no gate; run unike prepare anew, or set gate=false")
+    return knowledge.gate
 
 
 class UniKE(Editor[UniKEConfig]):
-    """The intrinsic half of UniKE: new key-value pairs in the top feed-forward networks."""
+    """The paper's method: new key-value pairs and a latent in-context memory, in collaboration."""
 
     name: ClassVar[str] = "unike"
     config_class = UniKEConfig
     edit_class = UniKEEdit
 
     def prepare(self, backbone: Backbone) -> None:
-        """Read the anchors."""
-        if self.anchors:
+        """Read the anchors and the knowledge."""
+        if self.config.needs_knowledge:
+            knowledge_of(backbone, self.config.knowledge)
+        if self._uses_anchors and self.anchors:
             self.anchors.ffn_inputs(backbone, self.config.layers)
 
+    @property
+    def _uses_anchors(self) -> bool:
+        return self.config.has_pairs and (self.config.key_init != "raw" or self.config.locality > 0)
+
     def split(self, backbone: Backbone) -> int:
-        """The lowest edited layer."""
-        return min(map(backbone.layer_index, self.config.layers))
+        """The lowest edited layer, or the gate's."""
+        lowest = min(map(backbone.layer_index, self.config.layers))
+        if not self.config.has_gate:
+            return lowest
+        return min(lowest, gate_of(knowledge_of(backbone, self.config.knowledge)).layer)
 
     def make(self, backbone: Backbone, facts: list[Query]) -> dict[str, Tensor]:
-        """Run to the lowest edited layer once, start the pairs, and train them on the rest of the model."""
+        """Run to the edited layers once, read what the edit starts from, and train it on the rest of the model."""
         config = self.config
-        state = backbone.run_to_split(backbone.encode(facts), self.split(backbone))
-        positions = target_positions(state.labels)
-        anchors = self.anchors.ffn_inputs(backbone, config.layers) if self.anchors else {}
-        patches = self._start(backbone, state, anchors)
-        trained = [p for patch in patches.values() for p in self._trained(patch)]
+        lowest = min(map(backbone.layer_index, config.layers))
+        anchors = self.anchors.ffn_inputs(backbone, config.layers) if self._uses_anchors and self.anchors else {}
+        below = backbone.run_to_split(backbone.encode(facts), self.split(backbone))
+        tensors = self._start(backbone, below, backbone.advance(below, lowest), anchors)
+        trained = [tensor.requires_grad_() for name, tensor in tensors.items() if self._is_trained(name)]
+        if not trained:
+            return tensors
 
-        def loss() -> Tensor:
-            logits = backbone.run_from_split(state, positions)
-            total = token_nll(logits, state.labels)
-            for layer, memory in anchors.items():
-                silent = torch.relu(patches[layer].pre_activations(memory.unsqueeze(0)) + config.margin)
-                total = total + config.locality * silent.mean(dim=(1, 2))
-            return total
+        edit = UniKEEdit(config, tensors, facts, fingerprint=backbone.fingerprint(), source=backbone.source)
+        with edit.attached(backbone):
+            state = backbone.advance(below, lowest)  # once more: now the edit's own gate is read on the way
+            positions = target_positions(state.labels)
 
-        with Hooks() as hooks:
-            for layer, patch in patches.items():
-                patch.install(backbone.ffn(layer), hooks)
+            def loss() -> Tensor:
+                total = token_nll(backbone.run_from_split(state, positions), state.labels)
+                for layer, memory in anchors.items() if config.locality else ():
+                    a = patch_of([edit], layer).pre_activations(memory.unsqueeze(0))
+                    total = total + config.locality * torch.relu(a + config.margin).mean(dim=(1, 2))
+                return total
+
             optimise(trained, loss, steps=config.steps, lr=config.lr, clip=config.clip)
-        return {
-            f"{layer}.{part}": getattr(patch, part)
-            for layer, patch in patches.items()
-            for part in ("keys", "bias", "values")
-        }
+        return tensors
 
-    def _trained(self, patch: FFNPatch) -> list[Tensor]:
-        parts = [patch.keys, patch.bias, patch.values] if self.config.train_keys else [patch.values]
-        return [part.requires_grad_() for part in parts]
+    def _is_trained(self, name: str) -> bool:
+        part = name.rpartition(".")[2]
+        return (
+            part == "values"
+            or (part in ("keys", "bias") and name != GATE_KEYS and self.config.train_keys)
+            or (part == "own_values" and self.config.train_entry)
+            or (part == "shift" and self.config.zeta == "learned")
+        )
 
-    def _start(self, backbone: Backbone, state: SplitState, anchors: dict[int, Tensor]) -> dict[int, FFNPatch]:
-        """Pairs with ``V = 0`` whose keys fire where the model predicts wrong answer tokens."""
-        wrong = wrong_positions(backbone, state)
-        rows, chosen = cycle(wrong, self.config.n_pairs)  # [B, N] each
+    # ------------------------------------------------------------------ where an edit starts
+
+    def _start(
+        self, backbone: Backbone, below: SplitState, state: SplitState, anchors: dict[int, Tensor]
+    ) -> dict[str, Tensor]:
+        """The edit's tensors before training, see `UniKEEdit`; with ``V = 0``.
+
+        Args:
+            backbone: The model, with older edits attached.
+            below: The facts, run to the gate's layer.
+            state: The facts, run to the lowest edited layer.
+            anchors: FFN inputs of unrelated questions, ``[M, D]`` for each layer.
+        """
+        config = self.config
+        tensors: dict[str, Tensor] = {}
+        knowledge = knowledge_of(backbone, config.knowledge) if config.needs_knowledge else None
+        if config.has_gate:
+            tensors[GATE_KEYS] = gate_of(knowledge).read(backbone, below).unsqueeze(1)
+        if config.has_memory and config.own_entry:
+            for layer, (keys, values) in self._entries(backbone, state).items():
+                tensors |= {f"{layer}.own_keys": keys, f"{layer}.own_values": values}
+        if config.has_pairs:
+            for layer, (keys, bias) in self._keys(backbone, state, anchors).items():
+                tensors |= {f"{layer}.keys": keys, f"{layer}.bias": bias, f"{layer}.values": torch.zeros_like(keys)}
+        if config.has_pairs and config.has_zeta and knowledge is not None:
+            for layer in config.layers:
+                tensors[f"{layer}.shift"] = self._shift(knowledge, layer).expand(len(state), 1, -1).clone()
+        return tensors
+
+    def _entries(self, backbone: Backbone, state: SplitState) -> dict[int, tuple[Tensor, Tensor]]:
+        """Keys and values of the edit's own entries, ``[B, E, D]`` each."""
+        config, where = self.config, last_answer_token(backbone, state)
+        if config.entry == "every":
+            where = cycle(target_positions(state.labels), config.n_pairs)[1]
+        return read_entries(backbone, state, config.layers, positions=where, site=config.site)
+
+    def _shift(self, knowledge: Knowledge, layer: int) -> Tensor:
+        """``beta zeta'`` of a layer, ``[D]``: of the length ``beta`` times what the network usually writes (Eq. 6)."""
+        config, known = self.config, knowledge.layer(layer)
+        if config.zeta == "learned":
+            return torch.zeros_like(known.mean)
+        direction = known.w_semantic @ known.semantic_zeta if config.zeta == "semantic" else known.w_zeta @ known.zeta
+        if config.zeta == "random":
+            generator = torch.Generator().manual_seed(config.seed + layer % 1000)
+            noise = torch.randn(known.zeta.shape, generator=generator).to(known.zeta)
+            direction = known.w_zeta @ (noise / noise.norm() * known.zeta.norm())
+        return config.beta * known.ffn_norm * direction / direction.norm().clamp(min=1e-8)
+
+    def _keys(
+        self, backbone: Backbone, state: SplitState, anchors: dict[int, Tensor]
+    ) -> dict[int, tuple[Tensor, Tensor]]:
+        """Keys ``[B, N, D]`` and biases ``[B, N]`` that fire where the model predicts wrong answer tokens."""
+        rows, chosen = cycle(wrong_positions(backbone, state), self.config.n_pairs)  # [B, N] each
         generator = torch.Generator().manual_seed(self.config.seed)
-        patches = {}
+        found = {}
         for layer, inputs in ffn_inputs(backbone, state, self.config.layers).items():
             q = inputs[rows, chosen].float()  # [B, N, D]
             # one draw for all rows, so that a batch equals single edits
             noise = torch.randn(q.shape[1:], generator=generator).to(q) / q.shape[-1] ** 0.5
             q = q + self.config.noise * q.norm(dim=-1, keepdim=True) * noise
-            keys, bias = self._keys(q, anchors.get(layer))
-            patches[layer] = FFNPatch(keys, bias, torch.zeros_like(keys))
-        return patches
+            found[layer] = self._firing_at(q, anchors.get(layer))
+        return found
 
-    def _keys(self, q: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Keys ``[B, N, D]`` and biases ``[B, N]`` for the inputs they are to fire at.
+    def _firing_at(self, q: Tensor, memory: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Keys and biases for the inputs ``q [B, N, D]`` they are to fire at.
 
         ``a(x) = (k (x - mean) - t) / (1 - t)`` with ``k (q_e - mean) = 1`` and ``t`` the threshold.
         """

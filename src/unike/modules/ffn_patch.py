@@ -32,37 +32,43 @@ class FFNPatch:
         """``q K^T + b``: ``[B, T, D]`` (or ``[1, T, D]``, seen by every edit) to ``[B, T, N]``."""
         return q @ self.keys.transpose(1, 2) + self.bias.unsqueeze(1)
 
-    def __call__(self, q: Tensor) -> Tensor:
-        """The term that is added: ``[B, T, D]`` to ``[B, T, D]``."""
-        return torch.relu(self.pre_activations(q)) @ self.values
+    def __call__(self, q: Tensor, gate: Tensor | None = None) -> Tensor:
+        """The term that is added: ``[B, T, D]`` to ``[B, T, D]``; ``gate [R, N]`` scales the pairs of R rows."""
+        activations = torch.relu(self.pre_activations(q))
+        if gate is not None:
+            rows = activations.reshape(len(gate), -1, activations.shape[-1]) * gate.unsqueeze(1)
+            activations = rows.reshape(activations.shape)
+        return activations @ self.values
 
-    def install(self, site: FFNSite, hooks: Hooks, gate: Callable[[], Tensor] | None = None) -> None:
-        """Put the pairs beside a network; they stay until ``hooks`` are removed.
 
-        The rows a model runs on are the edits' rows, each perhaps several times in a row (beams): row ``r`` of ``R``
-        belongs to edit ``r * B // R``. One edit serves any number of rows.
+def install_patch(
+    patch: Callable[[], FFNPatch], site: FFNSite, hooks: Hooks, gate: Callable[[], Tensor] | None = None
+) -> None:
+    """Put pairs beside a network; they stay until ``hooks`` are removed.
 
-        Args:
-            site: The network.
-            hooks: Where the hooks are kept.
-            gate: Called in each pass, returns a factor for the term that is added, ``[R]`` or one for several rows in
-                a row; a row with 0 gets exactly the network's own output. None is 1, which is the paper's form.
-        """
-        read: list[Tensor] = []
+    The rows a model runs on are the edits' rows, each perhaps several times in a row (beams): row ``r`` of ``R``
+    belongs to edit ``r * B // R``. One edit serves any number of rows.
 
-        def remember(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
-            read[:] = [first_input(args, kwargs)]
+    Args:
+        patch: Called in each pass, returns the pairs.
+        site: The network.
+        hooks: Where the hooks are kept.
+        gate: Called in each pass, returns a factor for each row and pair, ``[R, N]``; a row of zeros gets exactly the
+            network's own output. None is 1, which is the paper's form.
+    """
+    read: list[Tensor] = []
 
-        def add(module: nn.Module, args: Args, kwargs: Kwargs, output: Tensor) -> Tensor:
-            q = per_edit(read.pop(), len(self.keys))
-            term = self(q.float())
-            if gate is not None:
-                factor = gate()
-                term = term.reshape(len(factor), -1, term.shape[-1]) * factor.reshape(-1, 1, 1)
-            return output + term.reshape(output.shape).to(output.dtype)
+    def remember(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
+        read[:] = [first_input(args, kwargs)]
 
-        hooks.add_pre(site.inputs, remember)
-        hooks.add(site.outputs, add)
+    def add(module: nn.Module, args: Args, kwargs: Kwargs, output: Tensor) -> Tensor:
+        pairs = patch()
+        q = per_edit(read.pop(), len(pairs.keys))
+        term = pairs(q.float(), None if gate is None else gate())
+        return output + term.reshape(output.shape).to(output.dtype)
+
+    hooks.add_pre(site.inputs, remember)
+    hooks.add(site.outputs, add)
 
 
 def per_edit(hidden: Tensor, edits: int) -> Tensor:

@@ -7,8 +7,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
+from importlib import resources
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from safetensors import SafetensorError
@@ -16,15 +18,21 @@ from safetensors.torch import load, save
 from torch import Tensor
 from typing_extensions import Self
 
+from unike import home
 from unike.backbones.base import DTYPES, AttentionSite, Backbone
 from unike.errors import UnikeError
 from unike.files import SealedFolder, replace_folder
 from unike.modules.disentangle import Encoder
 from unike.modules.latent_memory import DynamicAlpha, LatentMemory, SiteName, project_memory
+from unike.modules.relevance import Ramp, Relevance
 
 CONFIG_FILE, TENSOR_FILE = "knowledge.json", "knowledge.safetensors"
 SAVED = SealedFolder(
-    "knowledge", CONFIG_FILE, TENSOR_FILE, version=1, keys=frozenset({"backbone", "dtype", "layers", "triplets"})
+    "knowledge",
+    CONFIG_FILE,
+    TENSOR_FILE,
+    version=1,
+    keys=frozenset({"backbone", "dtype", "layers", "gate", "triplets"}),
 )
 
 
@@ -131,6 +139,7 @@ class Knowledge:
     Args:
         layers: By index, negative ones counting from the top.
         triplets: T, in the order of every layer's states.
+        gate: Tells which inputs an edit is about, or None.
         description: JSON values: ``backbone`` (source, fingerprint, template, n_layers), ``dtype`` that tensors are
             stored in, and whatever says how it was made.
     """
@@ -138,6 +147,7 @@ class Knowledge:
     layers: Mapping[int, LayerKnowledge]
     triplets: Sequence[Triplet]
     description: Mapping[str, Any]
+    gate: Relevance | None = None
 
     def __len__(self) -> int:
         """T."""
@@ -182,13 +192,16 @@ class Knowledge:
             f"the knowledge holds nothing of layer {i}, only of {there}; run unike prepare with that layer"
         )
 
-    def memory(self, layer: int, site: SiteName = "projected", k_entries: int | None = None) -> LatentMemory:
-        """The latent memory of a layer, with centred keys.
+    def memory(
+        self, layer: int, site: SiteName = "projected", k_entries: int | None = None, centred: bool = True
+    ) -> LatentMemory:
+        """The latent memory of a layer.
 
         Args:
             layer: Which.
             site: As in `LatentInjection`.
             k_entries: Use only so many triplets, evenly spread over all.
+            centred: Whether states are compared without their mean.
 
         Raises:
             UnikeError: That layer was not prepared.
@@ -196,20 +209,20 @@ class Knowledge:
         known = self.layer(layer)
         values = known.h_pos if site == "projected" else known.raw_pos
         rows = torch.tensor(evenly(len(self), k_entries), dtype=torch.long, device=values.device)
-        return LatentMemory(known.h_sem[rows], values[rows], mean=known.mean)
+        return LatentMemory(known.h_sem[rows], values[rows], mean=known.mean if centred else None)
 
-    def dynamic_alpha(self, layer: int) -> DynamicAlpha:
-        """Eq. 7's alpha with the semantic encoder of a layer.
+    def dynamic_alpha(self, layer: int, slope: float = 1.0, offset: float = 0.0) -> DynamicAlpha:
+        """Eq. 7's alpha with the semantic encoder of a layer, calibrated as `DynamicAlpha` says.
 
         Raises:
             UnikeError: That layer was not prepared.
         """
-        return DynamicAlpha(self.layer(layer).semantic)
+        return DynamicAlpha(self.layer(layer).semantic, slope, offset)
 
     def to(self, device: torch.device | str) -> Self:
         """The same on another device."""
         moved = {index: layer.to(device) for index, layer in self.layers.items()}
-        return type(self)(moved, self.triplets, self.description)
+        return type(self)(moved, self.triplets, self.description, self.gate and self.gate.to(device))
 
     # ------------------------------------------------------------------ files
 
@@ -235,6 +248,7 @@ class Knowledge:
         described = {
             **self.description,
             "layers": list(self.layers),
+            "gate": self.gate and self.gate.settings(),
             "triplets": [asdict(triplet) for triplet in self.triplets],
         }
         dtype = DTYPES[self.description["dtype"]]
@@ -243,6 +257,8 @@ class Knowledge:
             for index, layer in self.layers.items()
             for name, tensor in layer.tensors().items()
         }
+        if self.gate:
+            tensors |= {"gate.mean": self.gate.mean, "gate.whitening": self.gate.whitening}  # small beside the rest
         return described, save(tensors)
 
     @classmethod
@@ -263,9 +279,57 @@ class Knowledge:
                     {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
                 )
             triplets = tuple(Triplet(**triplet) for triplet in described.pop("triplets"))
+            gate, found = None, described.pop("gate")
+            if found:
+                ramps = Ramp(*found["question"]), Ramp(*found["fact"])
+                gate = Relevance(found["layer"], tensors["gate.mean"], tensors["gate.whitening"], *ramps)
         except (LookupError, TypeError, ValueError, AttributeError, SafetensorError) as error:
             raise SAVED.damaged(folder, repr(error)) from None
-        return cls(layers, triplets, {key: described[key] for key in described if key not in ("format", "sha256")})
+        rest = {key: described[key] for key in described if key not in ("format", "sha256")}
+        return cls(layers, triplets, rest, gate)
+
+
+# ---------------------------------------------------------------------- where it is found
+
+
+def place(backbone: Backbone) -> Path:
+    """Where the knowledge of a backbone is kept unless another folder is chosen."""
+    return home.folder() / "knowledge" / backbone.fingerprint()
+
+
+def knowledge_of(backbone: Backbone, folder: str | Path | None = None) -> Knowledge:
+    """The knowledge of a backbone, on its device; read once.
+
+    Args:
+        backbone: The model.
+        folder: Where to look; None for `place`, and, for a bundled model, what comes with the package.
+
+    Raises:
+        UnikeError: There is none, or it was made for another backbone.
+    """
+    known = _READ.setdefault(backbone, {})
+    key = None if folder is None else str(folder)
+    if key not in known:
+        knowledge = Knowledge.from_pretrained(folder) if folder else _find(backbone)
+        knowledge.check(backbone)
+        known[key] = knowledge.to(backbone.device)
+    return known[key]
+
+
+_READ: WeakKeyDictionary[Backbone, dict[str | None, Knowledge]] = WeakKeyDictionary()
+
+
+def _find(backbone: Backbone) -> Knowledge:
+    bundled = resources.files("unike.modules").joinpath("knowledge_data")
+    with resources.as_file(bundled) as folder:
+        places = [place(backbone), *(found for found in sorted(folder.iterdir()) if found.is_dir())]
+        for found in filter(lambda each: (each / CONFIG_FILE).is_file(), places):
+            if SAVED.describe(found)["backbone"]["fingerprint"] == backbone.fingerprint():
+                return Knowledge.from_pretrained(found)
+    raise UnikeError(
+        f"there is no in-context knowledge of {backbone.source!r} yet; run: unike prepare --model {backbone.source}, "
+        "or edit with only_intrinsic=true"
+    )
 
 
 # ---------------------------------------------------------------------- helpers

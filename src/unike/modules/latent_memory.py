@@ -156,20 +156,6 @@ class LatentMemory:
         shared = self._shared.merged(indices.device)[1][indices.clamp(max=len(self) - 1)]
         return torch.where((indices < len(self)).unsqueeze(-1), shared, own)
 
-    @torch.no_grad()
-    def relevance(self, query: Tensor) -> Tensor:
-        """How much each input is about its row's own edit: the best cosine with an own entry, ``[R, D]`` to ``[R]``.
-
-        Note:
-            Beyond the paper, which uses the memory to retrieve only.
-
-        Raises:
-            ValueError: There are no own entries.
-        """
-        if self.own_keys is None:
-            raise ValueError("relevance is measured against own entries; this memory has none (see with_own)")
-        return self._own_scores(query).amax(dim=1)
-
     def _own_scores(self, query: Tensor) -> Tensor:
         """``[R, D]`` to ``[R, E]``."""
         assert self.own_keys is not None
@@ -375,7 +361,7 @@ class LatentInjection:
             backbone: The model.
             layer: Which layer.
             hooks: Where the hooks are kept.
-            gate: A further factor ``[R]`` on the weight of the injection (beyond the paper, see `RelevanceGate`), from
+            gate: A further factor ``[R]`` on the weight of the injection (beyond the paper, see `Relevance`), read at
                 this layer or a lower one.
 
         Returns:
@@ -437,71 +423,6 @@ def current_prefill(backbone: Backbone) -> Prefill:
             "generate, not the model itself"
         )
     return backbone.prefill
-
-
-# ---------------------------------------------------------------------- the relevance gate
-
-
-@dataclass(frozen=True, eq=False)
-class RelevanceGate:
-    """``clamp((s - low) / (high - low), 0, 1)`` with ``s`` the relevance of the prompt to its row's own edit.
-
-    Note:
-        Beyond the paper: there the memory's similarity scales only what the memory injects, here it can also scale the
-        new pairs of a feed-forward network (`FFNPatch.install`), so that inputs that the edit is not about keep the
-        unedited model's answers, bit for bit where ``s <= low``. The gate is a decision, not a parameter: no gradient
-        flows through it.
-
-    Args:
-        memory: Of the layer where relevance is read, with own entries; a ``mean`` makes the cosine tell inputs apart.
-        low: The cosine up to which an edit does not act.
-        high: The cosine from which on it acts fully.
-    """
-
-    memory: LatentMemory
-    low: float
-    high: float
-
-    def __post_init__(self) -> None:
-        """Refuse a gate that nothing or everything passes."""
-        if not self.low < self.high:
-            raise ValueError(f"low={self.low} must be below high={self.high}")
-        if self.memory.own_keys is None:
-            raise ValueError("relevance is measured against own entries; this memory has none (see with_own)")
-
-    @torch.no_grad()
-    def __call__(self, query: Tensor) -> Tensor:
-        """Attention inputs at ``p``, ``[R, D]``, to the gate ``[R]``."""
-        return ((self.memory.relevance(query) - self.low) / (self.high - self.low)).clamp(0, 1)
-
-    def install(self, backbone: Backbone, layer: int, hooks: Hooks) -> Gate:
-        """Read relevance at a layer once for each prefill; the hook stays until ``hooks`` are removed.
-
-        Args:
-            backbone: The model.
-            layer: Where, no higher than the lowest layer that is gated, and no lower than the split.
-            hooks: Where the hook is kept.
-
-        Returns:
-            The gate, to be given to whatever it is to scale.
-        """
-        index, owner = backbone.layer_index(layer), object()
-
-        def read(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
-            prefill = current_prefill(backbone)
-            prefill.once(owner, lambda: self(prefill.at_prompt_last(first_input(args, kwargs))))
-
-        def missing() -> Tensor:
-            raise UnikeError(
-                f"the gate is read at layer {index}, which this pass has not reached: gate that layer or higher ones, "
-                "and split the forward pass no higher than there"
-            )
-
-        def gate() -> Tensor:
-            return current_prefill(backbone).once(owner, missing)
-
-        hooks.add_pre(backbone.attention(index).module, read)
-        return gate
 
 
 # ---------------------------------------------------------------------- making entries

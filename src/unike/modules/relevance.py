@@ -1,0 +1,219 @@
+"""Which inputs an edit is about: the memory's relevance as a gate on both halves of an edit (beyond the paper).
+
+An edit's entry in the latent memory has a key, ``h_sem``, the attention's input at the last prompt token ``p``. Two
+similarities of an input to that key say whether it is about the edited fact:
+
+- the *centred* cosine, of states minus their mean, is led by the few directions in which states differ most: what is
+  asked for. It tells "what is this?" from "is this a photo?" about one picture.
+- the *whitened* cosine, of states scaled to unit covariance, hears all directions alike: what the question is about.
+  It tells "what is this?" about one thing from the same question about another.
+
+An input counts as far as both say so::
+
+    gate = ramp(centred) * ramp(whitened),    ramp(s) = clamp((s - low) / (high - low), 0, 1)
+
+Note:
+    In the paper relevance scales only what the memory injects (alpha, Eq. 7). Here it also scales the new pairs of the
+    feed-forward networks, so that an input that an edit is not about keeps the unedited model's answer, bit for bit.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import astuple, dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from unike.backbones.base import Backbone
+from unike.errors import UnikeError
+from unike.hooks import Args, Hooks, Kwargs, first_input
+from unike.modules.latent_memory import current_prefill
+from unike.types import Prefill, SplitState
+
+Gate = Callable[[], Tensor]
+"""Factors in 0..1 for each row the model runs on, ``[R, G]``, one for each edit; only to be called while it runs."""
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """From 0 up to ``low`` to 1 from ``high`` on.
+
+    Raises:
+        ValueError: Nothing or everything would pass.
+    """
+
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not self.low < self.high:
+            raise ValueError(f"low={self.low} must be below high={self.high}")
+
+    def __call__(self, s: Tensor) -> Tensor:
+        """Elementwise."""
+        return ((s - self.low) / (self.high - self.low)).clamp(0, 1)
+
+    @classmethod
+    def between(cls, related: Tensor, unrelated: Tensor, error: float) -> Self:
+        """A ramp between similarities of inputs that an edit is about and of those that it is not about.
+
+        Args:
+            related: ``[n]``.
+            unrelated: ``[m]``.
+            error: The share of either that may lie beyond the ramp's ends.
+        """
+        ends = related.float().quantile(error).item(), unrelated.float().quantile(1 - error).item()
+        middle, half = sum(ends) / 2, max(abs(ends[0] - ends[1]) / 2, MIN_RAMP / 2)
+        return cls(middle - half, middle + half)
+
+
+MIN_RAMP = 0.02
+"""Of a ramp between two sorts of inputs that lie so close that it would be a step."""
+
+
+@dataclass(frozen=True, eq=False)
+class Relevance:
+    """The gate of a backbone; what an edit adds is its key.
+
+    Args:
+        layer: Where states are read, counted from 0; no higher than what is gated.
+        mean: ``[D]`` of attention inputs at ``p``.
+        whitening: ``[D, D]``, their covariance to the power -1/2, shrunken.
+        question: Ramp of the centred cosine.
+        fact: Ramp of the whitened cosine.
+    """
+
+    layer: int
+    mean: Tensor
+    whitening: Tensor
+    question: Ramp
+    fact: Ramp
+
+    def settings(self) -> dict[str, Any]:
+        """What it is beside tensors, as JSON has it."""
+        return {"layer": self.layer, "question": astuple(self.question), "fact": astuple(self.fact)}
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same on another device."""
+        return replace(self, mean=self.mean.to(device), whitening=self.whitening.to(device))
+
+    def similarities(self, keys: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Centred and whitened cosine of ``keys [..., G, D]`` with ``states [..., D]``: ``[..., G]`` each."""
+        keys, states = keys.float() - self.mean, states.float() - self.mean
+        return _cosine(keys, states), _cosine(keys @ self.whitening, states @ self.whitening)
+
+    @torch.no_grad()
+    def __call__(self, keys: Tensor, states: Tensor) -> Tensor:
+        """The gate: keys ``[..., G, D]`` and attention inputs at ``p``, ``[..., D]``, to ``[..., G]``."""
+        centred, whitened = self.similarities(keys, states)
+        return self.question(centred) * self.fact(whitened)
+
+    @torch.no_grad()
+    def read(self, backbone: Backbone, state: SplitState) -> Tensor:
+        """The key of each fact: the attention's input at ``p``, ``[B, D]`` fp32.
+
+        Args:
+            backbone: The model.
+            state: The facts, run to the gate's layer or a lower one.
+        """
+        state = backbone.advance(state, self.layer)
+        states: Tensor = backbone.input_norm(self.layer)(state.hidden)
+        return Prefill(state.prompt_last).at_prompt_last(states).float()
+
+    def install(self, keys: Tensor, backbone: Backbone, hooks: Hooks) -> Gate:
+        """Read relevance once for each prefill, from the prompt alone; the hook stays until ``hooks`` are removed.
+
+        Args:
+            keys: ``[B, G, D]``: row ``r`` of ``R`` is compared with the G edits ``keys[r * B // R]``.
+            backbone: The model.
+            hooks: Where the hook is kept.
+
+        Returns:
+            The gate, to be given to whatever it is to scale.
+        """
+        owner = object()
+
+        def read(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
+            prefill = current_prefill(backbone)
+            states = prefill.at_prompt_last(first_input(args, kwargs))
+            prefill.once(owner, lambda: self(keys.repeat_interleave(len(states) // len(keys), dim=0), states))
+
+        def missing() -> Tensor:
+            raise UnikeError(
+                f"the gate is read at layer {self.layer}, which this pass has not reached: "
+                "split the forward pass no higher than there"
+            )
+
+        def gate() -> Tensor:
+            return current_prefill(backbone).once(owner, missing)
+
+        hooks.add_pre(backbone.attention(self.layer).module, read)
+        return gate
+
+
+def _cosine(keys: Tensor, states: Tensor) -> Tensor:
+    units = torch.nn.functional.normalize(keys, dim=-1), torch.nn.functional.normalize(states, dim=-1)
+    return (units[0] @ units[1].unsqueeze(-1)).squeeze(-1)
+
+
+def whitening(states: Tensor, shrinkage: float = 0.1) -> tuple[Tensor, Tensor]:
+    """Mean ``[D]`` and ``((1 - s) C + s tr(C) / D I)^(-1/2)``, ``[D, D]``, of states ``[T, D]`` with covariance C."""
+    states = states.double()
+    mean = states.mean(dim=0)
+    covariance = (states - mean).T @ (states - mean) / len(states)
+    identity = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+    variances, directions = torch.linalg.eigh(
+        (1 - shrinkage) * covariance + shrinkage * covariance.diagonal().mean().clamp(min=1e-8) * identity
+    )
+    return mean.float(), (directions * variances.clamp(min=1e-12).rsqrt() @ directions.T).float()
+
+
+def calibrate(layer: int, keys: Tensor, probes: Mapping[str, tuple[Tensor, Tensor]], error: float = 0.02) -> Relevance:
+    """Where to draw the line, from cases that are not evaluated on.
+
+    The centred cosine has to tell rephrasings from other questions about the same picture (``specificity``), the
+    whitened one from other pictures and from text (``m_locality``, ``t_locality``).
+
+    Args:
+        layer: Where the states were read.
+        keys: ``[C, D]``, of the edits.
+        probes: Kind of probe to which case it belongs to, ``[n]``, and its state, ``[n, D]``.
+        error: As in `Ramp.between`.
+    """
+    everything = torch.cat([keys, *(states for _, states in probes.values())])
+    mean, whitener = whitening(everything)
+    always = Ramp(-2.0, -1.5)
+    unset = Relevance(layer, mean, whitener, always, always)
+
+    def measured(kinds: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+        found = [
+            unset.similarities(keys[cases].unsqueeze(1), states)
+            for cases, states in (probes[kind] for kind in kinds if kind in probes)
+        ]
+        centred, whitened = zip(*found, strict=True)
+        return torch.cat(centred)[:, 0], torch.cat(whitened)[:, 0]
+
+    related = measured(("t_generality", "m_generality"))
+    other_question = measured(("specificity",) if "specificity" in probes else ("m_locality", "t_locality"))[0]
+    other_fact = measured(("m_locality", "t_locality"))[1]
+    return Relevance(
+        layer,
+        mean,
+        whitener,
+        Ramp.between(related[0], other_question, error),
+        Ramp.between(related[1], other_fact, error),
+    )
+
+
+def separation(relevance: Relevance, keys: Tensor, probes: Mapping[str, tuple[Tensor, Tensor]]) -> float:
+    """How well a gate does, 0..1: its mean over rephrasings, minus its mean over what an edit should leave alone."""
+
+    def opened(kinds: tuple[str, ...]) -> float:
+        found = [
+            relevance(keys[cases].unsqueeze(1), states).mean().item()
+            for cases, states in (probes[kind] for kind in kinds if kind in probes)
+        ]
+        return sum(found) / len(found)
+
+    return opened(("t_generality", "m_generality")) - opened(("specificity", "m_locality", "t_locality"))
