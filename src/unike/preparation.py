@@ -590,10 +590,12 @@ def train_both(
     width = states["h_pos"].shape[1]
 
     def train(out: int, loss: Callable[..., Tensor], columns: Sequence[str]) -> tuple[Encoder, list[Epoch]]:
+        rows = [states[column] for column in columns]
+        encoder = Encoder(width, config.hidden, out, seed=config.seed).to(held_out.device)
         return train_encoder(
-            Encoder(width, config.hidden, out, seed=config.seed).to(held_out.device),
+            encoder.standardise(torch.cat([each[~held_out] for each in rows[-2:]])),
             loss,
-            [states[column] for column in columns],
+            rows,
             held_out,
             lr=config.lr,
             batch=config.batch,

@@ -129,6 +129,13 @@ def test_an_encoder_is_two_maps_with_gelu_between_and_has_its_seed() -> None:
     assert torch.equal(Encoder.from_weights(encoder.state_dict())(states), encoder(states))
 
 
+def test_an_encoder_starts_from_standardised_states() -> None:
+    states = 1000 * draw(50, 5) * torch.tensor([1, 1e-2, 1, 1, 0]) + 300
+    standard = (states - states.mean(dim=0)) / states.std(dim=0).clamp(min=1)
+    encoder = Encoder(5, 7, 3).standardise(states)
+    assert torch.allclose(encoder(states), Encoder(5, 7, 3)(standard), atol=1e-3)
+
+
 Set = tuple[Tensor, Tensor, Tensor]
 
 

@@ -54,6 +54,17 @@ class Encoder(nn.Module):
         encoder.load_state_dict(weights)
         return encoder.eval().requires_grad_(False)
 
+    @torch.no_grad()
+    def standardise(self, states: Tensor) -> Self:
+        """Start from standardised states ``[M, D]``: their mean and spread go into the first map.
+
+        Layers and models differ in the scale of their states by orders of magnitude; the learning rate does not.
+        """
+        spread = states.std(dim=0)
+        self.inner.weight /= spread.clamp(min=1e-3 * spread.mean() + 1e-6)  # a dimension may be constant
+        self.inner.bias -= self.inner.weight @ states.mean(dim=0)
+        return self
+
     def forward(self, states: Tensor) -> Tensor:
         """``[..., D]`` to ``[..., out]``."""
         encoded: Tensor = self.outer(F.gelu(self.inner(states)))
