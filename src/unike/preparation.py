@@ -51,14 +51,11 @@ from unike.modules.knowledge import (
     evenly,
 )
 from unike.modules.latent_memory import last_answer_token, read_entries
-from unike.modules.leak_guard import LEAKS, Fingerprints, LeakGuard, fingerprints, worded
+from unike.modules.leak_guard import LEAKS, ImageHashes, LeakGuard, worded
 from unike.settings import Settings
 from unike.types import IGNORE, EditCase, Prefill, Query
 
 WORK = ".work"
-ROWS = 32
-"""Questions the backbone reads at once; fixed, so that a run that is resumed pads them as the first one did."""
-
 TEXTS = 256
 """At most so many questions without a picture take part in the mean of attention inputs."""
 
@@ -83,6 +80,7 @@ class PrepareConfig(Settings):
         seed: Of every choice.
         store_dtype: Precision of what is kept.
         max_new_tokens: An answer of the backbone that is as long is taken to be cut off.
+        rows: Questions the backbone reads at once.
     """
 
     layers: tuple[int, ...] = Field(default=(-4, -3, -2, -1), min_length=1)
@@ -98,6 +96,7 @@ class PrepareConfig(Settings):
     seed: int = 0
     store_dtype: Literal["float32", "float16", "bfloat16"] = "float16"
     max_new_tokens: int = Field(default=32, ge=1)
+    rows: int = Field(default=32, ge=1)
 
 
 def prepare(
@@ -130,8 +129,8 @@ def prepare(
             too little is left to learn from.
     """
     config = config or PrepareConfig()
-    for layer in config.layers:
-        backbone.layer_index(layer)
+    if len({backbone.layer_index(layer) for layer in config.layers}) < len(config.layers):
+        raise UnikeError(f"layers={list(config.layers)} names a layer of {backbone.source} twice")
     check_place(out)
     if is_prepared(out, backbone.source, cases, config, against=against):
         knowledge = Knowledge.from_pretrained(out)
@@ -139,33 +138,40 @@ def prepare(
         return knowledge
     if backbone.edits:
         raise UnikeError("the knowledge is that of the unedited model; detach the edits first")
-    work = Work(out)
+    work = Work(out, backbone)
 
     candidates, dropped = find_candidates(cases, against, tags or {}, progress)
-    mistakes, asked = collect(backbone, candidates, work, config, progress)
+    mistakes, answers = collect(backbone, candidates, work, config, progress)
+    triplets = [mistake.triplet for mistake in mistakes]
     states, tokens = read_states(backbone, mistakes, work, config, progress)
     texts = text_questions(cases, against)
     means = read_means(backbone, texts, states, work, config, progress)
-    triplets = tuple(mistake.triplet for mistake in mistakes)
     layers, learned = {}, {}
     for layer in config.layers:
-        made_from = [backbone.fingerprint(), layer, texts, *map(astuple, triplets), config.model_dump(mode="json")]
         tensors, learned[str(layer)] = work.once(
             f"layer{layer}",
-            made_from,
-            partial(learn, backbone.attention(layer), triplets, states[layer], means[layer], config, layer, progress),
+            [texts, [astuple(triplet) for triplet in triplets], config.model_dump(mode="json")],
+            partial(
+                learn,
+                backbone.attention(layer),
+                triplets,
+                states[layer],
+                means[layer],
+                config,
+                partial(progress, f"layer {layer}"),
+            ),
         )
         layers[layer] = LayerKnowledge.from_tensors(tensors)
 
     report = {
         "candidates": {"cases": len(cases), "dropped": dropped, "left": len(candidates)},
-        "answers": asked,
+        "answers": answers,
         "tags": dict(Counter(triplet.tag or "untagged" for triplet in triplets)),
         "answer_tokens": tokens,
         "text_questions": len(texts),
         "layers": learned,
     }
-    knowledge = Knowledge(layers, triplets, describe(backbone, cases, against, config) | {"report": report})
+    knowledge = Knowledge(layers, tuple(triplets), describe(backbone, cases, against, config) | {"report": report})
     replace_folder(out, knowledge.files(), known_by=WORK)
     return knowledge
 
@@ -208,11 +214,11 @@ def is_prepared(
     out: Path, source: str, cases: Sequence[EditCase], config: PrepareConfig, *, against: Sequence[EditCase] = ()
 ) -> bool:
     """Whether a folder holds the knowledge of a backbone called ``source`` with these settings; reads no tensors."""
+    wanted = (source, config.model_dump(mode="json"), describe_data(cases, against))
     try:
         there = SAVED.describe(out)
     except UnikeError:
         return False
-    wanted = (source, config.model_dump(mode="json"), describe_data(cases, against))
     return (there["backbone"]["source"], there.get("config"), there.get("data")) == wanted
 
 
@@ -226,10 +232,16 @@ class Work:
 
     Args:
         out: The folder to be.
+        backbone: Whose answers and states are kept; those of others are not found.
     """
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, backbone: Backbone) -> None:
         self.folder = out / WORK
+        self.made_for = [backbone.fingerprint(), str(backbone.dtype), backbone.template]
+
+    def key(self, made_from: Any) -> str:
+        """A short hash of everything that a result depends on: the backbone, and a JSON value."""
+        return digest([self.made_for, made_from])
 
     def once(
         self, name: str, made_from: Any, make: Callable[[], tuple[dict[str, Tensor], Any]]
@@ -238,10 +250,10 @@ class Work:
 
         Args:
             name: Of the file.
-            made_from: A JSON value with everything that the result depends on.
+            made_from: A JSON value with everything that the result depends on beside the backbone.
             make: Called if there is no such result.
         """
-        path = self.folder / f"{name}-{digest(made_from)}.safetensors"
+        path = self.folder / f"{name}-{self.key(made_from)}.safetensors"
         try:
             with safe_open(path, "pt") as file:
                 return {key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()["notes"])  # noqa: SIM118
@@ -294,7 +306,7 @@ class Candidate:
     """A question with its true answer that the backbone may get wrong."""
 
     query: Query
-    picture: Fingerprints
+    hashes: ImageHashes
     tag: str
 
 
@@ -319,8 +331,8 @@ def find_candidates(
         elif reason := guard.leak(case.edit):
             dropped[reason] += 1
         else:
-            candidate = Candidate(case.edit, fingerprints(case.edit.image), tags.get(case.case_id, ""))
-            same = (worded(case.edit.prompt), candidate.picture.content, normalise(case.edit.target or ""))
+            candidate = Candidate(case.edit, guard.hashes[case.edit.image], tags.get(case.case_id, ""))
+            same = (worded(case.edit.prompt), candidate.hashes.content, normalise(case.edit.target or ""))
             dropped["repeated"] += same in found
             found.setdefault(same, candidate)
     if not found:
@@ -352,12 +364,12 @@ def collect(
         UnikeError: There is no mistake to learn from.
     """
     known = work.answers()
-    batches = [candidates[start : start + ROWS] for start in range(0, len(candidates), ROWS)]
+    batches = [candidates[start : start + config.rows] for start in range(0, len(candidates), config.rows)]
     mistakes: dict[int, list[Mistake]] = {}
     counts: Counter[str] = Counter()
     for done, index in enumerate(far_apart(len(batches)), 1):
         batch = batches[index]
-        keys = [question_key(backbone, candidate, config) for candidate in batch]
+        keys = [work.key([each.query.prompt, each.hashes.content, config.max_new_tokens]) for each in batch]
         if not known.keys() >= set(keys):
             said = backbone.generate([each.query for each in batch], max_new_tokens=config.max_new_tokens)
             answers = dict(zip(keys, said, strict=True))
@@ -384,12 +396,6 @@ def far_apart(count: int) -> list[int]:
     return sorted(range(count), key=lambda i: i * (5**0.5 - 1) / 2 % 1)
 
 
-def question_key(backbone: Backbone, candidate: Candidate, config: PrepareConfig) -> str:
-    """What an answer depends on."""
-    asked = [candidate.query.prompt, candidate.picture.content, config.max_new_tokens]
-    return digest([backbone.fingerprint(), str(backbone.dtype), backbone.template, *asked])
-
-
 def judge(backbone: Backbone, answer: str, target: str, max_new_tokens: int) -> str:
     """What an answer is worth as ``A_neg``.
 
@@ -413,7 +419,7 @@ def as_mistake(candidate: Candidate, answer: str) -> Mistake:
     """Answers lose what they end with: a full stop behind all true answers alone would tell them from false ones."""
     assert candidate.query.image is not None and candidate.query.target is not None
     positive, negative = (text.strip().rstrip(".,;:!? ") for text in (candidate.query.target, answer))
-    content, perceptual = astuple(candidate.picture)
+    content, perceptual = astuple(candidate.hashes)
     return Mistake(
         Triplet(candidate.query.prompt, content, perceptual, positive, negative, candidate.tag), candidate.query.image
     )
@@ -439,12 +445,11 @@ def read_states(
     """
     chunks = []
     lengths = []
-    for start in range(0, len(mistakes), ROWS):
-        some = mistakes[start : start + ROWS]
-        made_from = [backbone.fingerprint(), str(backbone.dtype), backbone.template, config.layers]
+    for start in range(0, len(mistakes), config.rows):
+        some = mistakes[start : start + config.rows]
         tensors, tokens = work.once(
-            f"states-{start // ROWS:05}",
-            [*made_from, *(astuple(mistake.triplet) for mistake in some)],
+            f"states-{start // config.rows:05}",
+            [config.layers, [astuple(mistake.triplet) for mistake in some]],
             partial(read_some, backbone, some, config.layers),
         )
         chunks.append(tensors)
@@ -517,8 +522,8 @@ def read_means(
 
     def read() -> tuple[dict[str, Tensor], None]:
         found: dict[str, list[Tensor]] = {str(layer): [] for layer in config.layers}
-        for start in range(0, len(texts), ROWS):
-            batch = backbone.encode([Query(prompt) for prompt in texts[start : start + ROWS]])
+        for start in range(0, len(texts), config.rows):
+            batch = backbone.encode([Query(prompt) for prompt in texts[start : start + config.rows]])
             state = backbone.run_to_split(batch, min(map(backbone.layer_index, config.layers)))
             with torch.no_grad(), trace([backbone.attention(layer).module for layer in config.layers]) as records:
                 backbone.run_from_split(state, positions=torch.zeros_like(state.labels, dtype=torch.bool))
@@ -527,8 +532,7 @@ def read_means(
             progress("reading texts", start + len(batch), len(texts))
         return {layer: torch.cat(parts).mean(dim=0) for layer, parts in found.items()}, None
 
-    made_from = [backbone.fingerprint(), str(backbone.dtype), backbone.template, config.layers, *texts]
-    of_texts, _ = work.once("texts", made_from, read)
+    of_texts, _ = work.once("texts", [config.layers, texts], read)
     return {layer: (of_triplets[layer] + of_texts[str(layer)]) / 2 for layer in config.layers}
 
 
@@ -541,10 +545,17 @@ def learn(
     states: States,
     mean: Tensor,
     config: PrepareConfig,
-    layer: int,
-    progress: Progress,
+    progress: Callable[[int, int], None],
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Train a layer's encoders, and find what follows from them in closed form.
+
+    Args:
+        site: The layer's attention.
+        triplets: T.
+        states: Of the layer.
+        mean: ``[D]``, of attention inputs.
+        config: Settings.
+        progress: Called with epochs, done and at most to come.
 
     Returns:
         The tensors of a `LayerKnowledge`, and losses and accuracies.
@@ -555,13 +566,16 @@ def learn(
     epochs = iter(range(1, 4 * config.max_epochs + 1))
 
     def tick(_: int) -> None:
-        progress(f"layer {layer}", next(epochs), 4 * config.max_epochs)
+        progress(next(epochs), 4 * config.max_epochs)
 
     f, g, held_out, report = train_both([each.image_hash for each in triplets], states, config, tick)
     f_pos, f_neg, g_pos, g_neg = encode(f, g, states)
     accuracy = retrieval_accuracy(states["raw_sem"][held_out], g_pos[held_out])
     report["retrieval"] = {"g": round(accuracy, 4), "n": int(held_out.sum())}
-    report["probe"] = probe(triplets, states, config, tick)
+    try:
+        report["probe"] = probe(triplets, states, config, tick)
+    except UnikeError:  # a few triplets make a memory, but no test
+        report["probe"] = {"h": None, "f": None, "g": None, "n": 0, "answers": 0}
 
     written = states["written_pos"] - states["written_neg"]
     known = LayerKnowledge(
@@ -643,16 +657,16 @@ def probe(
     The encoders are trained anew without these answers: those that are kept have seen them all.
 
     Returns:
-        Accuracies on raw states, ``f``'s and ``g``'s output, and the number of states tested.
+        Accuracies on raw states, ``f``'s and ``g``'s output, and the numbers of states and of answers tested.
+
+    Raises:
+        UnikeError: There are too few different answers, or pictures.
     """
-    try:
-        split = split_by_answer(
-            [normalise(each.positive) for each in triplets],
-            [normalise(each.negative) for each in triplets],
-            seed=config.seed,
-        )
-    except UnikeError:  # a few triplets make a memory, but no test
-        return {"h": None, "f": None, "g": None, "n": 0}
+    split = split_by_answer(
+        [normalise(each.positive) for each in triplets],
+        [normalise(each.negative) for each in triplets],
+        seed=config.seed,
+    )
     seen = split.train.nonzero()[:, 0].tolist()
     f, g, _, _ = train_both(
         [triplets[i].image_hash for i in seen], {name: t[seen] for name, t in states.items()}, config, tick
@@ -660,4 +674,7 @@ def probe(
     f_pos, f_neg, g_pos, g_neg = encode(f, g, states)
     found = {"h": (states["h_pos"], states["h_neg"]), "f": (f_pos, f_neg), "g": (g_pos, g_neg)}
     accuracies = {name: probe_accuracy(*pair, split) for name, pair in found.items()}
-    return {name: round(accuracy, 4) for name, (accuracy, _) in accuracies.items()} | {"n": accuracies["h"][1]}
+    return {name: round(accuracy, 4) for name, (accuracy, _) in accuracies.items()} | {
+        "n": accuracies["h"][1],
+        "answers": split.n_tested,
+    }

@@ -237,7 +237,7 @@ def hold_out(groups: Sequence[str], part: float = 0.1, *, seed: int = 0) -> Tens
         chosen.add(names[index])
         held += sizes[names[index]]
     if held < 2 or len(groups) - held < 2:
-        raise UnikeError(f"{len(groups)} triplets on {len(names)} images are too few to train encoders; collect more")
+        raise UnikeError(f"{len(groups)} of {len(names)} kinds are too few to hold some out; collect more triplets")
     return torch.tensor([group in chosen for group in groups])
 
 
@@ -296,11 +296,13 @@ class AnswerSplit:
         train: ``[T]`` bool, the triplets neither of whose answers is tested on.
         test_pos: ``[T]`` bool, whose true answer is tested on.
         test_neg: ``[T]`` bool, whose false answer is; as many as true ones.
+        n_tested: How many different answers are set aside.
     """
 
     train: Tensor
     test_pos: Tensor
     test_neg: Tensor
+    n_tested: int
 
 
 def split_by_answer(
@@ -317,7 +319,8 @@ def split_by_answer(
     Raises:
         UnikeError: Too few answers, or too few that are on one side only.
     """
-    aside = hold_out([*positive, *negative], part, seed=seed)
+    answers = [*positive, *negative]
+    aside = hold_out(answers, part, seed=seed)
     pos, neg = aside[: len(positive)], aside[len(positive) :]
     generator = torch.Generator().manual_seed(seed)
 
@@ -330,7 +333,8 @@ def split_by_answer(
     train, count = ~(pos | neg), min(int(pos.sum()), int(neg.sum()))
     if not count or train.sum() < 4:
         raise UnikeError(f"{len(positive)} triplets have too few different answers to set some aside; collect more")
-    return AnswerSplit(train, some(pos, count), some(neg, count))
+    n_tested = len({answer for answer, is_aside in zip(answers, aside.tolist(), strict=True) if is_aside})
+    return AnswerSplit(train, some(pos, count), some(neg, count), n_tested)
 
 
 def probe_accuracy(pos: Tensor, neg: Tensor, split: AnswerSplit) -> tuple[float, int]:
