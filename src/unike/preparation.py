@@ -273,14 +273,20 @@ class Work:
         whole = content[: content.rfind(b"\n") + 1]
         if whole != content:  # a line that was cut off
             replace_file(self._answer_file, whole)
-        return {line["key"]: line["answer"] for line in map(json.loads, whole.splitlines())}
+        try:
+            return {line["key"]: line["answer"] for line in map(json.loads, whole.splitlines())}
+        except (ValueError, LookupError, TypeError):
+            raise UnikeError(f"{self._answer_file} is damaged; delete it, and the questions are asked anew") from None
 
     def remember(self, answers: Mapping[str, str]) -> None:
         """Append answers."""
         self._make_folder()
         lines = [json.dumps({"key": key, "answer": answer}, ensure_ascii=False) for key, answer in answers.items()]
-        with self._answer_file.open("a", encoding="utf-8") as file:
-            file.write("".join(f"{line}\n" for line in lines))
+        try:
+            with self._answer_file.open("a", encoding="utf-8") as file:
+                file.write("".join(f"{line}\n" for line in lines))
+        except OSError as error:
+            raise UnikeError(f"cannot write {self._answer_file}: {error.strerror}") from None
 
     @property
     def _answer_file(self) -> Path:
@@ -321,8 +327,7 @@ def find_candidates(
     Raises:
         UnikeError: There is none.
     """
-    protected = [query for case in against for query in (case.edit, *(probe.query for probe in case.probes))]
-    guard = LeakGuard(protected, [case.edit for case in cases], partial(progress, "reading pictures"))
+    guard = LeakGuard(every_query(against), [case.edit for case in cases], partial(progress, "reading pictures"))
     found: dict[tuple[str, str, str], Candidate] = {}
     dropped: Counter[str] = Counter(dict.fromkeys(("no picture", *LEAKS, "repeated"), 0))
     for case in cases:
@@ -339,6 +344,11 @@ def find_candidates(
         reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
         raise UnikeError(f"none of {len(cases)} cases can be learned from: {reasons}")
     return list(found.values()), dict(dropped)
+
+
+def every_query(cases: Sequence[EditCase]) -> list[Query]:
+    """Edits and probes."""
+    return [query for case in cases for query in (case.edit, *(probe.query for probe in case.probes))]
 
 
 # ---------------------------------------------------------------------- answers
@@ -368,19 +378,13 @@ def collect(
     mistakes: dict[int, list[Mistake]] = {}
     counts: Counter[str] = Counter()
     for done, index in enumerate(far_apart(len(batches)), 1):
-        batch = batches[index]
-        keys = [work.key([each.query.prompt, each.hashes.content, config.max_new_tokens]) for each in batch]
-        if not known.keys() >= set(keys):
-            said = backbone.generate([each.query for each in batch], max_new_tokens=config.max_new_tokens)
-            answers = dict(zip(keys, said, strict=True))
-            work.remember(answers)
-            known |= answers
+        answers = ask(backbone, batches[index], known, work, config)
         mistakes[index] = []
-        for key, candidate in zip(keys, batch, strict=True):
-            verdict = judge(backbone, known[key], candidate.query.target or "", config.max_new_tokens)
+        for answer, candidate in zip(answers, batches[index], strict=True):
+            verdict = judge(backbone, answer, candidate.query.target or "", config.max_new_tokens)
             counts[verdict] += 1
             if verdict == "wrong":
-                mistakes[index].append(as_mistake(candidate, known[key]))
+                mistakes[index].append(as_mistake(candidate, answer))
         progress("asking", done, len(batches))
         if config.limit is not None and counts["wrong"] >= config.limit:
             break
@@ -389,6 +393,19 @@ def collect(
         raise UnikeError(f"{backbone.source} has no clear mistake among {counts.total()} answers; there is no triplet")
     kept = [found[i] for i in evenly(len(found), config.limit)]
     return kept, {"asked": counts.total(), **counts, "beyond the limit": len(found) - len(kept)}
+
+
+def ask(
+    backbone: Backbone, batch: Sequence[Candidate], known: dict[str, str], work: Work, config: PrepareConfig
+) -> list[str]:
+    """Greedy answers to a batch, which is asked as a whole: how long the others are may tip the last bit of a row."""
+    keys = [work.key([each.query.prompt, each.hashes.content, config.max_new_tokens]) for each in batch]
+    if not known.keys() >= set(keys):
+        said = backbone.generate([each.query for each in batch], max_new_tokens=config.max_new_tokens)
+        answers = dict(zip(keys, said, strict=True))
+        work.remember(answers)
+        known.update(answers)
+    return [known[key] for key in keys]
 
 
 def far_apart(count: int) -> list[int]:
@@ -432,6 +449,7 @@ States = dict[str, Tensor]
 
 ``h_sem, h_pos, h_neg`` are attention inputs, ``raw_sem, raw_pos`` attention outputs, ``written_pos, written_neg`` what
 the feed-forward network writes; ``sem`` is at the last prompt token, ``pos`` and ``neg`` at the last of the answer.
+`learn` adds ``out_pos, out_neg``, the attention outputs that ``h_pos`` and ``h_neg`` alone would lead to.
 """
 
 
@@ -486,7 +504,7 @@ def read_some(
             attended, written = attention.output[0], network.output.reshape(state.hidden.shape)
             found[f"{layer}.h_{side}"] = h_answer
             found[f"{layer}.written_{side}"] = written[rows, where.squeeze(1)].float()
-            if side == "pos":  # h_neg is read to train the encoders; the memory holds true answers only
+            if side == "pos":  # the same question both times, and a memory of true answers
                 found[f"{layer}.h_sem"] = h_sem
                 found[f"{layer}.raw_sem"] = prefill.at_prompt_last(attended).float()
                 found[f"{layer}.raw_pos"] = attended[rows, where.squeeze(1)].float()
@@ -496,14 +514,10 @@ def read_some(
 
 
 def text_questions(cases: Sequence[EditCase], against: Sequence[EditCase]) -> list[str]:
-    """The probes of the cases that have no picture, each once, without those that ``against`` asks too."""
-
-    def asked(group: Sequence[EditCase]) -> dict[str, str]:
-        probes = (probe.query for case in group for probe in case.probes)
-        return {worded(query.prompt): query.prompt for query in probes if query.image is None}
-
-    protected = asked(against)
-    found = [prompt for question, prompt in asked(cases).items() if question not in protected]
+    """What the cases ask without a picture, each question once, without those that ``against`` asks too."""
+    protected = {worded(query.prompt) for query in every_query(against)}
+    asked = {worded(query.prompt): query.prompt for query in every_query(cases) if query.image is None}
+    found = [prompt for question, prompt in asked.items() if question not in protected]
     return [found[i] for i in evenly(len(found), TEXTS)]
 
 
@@ -595,21 +609,27 @@ def learn(
 def train_both(
     images: Sequence[str], states: States, config: PrepareConfig, tick: Callable[[int], None]
 ) -> tuple[Encoder, Encoder, Tensor, dict[str, Any]]:
-    """``f`` by Eq. 4 on attention inputs behind answers, ``g`` by Eq. 5 on what attention makes of them.
+    """``f`` by Eq. 4 on the states behind answers, ``g`` by Eq. 5 on what attention makes of them.
 
     Returns:
         ``f``, ``g``, which triplets were held out (``[T]`` bool, whole pictures), and the losses.
+
+    Note:
+        The paper gives ``h_pos`` and ``h_neg`` to ``g`` too, but then applies it to ``h_know`` and compares that with
+        ``h_input[p]`` (Eq. 7), which are attention outputs. So here ``g`` learns where it is used: it reads ``W_o W_v
+        h_pos``, all that attention to one entry can return, and its anchors are attention outputs at ``p``.
     """
     held_out = hold_out(images, seed=config.seed).to(states["h_pos"].device)
     width = states["h_pos"].shape[1]
 
-    def train(out: int, loss: Callable[..., Tensor], columns: Sequence[str]) -> tuple[Encoder, list[Epoch]]:
-        rows = [states[column] for column in columns]
+    def train(
+        out: int, loss: Callable[..., Tensor], answers: Sequence[Tensor], anchors: Sequence[Tensor] = ()
+    ) -> tuple[Encoder, list[Epoch]]:
         encoder = Encoder(width, config.hidden, out, seed=config.seed).to(held_out.device)
         return train_encoder(
-            encoder.standardise(torch.cat([each[~held_out] for each in rows[-2:]])),
+            encoder.standardise(torch.cat([each[~held_out] for each in answers])),
             loss,
-            rows,
+            [*anchors, *answers],
             held_out,
             lr=config.lr,
             batch=config.batch,
@@ -622,12 +642,13 @@ def train_both(
     f, f_history = train(
         config.truth_width,
         lambda f, pos, neg: truthfulness_loss(f(pos), f(neg), config.tau),
-        ("h_pos", "h_neg"),
+        [states["h_pos"], states["h_neg"]],
     )
     g, g_history = train(
         width,
         lambda g, sem, pos, neg: semantic_loss(sem, g(pos), g(neg), config.tau),
-        ("raw_sem", "out_pos", "out_neg"),
+        [states["out_pos"], states["out_neg"]],
+        [states["raw_sem"]],
     )
     return f, g, held_out, {"truthfulness": summary(f_history), "semantic": summary(g_history)}
 

@@ -21,7 +21,7 @@ from unike.modules.disentangle import fit_w_zeta, zeta
 from unike.modules.knowledge import CONFIG_FILE, TENSOR_FILE, Knowledge, as_attention_output
 from unike.modules.latent_memory import read_entries
 from unike.modules.leak_guard import LEAKS, LeakGuard, bits_apart, content_hash, perceptual_hash
-from unike.preparation import WORK, PrepareConfig, far_apart, is_prepared, judge, prepare, text_questions
+from unike.preparation import WORK, PrepareConfig, Work, far_apart, is_prepared, judge, prepare, text_questions
 from unike.types import EditCase, Probe, Query
 
 FAST = {
@@ -267,6 +267,19 @@ def test_torn_files_are_written_again(backbone: Backbone, cases: list[EditCase],
     asked(backbone).clear()
     assert prepared(backbone, cases, tmp_path / "torn") == whole
     assert len(asked(backbone)) == 16, "the batch whose last answer was torn"
+
+
+def test_bad_work_is_told(
+    backbone: Backbone, cases: list[EditCase], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bad" / WORK).mkdir(parents=True)
+    (tmp_path / "bad" / WORK / "answers.jsonl").write_text("[1]\n")
+    with pytest.raises(UnikeError, match=r"answers.jsonl is damaged; delete it"):
+        prepare(backbone, cases, tmp_path / "bad", CONFIG)
+    (tmp_path / "full" / WORK / "answers.jsonl").mkdir(parents=True)
+    monkeypatch.setattr(Work, "answers", lambda self: {})
+    with pytest.raises(UnikeError, match=r"cannot write .*answers.jsonl: Is a directory"):
+        prepare(backbone, cases, tmp_path / "full", CONFIG)
 
 
 def test_what_is_there_is_not_made_again(backbone: Backbone, cases: list[EditCase], tmp_path: Path) -> None:

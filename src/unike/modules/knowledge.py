@@ -60,7 +60,7 @@ class LayerKnowledge:
         raw_pos: ``[T, D]``, attention outputs where ``h_pos`` was read: values of a memory with ``site="raw"``.
         mean: ``[D]``, of attention inputs at ``p``, triplets and questions without a picture weighing the same.
         truthfulness: ``f = Enc_tru``, from attention inputs to ``R^d``.
-        semantic: ``g = Enc_sem``, from attention outputs to ``R^D``.
+        semantic: ``g = Enc_sem``, from attention outputs to ``R^D``; trained for a memory with ``site="projected"``.
         w_zeta: ``[D, d]``, maps ``zeta`` to what a feed-forward network writes.
         zeta: ``[d]``, from false to true.
         w_semantic: ``[D, D]``, maps ``semantic_zeta`` likewise: a control (Figure 4c).
