@@ -51,15 +51,12 @@ from unike.modules.knowledge import (
     evenly,
 )
 from unike.modules.latent_memory import last_answer_token, read_entries
-from unike.modules.leak_guard import LEAKS, Fingerprints, LeakGuard, fingerprints, worded
+from unike.modules.leak_guard import LEAKS, ImageHashes, LeakGuard, worded
 from unike.modules.relevance import Relevance, calibrate, separation
 from unike.settings import Settings
 from unike.types import IGNORE, EditCase, Prefill, Query
 
 WORK = ".work"
-ROWS = 32
-"""Questions the backbone reads at once; fixed, so that a run that is resumed pads them as the first one did."""
-
 TEXTS = 256
 """At most so many questions without a picture take part in the mean of attention inputs."""
 
@@ -72,7 +69,8 @@ class PrepareConfig(Settings):
 
     Attributes:
         layers: Which layers to prepare (paper: the last four).
-        limit: Keep at most so many triplets, evenly spread over the cases, and ask no more than that takes.
+        limit: Learn from at most so many triplets, evenly spread over the cases, and ask no more than that takes.
+        keep: Store the states of at most so many of them; None for all.
         hidden: Width of the encoders' inner layer.
         truth_width: ``d``, of the truthfulness space.
         tau: Temperature of both losses.
@@ -84,6 +82,7 @@ class PrepareConfig(Settings):
         seed: Of every choice.
         store_dtype: Precision of what is kept.
         max_new_tokens: An answer of the backbone that is as long is taken to be cut off.
+        rows: Questions the backbone reads at once.
         gate_layers: Where the gate may be read, the best of these is taken; None for five between 60 % of the depth
             and the lowest of ``layers``.
         gate_cases: How many cases the gate is calibrated on; 0 for no gate.
@@ -92,6 +91,7 @@ class PrepareConfig(Settings):
 
     layers: tuple[int, ...] = Field(default=(-4, -3, -2, -1), min_length=1)
     limit: int | None = Field(default=None, ge=1)
+    keep: int | None = Field(default=None, ge=1)
     hidden: int = Field(default=512, ge=1)
     truth_width: int = Field(default=128, ge=1)
     tau: float = Field(default=0.1, gt=0)
@@ -103,6 +103,7 @@ class PrepareConfig(Settings):
     seed: int = 0
     store_dtype: Literal["float32", "float16", "bfloat16"] = "float16"
     max_new_tokens: int = Field(default=32, ge=1)
+    rows: int = Field(default=32, ge=1)
     gate_layers: tuple[int, ...] | None = None
     gate_cases: int = Field(default=300, ge=0)
     gate_error: float = Field(default=0.02, gt=0, lt=0.5)
@@ -138,8 +139,8 @@ def prepare(
             too little is left to learn from.
     """
     config = config or PrepareConfig()
-    for layer in config.layers:
-        backbone.layer_index(layer)
+    if len({backbone.layer_index(layer) for layer in config.layers}) < len(config.layers):
+        raise UnikeError(f"layers={list(config.layers)} names a layer of {backbone.source} twice")
     check_place(out)
     if is_prepared(out, backbone.source, cases, config, against=against):
         knowledge = Knowledge.from_pretrained(out)
@@ -147,37 +148,45 @@ def prepare(
         return knowledge
     if backbone.edits:
         raise UnikeError("the knowledge is that of the unedited model; detach the edits first")
-    work = Work(out)
+    work = Work(out, backbone)
 
-    protected = [query for case in against for query in queries_of(case)]
-    guard = LeakGuard(protected, [case.edit for case in cases], partial(progress, "reading pictures"))
+    guard = LeakGuard(every_query(against), every_query(cases), partial(progress, "reading pictures"))
     candidates, dropped = find_candidates(cases, guard, tags or {})
-    mistakes, asked = collect(backbone, candidates, work, config, progress)
+    mistakes, answers = collect(backbone, candidates, work, config, progress)
+    mistakes = kept_first(mistakes, config.keep)
+    triplets = [mistake.triplet for mistake in mistakes]
     states, tokens = read_states(backbone, mistakes, work, config, progress)
     texts = text_questions(cases, against)
     means = read_means(backbone, texts, states, work, config, progress)
-    triplets = tuple(mistake.triplet for mistake in mistakes)
     layers, learned = {}, {}
     for layer in config.layers:
-        made_from = [backbone.fingerprint(), layer, texts, *map(astuple, triplets), config.model_dump(mode="json")]
         tensors, learned[str(layer)] = work.once(
             f"layer{layer}",
-            made_from,
-            partial(learn, backbone.attention(layer), triplets, states[layer], means[layer], config, layer, progress),
+            [texts, [astuple(triplet) for triplet in triplets], config.model_dump(mode="json")],
+            partial(
+                learn,
+                backbone.attention(layer),
+                triplets,
+                states[layer],
+                means[layer],
+                config,
+                partial(progress, f"layer {layer}"),
+            ),
         )
         layers[layer] = LayerKnowledge.from_tensors(tensors)
     gate, opened = find_gate(backbone, cases, guard, work, config, progress)
 
     report = {
         "candidates": {"cases": len(cases), "dropped": dropped, "left": len(candidates)},
-        "answers": asked,
+        "answers": answers,
         "tags": dict(Counter(triplet.tag or "untagged" for triplet in triplets)),
         "answer_tokens": tokens,
         "text_questions": len(texts),
         "layers": learned,
         "gate": opened,
     }
-    knowledge = Knowledge(layers, triplets, describe(backbone, cases, against, config) | {"report": report}, gate)
+    described = describe(backbone, cases, against, config) | {"report": report}
+    knowledge = Knowledge(layers, tuple(triplets), described, gate)
     replace_folder(out, knowledge.files(), known_by=WORK)
     return knowledge
 
@@ -220,11 +229,11 @@ def is_prepared(
     out: Path, source: str, cases: Sequence[EditCase], config: PrepareConfig, *, against: Sequence[EditCase] = ()
 ) -> bool:
     """Whether a folder holds the knowledge of a backbone called ``source`` with these settings; reads no tensors."""
+    wanted = (source, config.model_dump(mode="json"), describe_data(cases, against))
     try:
         there = SAVED.describe(out)
     except UnikeError:
         return False
-    wanted = (source, config.model_dump(mode="json"), describe_data(cases, against))
     return (there["backbone"]["source"], there.get("config"), there.get("data")) == wanted
 
 
@@ -238,10 +247,16 @@ class Work:
 
     Args:
         out: The folder to be.
+        backbone: Whose answers and states are kept; those of others are not found.
     """
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, backbone: Backbone) -> None:
         self.folder = out / WORK
+        self.made_for = [backbone.fingerprint(), str(backbone.dtype), backbone.template]
+
+    def key(self, made_from: Any) -> str:
+        """A short hash of everything that a result depends on: the backbone, and a JSON value."""
+        return digest([self.made_for, made_from])
 
     def once(
         self, name: str, made_from: Any, make: Callable[[], tuple[dict[str, Tensor], Any]]
@@ -250,10 +265,10 @@ class Work:
 
         Args:
             name: Of the file.
-            made_from: A JSON value with everything that the result depends on.
+            made_from: A JSON value with everything that the result depends on beside the backbone.
             make: Called if there is no such result.
         """
-        path = self.folder / f"{name}-{digest(made_from)}.safetensors"
+        path = self.folder / f"{name}-{self.key(made_from)}.safetensors"
         try:
             with safe_open(path, "pt") as file:
                 return {key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()["notes"])  # noqa: SIM118
@@ -273,14 +288,20 @@ class Work:
         whole = content[: content.rfind(b"\n") + 1]
         if whole != content:  # a line that was cut off
             replace_file(self._answer_file, whole)
-        return {line["key"]: line["answer"] for line in map(json.loads, whole.splitlines())}
+        try:
+            return {line["key"]: line["answer"] for line in map(json.loads, whole.splitlines())}
+        except (ValueError, LookupError, TypeError):
+            raise UnikeError(f"{self._answer_file} is damaged; delete it, and the questions are asked anew") from None
 
     def remember(self, answers: Mapping[str, str]) -> None:
         """Append answers."""
         self._make_folder()
         lines = [json.dumps({"key": key, "answer": answer}, ensure_ascii=False) for key, answer in answers.items()]
-        with self._answer_file.open("a", encoding="utf-8") as file:
-            file.write("".join(f"{line}\n" for line in lines))
+        try:
+            with self._answer_file.open("a", encoding="utf-8") as file:
+                file.write("".join(f"{line}\n" for line in lines))
+        except OSError as error:
+            raise UnikeError(f"cannot write {self._answer_file}: {error.strerror}") from None
 
     @property
     def _answer_file(self) -> Path:
@@ -306,13 +327,8 @@ class Candidate:
     """A question with its true answer that the backbone may get wrong."""
 
     query: Query
-    picture: Fingerprints
+    hashes: ImageHashes
     tag: str
-
-
-def queries_of(case: EditCase) -> list[Query]:
-    """The edit and its probes."""
-    return [case.edit, *(probe.query for probe in case.probes)]
 
 
 def find_candidates(
@@ -334,14 +350,19 @@ def find_candidates(
         elif reason := guard.leak(case.edit):
             dropped[reason] += 1
         else:
-            candidate = Candidate(case.edit, fingerprints(case.edit.image), tags.get(case.case_id, ""))
-            same = (worded(case.edit.prompt), candidate.picture.content, normalise(case.edit.target or ""))
+            candidate = Candidate(case.edit, guard.hashes[case.edit.image], tags.get(case.case_id, ""))
+            same = (worded(case.edit.prompt), candidate.hashes.content, normalise(case.edit.target or ""))
             dropped["repeated"] += same in found
             found.setdefault(same, candidate)
     if not found:
         reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
         raise UnikeError(f"none of {len(cases)} cases can be learned from: {reasons}")
     return list(found.values()), dict(dropped)
+
+
+def every_query(cases: Sequence[EditCase]) -> list[Query]:
+    """Edits and probes."""
+    return [query for case in cases for query in (case.edit, *(probe.query for probe in case.probes))]
 
 
 # ---------------------------------------------------------------------- answers
@@ -367,23 +388,17 @@ def collect(
         UnikeError: There is no mistake to learn from.
     """
     known = work.answers()
-    batches = [candidates[start : start + ROWS] for start in range(0, len(candidates), ROWS)]
+    batches = [candidates[start : start + config.rows] for start in range(0, len(candidates), config.rows)]
     mistakes: dict[int, list[Mistake]] = {}
     counts: Counter[str] = Counter()
     for done, index in enumerate(far_apart(len(batches)), 1):
-        batch = batches[index]
-        keys = [question_key(backbone, candidate, config) for candidate in batch]
-        if not known.keys() >= set(keys):
-            said = backbone.generate([each.query for each in batch], max_new_tokens=config.max_new_tokens)
-            answers = dict(zip(keys, said, strict=True))
-            work.remember(answers)
-            known |= answers
+        answers = ask(backbone, batches[index], known, work, config)
         mistakes[index] = []
-        for key, candidate in zip(keys, batch, strict=True):
-            verdict = judge(backbone, known[key], candidate.query.target or "", config.max_new_tokens)
+        for answer, candidate in zip(answers, batches[index], strict=True):
+            verdict = judge(backbone, answer, candidate.query.target or "", config.max_new_tokens)
             counts[verdict] += 1
             if verdict == "wrong":
-                mistakes[index].append(as_mistake(candidate, known[key]))
+                mistakes[index].append(as_mistake(candidate, answer))
         progress("asking", done, len(batches))
         if config.limit is not None and counts["wrong"] >= config.limit:
             break
@@ -394,15 +409,28 @@ def collect(
     return kept, {"asked": counts.total(), **counts, "beyond the limit": len(found) - len(kept)}
 
 
+def ask(
+    backbone: Backbone, batch: Sequence[Candidate], known: dict[str, str], work: Work, config: PrepareConfig
+) -> list[str]:
+    """Greedy answers to a batch, which is asked as a whole: how long the others are may tip the last bit of a row."""
+    keys = [work.key([each.query.prompt, each.hashes.content, config.max_new_tokens]) for each in batch]
+    if not known.keys() >= set(keys):
+        said = backbone.generate([each.query for each in batch], max_new_tokens=config.max_new_tokens)
+        answers = dict(zip(keys, said, strict=True))
+        work.remember(answers)
+        known.update(answers)
+    return [known[key] for key in keys]
+
+
+def kept_first(mistakes: Sequence[Mistake], keep: int | None) -> list[Mistake]:
+    """The mistakes whose states are stored, evenly spread, and then those that are only learned from."""
+    kept = evenly(len(mistakes), keep)
+    return [mistakes[i] for i in kept] + [mistakes[i] for i in sorted(set(range(len(mistakes))) - set(kept))]
+
+
 def far_apart(count: int) -> list[int]:
     """The numbers below ``count`` in an order whose every beginning is spread over all: steps of the golden ratio."""
     return sorted(range(count), key=lambda i: i * (5**0.5 - 1) / 2 % 1)
-
-
-def question_key(backbone: Backbone, candidate: Candidate, config: PrepareConfig) -> str:
-    """What an answer depends on."""
-    asked = [candidate.query.prompt, candidate.picture.content, config.max_new_tokens]
-    return digest([backbone.fingerprint(), str(backbone.dtype), backbone.template, *asked])
 
 
 def judge(backbone: Backbone, answer: str, target: str, max_new_tokens: int) -> str:
@@ -428,7 +456,7 @@ def as_mistake(candidate: Candidate, answer: str) -> Mistake:
     """Answers lose what they end with: a full stop behind all true answers alone would tell them from false ones."""
     assert candidate.query.image is not None and candidate.query.target is not None
     positive, negative = (text.strip().rstrip(".,;:!? ") for text in (candidate.query.target, answer))
-    content, perceptual = astuple(candidate.picture)
+    content, perceptual = astuple(candidate.hashes)
     return Mistake(
         Triplet(candidate.query.prompt, content, perceptual, positive, negative, candidate.tag), candidate.query.image
     )
@@ -441,6 +469,7 @@ States = dict[str, Tensor]
 
 ``h_sem, h_pos, h_neg`` are attention inputs, ``raw_sem, raw_pos`` attention outputs, ``written_pos, written_neg`` what
 the feed-forward network writes; ``sem`` is at the last prompt token, ``pos`` and ``neg`` at the last of the answer.
+`learn` adds ``out_pos, out_neg``, the attention outputs that ``h_pos`` and ``h_neg`` alone would lead to.
 """
 
 
@@ -454,12 +483,11 @@ def read_states(
     """
     chunks = []
     lengths = []
-    for start in range(0, len(mistakes), ROWS):
-        some = mistakes[start : start + ROWS]
-        made_from = [backbone.fingerprint(), str(backbone.dtype), backbone.template, config.layers]
+    for start in range(0, len(mistakes), config.rows):
+        some = mistakes[start : start + config.rows]
         tensors, tokens = work.once(
-            f"states-{start // ROWS:05}",
-            [*made_from, *(astuple(mistake.triplet) for mistake in some)],
+            f"states-{start // config.rows:05}",
+            [config.layers, [astuple(mistake.triplet) for mistake in some]],
             partial(read_some, backbone, some, config.layers),
         )
         chunks.append(tensors)
@@ -496,7 +524,7 @@ def read_some(
             attended, written = attention.output[0], network.output.reshape(state.hidden.shape)
             found[f"{layer}.h_{side}"] = h_answer
             found[f"{layer}.written_{side}"] = written[rows, where.squeeze(1)].float()
-            if side == "pos":  # h_neg is read to train the encoders; the memory holds true answers only
+            if side == "pos":  # the same question both times, and a memory of true answers
                 found[f"{layer}.h_sem"] = h_sem
                 found[f"{layer}.raw_sem"] = prefill.at_prompt_last(attended).float()
                 found[f"{layer}.raw_pos"] = attended[rows, where.squeeze(1)].float()
@@ -506,14 +534,10 @@ def read_some(
 
 
 def text_questions(cases: Sequence[EditCase], against: Sequence[EditCase]) -> list[str]:
-    """The probes of the cases that have no picture, each once, without those that ``against`` asks too."""
-
-    def asked(group: Sequence[EditCase]) -> dict[str, str]:
-        probes = (probe.query for case in group for probe in case.probes)
-        return {worded(query.prompt): query.prompt for query in probes if query.image is None}
-
-    protected = asked(against)
-    found = [prompt for question, prompt in asked(cases).items() if question not in protected]
+    """What the cases ask without a picture, each question once, without those that ``against`` asks too."""
+    protected = {worded(query.prompt) for query in every_query(against)}
+    asked = {worded(query.prompt): query.prompt for query in every_query(cases) if query.image is None}
+    found = [prompt for question, prompt in asked.items() if question not in protected]
     return [found[i] for i in evenly(len(found), TEXTS)]
 
 
@@ -532,8 +556,8 @@ def read_means(
 
     def read() -> tuple[dict[str, Tensor], None]:
         found: dict[str, list[Tensor]] = {str(layer): [] for layer in config.layers}
-        for start in range(0, len(texts), ROWS):
-            batch = backbone.encode([Query(prompt) for prompt in texts[start : start + ROWS]])
+        for start in range(0, len(texts), config.rows):
+            batch = backbone.encode([Query(prompt) for prompt in texts[start : start + config.rows]])
             state = backbone.run_to_split(batch, min(map(backbone.layer_index, config.layers)))
             with torch.no_grad(), trace([backbone.attention(layer).module for layer in config.layers]) as records:
                 backbone.run_from_split(state, positions=torch.zeros_like(state.labels, dtype=torch.bool))
@@ -542,8 +566,7 @@ def read_means(
             progress("reading texts", start + len(batch), len(texts))
         return {layer: torch.cat(parts).mean(dim=0) for layer, parts in found.items()}, None
 
-    made_from = [backbone.fingerprint(), str(backbone.dtype), backbone.template, config.layers, *texts]
-    of_texts, _ = work.once("texts", made_from, read)
+    of_texts, _ = work.once("texts", [config.layers, texts], read)
     return {layer: (of_triplets[layer] + of_texts[str(layer)]) / 2 for layer in config.layers}
 
 
@@ -556,10 +579,17 @@ def learn(
     states: States,
     mean: Tensor,
     config: PrepareConfig,
-    layer: int,
-    progress: Progress,
+    progress: Callable[[int, int], None],
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Train a layer's encoders, and find what follows from them in closed form.
+
+    Args:
+        site: The layer's attention.
+        triplets: T.
+        states: Of the layer.
+        mean: ``[D]``, of attention inputs.
+        config: Settings.
+        progress: Called with epochs, done and at most to come.
 
     Returns:
         The tensors of a `LayerKnowledge`, and losses and accuracies.
@@ -570,17 +600,20 @@ def learn(
     epochs = iter(range(1, 4 * config.max_epochs + 1))
 
     def tick(_: int) -> None:
-        progress(f"layer {layer}", next(epochs), 4 * config.max_epochs)
+        progress(next(epochs), 4 * config.max_epochs)
 
     f, g, held_out, report = train_both([each.image_hash for each in triplets], states, config, tick)
     f_pos, f_neg, g_pos, g_neg = encode(f, g, states)
     accuracy = retrieval_accuracy(states["raw_sem"][held_out], g_pos[held_out])
     report["retrieval"] = {"g": round(accuracy, 4), "n": int(held_out.sum())}
-    report["probe"] = probe(triplets, states, config, tick)
+    try:
+        report["probe"] = probe(triplets, states, config, tick)
+    except UnikeError:  # a few triplets make a memory, but no test
+        report["probe"] = {"h": None, "f": None, "g": None, "n": 0, "answers": 0}
 
     written = states["written_pos"] - states["written_neg"]
     known = LayerKnowledge(
-        **{name: states[name] for name in ("h_sem", "h_pos", "h_neg", "raw_pos")},
+        **{name: states[name][: config.keep] for name in ("h_sem", "h_pos", "h_neg", "raw_pos")},
         mean=mean,
         truthfulness=f,
         semantic=g,
@@ -596,19 +629,27 @@ def learn(
 def train_both(
     images: Sequence[str], states: States, config: PrepareConfig, tick: Callable[[int], None]
 ) -> tuple[Encoder, Encoder, Tensor, dict[str, Any]]:
-    """``f`` by Eq. 4 on attention inputs behind answers, ``g`` by Eq. 5 on what attention makes of them.
+    """``f`` by Eq. 4 on the states behind answers, ``g`` by Eq. 5 on what attention makes of them.
 
     Returns:
         ``f``, ``g``, which triplets were held out (``[T]`` bool, whole pictures), and the losses.
+
+    Note:
+        The paper gives ``h_pos`` and ``h_neg`` to ``g`` too, but then applies it to ``h_know`` and compares that with
+        ``h_input[p]`` (Eq. 7), which are attention outputs. So here ``g`` learns where it is used: it reads ``W_o W_v
+        h_pos``, all that attention to one entry can return, and its anchors are attention outputs at ``p``.
     """
     held_out = hold_out(images, seed=config.seed).to(states["h_pos"].device)
     width = states["h_pos"].shape[1]
 
-    def train(out: int, loss: Callable[..., Tensor], columns: Sequence[str]) -> tuple[Encoder, list[Epoch]]:
+    def train(
+        out: int, loss: Callable[..., Tensor], answers: Sequence[Tensor], anchors: Sequence[Tensor] = ()
+    ) -> tuple[Encoder, list[Epoch]]:
+        encoder = Encoder(width, config.hidden, out, seed=config.seed).to(held_out.device)
         return train_encoder(
-            Encoder(width, config.hidden, out, seed=config.seed).to(held_out.device),
+            encoder.standardise(torch.cat([each[~held_out] for each in answers])),
             loss,
-            [states[column] for column in columns],
+            [*anchors, *answers],
             held_out,
             lr=config.lr,
             batch=config.batch,
@@ -621,12 +662,13 @@ def train_both(
     f, f_history = train(
         config.truth_width,
         lambda f, pos, neg: truthfulness_loss(f(pos), f(neg), config.tau),
-        ("h_pos", "h_neg"),
+        [states["h_pos"], states["h_neg"]],
     )
     g, g_history = train(
         width,
         lambda g, sem, pos, neg: semantic_loss(sem, g(pos), g(neg), config.tau),
-        ("raw_sem", "out_pos", "out_neg"),
+        [states["out_pos"], states["out_neg"]],
+        [states["raw_sem"]],
     )
     return f, g, held_out, {"truthfulness": summary(f_history), "semantic": summary(g_history)}
 
@@ -656,16 +698,16 @@ def probe(
     The encoders are trained anew without these answers: those that are kept have seen them all.
 
     Returns:
-        Accuracies on raw states, ``f``'s and ``g``'s output, and the number of states tested.
+        Accuracies on raw states, ``f``'s and ``g``'s output, and the numbers of states and of answers tested.
+
+    Raises:
+        UnikeError: There are too few different answers, or pictures.
     """
-    try:
-        split = split_by_answer(
-            [normalise(each.positive) for each in triplets],
-            [normalise(each.negative) for each in triplets],
-            seed=config.seed,
-        )
-    except UnikeError:  # a few triplets make a memory, but no test
-        return {"h": None, "f": None, "g": None, "n": 0}
+    split = split_by_answer(
+        [normalise(each.positive) for each in triplets],
+        [normalise(each.negative) for each in triplets],
+        seed=config.seed,
+    )
     seen = split.train.nonzero()[:, 0].tolist()
     f, g, _, _ = train_both(
         [triplets[i].image_hash for i in seen], {name: t[seen] for name, t in states.items()}, config, tick
@@ -673,7 +715,10 @@ def probe(
     f_pos, f_neg, g_pos, g_neg = encode(f, g, states)
     found = {"h": (states["h_pos"], states["h_neg"]), "f": (f_pos, f_neg), "g": (g_pos, g_neg)}
     accuracies = {name: probe_accuracy(*pair, split) for name, pair in found.items()}
-    return {name: round(accuracy, 4) for name, (accuracy, _) in accuracies.items()} | {"n": accuracies["h"][1]}
+    return {name: round(accuracy, 4) for name, (accuracy, _) in accuracies.items()} | {
+        "n": accuracies["h"][1],
+        "answers": split.n_tested,
+    }
 
 
 # ---------------------------------------------------------------------- the gate
@@ -692,17 +737,25 @@ def find_gate(
     Returns:
         The gate, and, for each layer, how well it does (see `separation`), on the cases it was calibrated on.
     """
-    clean = [case for case in cases if not any(guard.leak(query) for query in queries_of(case))]
+    clean = [case for case in cases if not any(guard.leak(query) for query in every_query([case]))]
     chosen = [clean[i] for i in evenly(len(clean), config.gate_cases)]
     if not chosen:
         return None, {}
     layers = gate_layers(backbone, config)
     asked = [(i, kind, query) for i, case in enumerate(chosen) for kind, query in kinds_of(case)]
-    batches = [asked[start : start + ROWS] for start in range(0, len(asked), ROWS)]
+    asked.sort(key=lambda each: each[2].image is None)
+    pictures = sum(query.image is not None for _, _, query in asked)  # some families cannot mix the two
+    batches = [
+        group[start : start + config.rows]
+        for group in (asked[:pictures], asked[pictures:])
+        for start in range(0, len(group), config.rows)
+    ]
     states: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     for done, batch in enumerate(batches, 1):
-        questions = [(query.prompt, query.image and fingerprints(query.image).content) for _, _, query in batch]
-        made_from = [backbone.fingerprint(), str(backbone.dtype), backbone.template, layers, questions]
+        made_from = [
+            layers,
+            [(query.prompt, query.image and guard.hashes[query.image].content) for _, _, query in batch],
+        ]
         read = partial(read_prompts, backbone, [query for _, _, query in batch], layers)
         tensors, _ = work.once(f"gate-{done:05}", made_from, read)
         for layer in layers:

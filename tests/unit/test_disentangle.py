@@ -129,6 +129,13 @@ def test_an_encoder_is_two_maps_with_gelu_between_and_has_its_seed() -> None:
     assert torch.equal(Encoder.from_weights(encoder.state_dict())(states), encoder(states))
 
 
+def test_an_encoder_starts_from_standardised_states() -> None:
+    states = 1000 * draw(50, 5) * torch.tensor([1, 1e-2, 1, 1, 0]) + 300
+    standard = (states - states.mean(dim=0)) / states.std(dim=0).clamp(min=1)
+    encoder = Encoder(5, 7, 3).standardise(states)
+    assert torch.allclose(encoder(states), Encoder(5, 7, 3)(standard), atol=1e-3)
+
+
 Set = tuple[Tensor, Tensor, Tensor]
 
 
@@ -224,7 +231,7 @@ def test_whole_groups_are_held_out() -> None:
     outside = {group for group, is_held in zip(groups, held.tolist(), strict=True) if not is_held}
     assert not inside & outside
     assert torch.equal(held, hold_out(groups, 0.1)) and not torch.equal(held, hold_out(groups, 0.1, seed=1))
-    with pytest.raises(UnikeError, match="4 triplets on 1 images are too few"):
+    with pytest.raises(UnikeError, match="4 of 1 kinds are too few to hold some out"):
         hold_out(["same"] * 4)
 
 
@@ -241,6 +248,7 @@ def test_answers_that_are_tested_on_are_never_seen() -> None:
     trained = {answers[i] for answers in (positive, negative) for i in split.train.nonzero()[:, 0]}
     assert tested and trained and not tested & trained
     assert split.test_pos.sum() == split.test_neg.sum() > 50
+    assert split.n_tested == len(tested)
     assert split.train.sum() > 200
 
 

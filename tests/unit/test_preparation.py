@@ -20,11 +20,19 @@ from unike.hooks import trace
 from unike.modules.disentangle import fit_w_zeta, zeta
 from unike.modules.knowledge import CONFIG_FILE, TENSOR_FILE, Knowledge, as_attention_output
 from unike.modules.latent_memory import read_entries
-from unike.modules.leak_guard import LEAKS, LeakGuard, bits_apart, fingerprints, perceptual_hash
-from unike.preparation import WORK, PrepareConfig, far_apart, is_prepared, judge, prepare, text_questions
+from unike.modules.leak_guard import LEAKS, LeakGuard, bits_apart, content_hash, perceptual_hash
+from unike.preparation import WORK, PrepareConfig, Work, far_apart, is_prepared, judge, prepare, text_questions
 from unike.types import EditCase, Probe, Query
 
-FAST = {"layers": (-2, -1), "hidden": 8, "truth_width": 4, "max_epochs": 3, "batch": 8, "store_dtype": "float32"}
+FAST = {
+    "layers": (-2, -1),
+    "hidden": 8,
+    "truth_width": 4,
+    "max_epochs": 3,
+    "batch": 8,
+    "rows": 16,
+    "store_dtype": "float32",
+}
 CONFIG = PrepareConfig(**FAST)
 
 ANSWERS = ("cat", "dog", "cow", "pig", "hen", "fox", "bee", "owl")
@@ -105,7 +113,7 @@ def test_from_cases_to_knowledge(backbone: Backbone, cases: list[EditCase], tmp_
     ]
     assert [t.tag for t in known.triplets] == ["incorrect reasoning"] + [""] * (len(wrong) - 1)
     assert report["tags"] == {"incorrect reasoning": 1, "untagged": len(wrong) - 1}
-    assert all(t.image_hash == fingerprints(c.edit.image).content for t, c in zip(known.triplets, wrong, strict=True))
+    assert all(t.image_hash == content_hash(c.edit.image) for t, c in zip(known.triplets, wrong, strict=True))
     assert report["text_questions"] == 10
     assert known.description["config"]["layers"] == [-2, -1]
 
@@ -179,8 +187,7 @@ def test_other_families(family: str, cases: list[EditCase], tmp_path: Path, monk
 def test_a_limit_is_spread_evenly_and_asks_no_more_than_it_needs(
     backbone: Backbone, cases: list[EditCase], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("unike.preparation.ROWS", 4)
-    known = prepare(backbone, cases, tmp_path / "out", PrepareConfig(**FAST, limit=9))
+    known = prepare(backbone, cases, tmp_path / "out", PrepareConfig(**FAST | {"limit": 9, "rows": 4}))
     assert len(known) == 9
     assert len(asked(backbone)) <= 16
     numbers = sorted(int(query.image.stem) for query in asked(backbone) if query.image)
@@ -219,7 +226,6 @@ def test_a_run_that_is_killed_goes_on(
     backbone: Backbone, cases: list[EditCase], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed again and again, a little later each time, it asks everything once and ends with the same bytes."""
-    monkeypatch.setattr("unike.preparation.ROWS", 16)
     whole = prepared(backbone, cases, tmp_path / "whole")
     assert len(asked(backbone)) == 40
     asked(backbone).clear()
@@ -239,7 +245,7 @@ def test_finished_work_is_not_done_again(
     backbone: Backbone, cases: list[EditCase], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(Killed):
-        prepared(backbone, cases, tmp_path / "out", kill_at=len(cases) + 1 + 1 + 2 + 1)
+        prepared(backbone, cases, tmp_path / "out", kill_at=len(cases) + 3 + 1)
     assert any(path.name.startswith("states-00000") for path in (tmp_path / "out" / WORK).iterdir())
 
     def again(*args: object) -> None:
@@ -252,7 +258,7 @@ def test_finished_work_is_not_done_again(
 def test_torn_files_are_written_again(backbone: Backbone, cases: list[EditCase], tmp_path: Path) -> None:
     whole = prepared(backbone, cases, tmp_path / "whole")
     with pytest.raises(Killed):
-        prepared(backbone, cases, tmp_path / "torn", kill_at=len(cases) + 2 + 2 + 3)
+        prepared(backbone, cases, tmp_path / "torn", kill_at=len(cases) + 3 + 3 + 1 + 3)
     work = tmp_path / "torn" / WORK
     torn = [work / "answers.jsonl", *work.glob("*.safetensors")]
     assert len(torn) > 2
@@ -260,7 +266,20 @@ def test_torn_files_are_written_again(backbone: Backbone, cases: list[EditCase],
         path.write_bytes(path.read_bytes()[:-7])
     asked(backbone).clear()
     assert prepared(backbone, cases, tmp_path / "torn") == whole
-    assert len(asked(backbone)) in (8, 32), "the batch whose last answer was torn"
+    assert len(asked(backbone)) == 16, "the batch whose last answer was torn"
+
+
+def test_bad_work_is_told(
+    backbone: Backbone, cases: list[EditCase], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bad" / WORK).mkdir(parents=True)
+    (tmp_path / "bad" / WORK / "answers.jsonl").write_text("[1]\n")
+    with pytest.raises(UnikeError, match=r"answers.jsonl is damaged; delete it"):
+        prepare(backbone, cases, tmp_path / "bad", CONFIG)
+    (tmp_path / "full" / WORK / "answers.jsonl").mkdir(parents=True)
+    monkeypatch.setattr(Work, "answers", lambda self: {})
+    with pytest.raises(UnikeError, match=r"cannot write .*answers.jsonl: Is a directory"):
+        prepare(backbone, cases, tmp_path / "full", CONFIG)
 
 
 def test_what_is_there_is_not_made_again(backbone: Backbone, cases: list[EditCase], tmp_path: Path) -> None:
@@ -291,6 +310,8 @@ def test_what_cannot_be_prepared(backbone: Backbone, cases: list[EditCase], tmp_
         prepare(backbone, cases, tmp_path / "mine", CONFIG)
     with pytest.raises(UnikeError, match="layer 7 is out of range"):
         prepare(backbone, cases, tmp_path / "out", PrepareConfig(layers=(7,)))
+    with pytest.raises(UnikeError, match="names a layer of tiny-llava twice"):
+        prepare(backbone, cases, tmp_path / "out", PrepareConfig(layers=(-1, 3)))
     backbone.edits.append([None])
     with pytest.raises(UnikeError, match="detach the edits"):
         prepare(backbone, cases, tmp_path / "out", CONFIG)
@@ -345,7 +366,13 @@ def test_answers_end_alike(backbone: Backbone, cases: list[EditCase], tmp_path: 
     assert {t.negative for t in known.triplets} == {"a zebra"}
     assert [t.positive for t in known.triplets] == list(ANSWERS)
     assert known.description["report"]["answer_tokens"] == {"pos": 3.5, "neg": 7.0}
-    assert known.description["report"]["layers"]["-1"]["probe"] == {"h": None, "f": None, "g": None, "n": 0}
+    assert known.description["report"]["layers"]["-1"]["probe"] == {
+        "h": None,
+        "f": None,
+        "g": None,
+        "n": 0,
+        "answers": 0,
+    }
 
 
 # ---------------------------------------------------------------------- leaks
@@ -393,7 +420,7 @@ def test_leaks_are_counted_and_stay_out(backbone: Backbone, cases: list[EditCase
     }
     numbers = {int(query.image.stem) for query in asked(backbone) if query.image}
     assert numbers == set(range(40)) - {1, 2, 5}
-    assert fingerprints(like).content != fingerprints(cases[2].edit.image).content  # type: ignore[arg-type]
+    assert content_hash(like) != content_hash(cases[2].edit.image)  # type: ignore[arg-type]
     assert text_questions(cases, against) == [f"What is {i} + 1?" for i in range(10) if i != 3]
 
 
@@ -418,7 +445,7 @@ def test_pictures_are_alike_in_their_colours_too() -> None:
 
 def test_work_is_json_that_people_can_read(backbone: Backbone, cases: list[EditCase], tmp_path: Path) -> None:
     with pytest.raises(Killed):
-        prepared(backbone, cases, tmp_path / "out", kill_at=len(cases) + 2)
+        prepared(backbone, cases, tmp_path / "out", kill_at=len(cases) + 3)
     lines = [json.loads(line) for line in (tmp_path / "out" / WORK / "answers.jsonl").read_text().splitlines()]
     assert len(lines) == 40
     assert {line["answer"] for line in lines} <= set(ANSWERS)

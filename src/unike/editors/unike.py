@@ -42,7 +42,7 @@ from unike.errors import UnikeError
 from unike.functional import target_positions, token_nll
 from unike.hooks import Hooks
 from unike.modules.anchors import ffn_inputs
-from unike.modules.ffn_patch import FFNPatch, install_patch
+from unike.modules.ffn_patch import FFNPatch, PairGate, install_patch
 from unike.modules.knowledge import Knowledge, knowledge_of
 from unike.modules.latent_memory import (
     Alpha,
@@ -110,6 +110,8 @@ class UniKEConfig(EditorConfig):
             ``"random"`` have its norm, ``"learned"`` starts at 0 and is trained, which makes it a bias.
         beta: Length of the move, relative to the norm of what the layer's feed-forward network writes.
         gate: Whether relevance scales both halves.
+        slack: How much lower a key's threshold is where the question is of the edit's kind. None: pairs do nothing
+            where it is not.
     """
 
     paper: bool = False
@@ -144,6 +146,7 @@ class UniKEConfig(EditorConfig):
     zeta: Literal["off", "truthful", "semantic", "random", "learned"] = "truthful"
     beta: float = Field(0.1, ge=0)
     gate: bool = True
+    slack: float | None = 0.5
 
     @model_validator(mode="before")
     @classmethod
@@ -223,8 +226,8 @@ class UniKEEdit(Edit):
         patches: dict[int, FFNPatch] = {}
         if config.has_pairs:
             for layer in config.layers:
-                gate_of_pairs = gate and partial(repeated, gate, config.n_pairs)
-                install_patch(partial(patches.__getitem__, layer), backbone.ffn(layer), hooks, gate_of_pairs)
+                pair_gate = gate and partial(gate_of_pairs, gate, config)
+                install_patch(partial(patches.__getitem__, layer), backbone.ffn(layer), hooks, pair_gate)
 
         def refresh(*_: Any) -> None:
             for layer in config.layers if config.has_pairs else ():
@@ -259,9 +262,14 @@ def strongest(gate: Gate) -> Tensor:
     return gate().amax(dim=1)
 
 
-def repeated(gate: Gate, count: int) -> Tensor:
-    """The gate of every edit's pairs, ``[R, G * N]``."""
-    return gate().repeat_interleave(count, dim=1)
+def gate_of_pairs(gate: Gate, config: UniKEConfig) -> PairGate:
+    """The gate of every edit's pairs, G * N of them: by what an input is about, and the more freely the more alike.
+
+    With ``slack`` None the kind of question is a factor, too.
+    """
+    scale = gate() if config.slack is None else gate.fact()
+    slack = gate.question() * (config.slack or 0.0)
+    return PairGate(*(factor.repeat_interleave(config.n_pairs, dim=1) for factor in (scale, slack)))
 
 
 def alpha_of(knowledge: Knowledge, layer: int, config: UniKEConfig) -> Alpha:

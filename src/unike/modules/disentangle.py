@@ -54,6 +54,17 @@ class Encoder(nn.Module):
         encoder.load_state_dict(weights)
         return encoder.eval().requires_grad_(False)
 
+    @torch.no_grad()
+    def standardise(self, states: Tensor) -> Self:
+        """Start from standardised states ``[M, D]``: their mean and spread go into the first map.
+
+        Layers and models differ in the scale of their states by orders of magnitude; the learning rate does not.
+        """
+        spread = states.std(dim=0)
+        self.inner.weight /= spread.clamp(min=1e-3 * spread.mean() + 1e-6)  # a dimension may be constant
+        self.inner.bias -= self.inner.weight @ states.mean(dim=0)
+        return self
+
     def forward(self, states: Tensor) -> Tensor:
         """``[..., D]`` to ``[..., out]``."""
         encoded: Tensor = self.outer(F.gelu(self.inner(states)))
@@ -226,7 +237,7 @@ def hold_out(groups: Sequence[str], part: float = 0.1, *, seed: int = 0) -> Tens
         chosen.add(names[index])
         held += sizes[names[index]]
     if held < 2 or len(groups) - held < 2:
-        raise UnikeError(f"{len(groups)} triplets on {len(names)} images are too few to train encoders; collect more")
+        raise UnikeError(f"{len(groups)} of {len(names)} kinds are too few to hold some out; collect more triplets")
     return torch.tensor([group in chosen for group in groups])
 
 
@@ -285,11 +296,13 @@ class AnswerSplit:
         train: ``[T]`` bool, the triplets neither of whose answers is tested on.
         test_pos: ``[T]`` bool, whose true answer is tested on.
         test_neg: ``[T]`` bool, whose false answer is; as many as true ones.
+        n_tested: How many different answers are set aside.
     """
 
     train: Tensor
     test_pos: Tensor
     test_neg: Tensor
+    n_tested: int
 
 
 def split_by_answer(
@@ -306,7 +319,8 @@ def split_by_answer(
     Raises:
         UnikeError: Too few answers, or too few that are on one side only.
     """
-    aside = hold_out([*positive, *negative], part, seed=seed)
+    answers = [*positive, *negative]
+    aside = hold_out(answers, part, seed=seed)
     pos, neg = aside[: len(positive)], aside[len(positive) :]
     generator = torch.Generator().manual_seed(seed)
 
@@ -319,7 +333,8 @@ def split_by_answer(
     train, count = ~(pos | neg), min(int(pos.sum()), int(neg.sum()))
     if not count or train.sum() < 4:
         raise UnikeError(f"{len(positive)} triplets have too few different answers to set some aside; collect more")
-    return AnswerSplit(train, some(pos, count), some(neg, count))
+    n_tested = len({answer for answer, is_aside in zip(answers, aside.tolist(), strict=True) if is_aside})
+    return AnswerSplit(train, some(pos, count), some(neg, count), n_tested)
 
 
 def probe_accuracy(pos: Tensor, neg: Tensor, split: AnswerSplit) -> tuple[float, int]:

@@ -32,17 +32,31 @@ class FFNPatch:
         """``q K^T + b``: ``[B, T, D]`` (or ``[1, T, D]``, seen by every edit) to ``[B, T, N]``."""
         return q @ self.keys.transpose(1, 2) + self.bias.unsqueeze(1)
 
-    def __call__(self, q: Tensor, gate: Tensor | None = None) -> Tensor:
-        """The term that is added: ``[B, T, D]`` to ``[B, T, D]``; ``gate [R, N]`` scales the pairs of R rows."""
-        activations = torch.relu(self.pre_activations(q))
-        if gate is not None:
-            rows = activations.reshape(len(gate), -1, activations.shape[-1]) * gate.unsqueeze(1)
-            activations = rows.reshape(activations.shape)
-        return activations @ self.values
+    def __call__(self, q: Tensor, gate: "PairGate | None" = None) -> Tensor:
+        """The term that is added: ``[B, T, D]`` to ``[B, T, D]``."""
+        a = self.pre_activations(q)
+        if gate is None:
+            return torch.relu(a) @ self.values
+        rows = a.reshape(len(gate.scale), -1, a.shape[-1])  # [R, S, N]
+        activations = torch.relu(rows + gate.slack.unsqueeze(1)) * gate.scale.unsqueeze(1)
+        return activations.reshape(a.shape) @ self.values
+
+
+@dataclass(frozen=True, eq=False)
+class PairGate:
+    """What relevance does to N pairs on each of R rows (beyond the paper, see `unike.modules.relevance`).
+
+    Args:
+        scale: ``[R, N]``, a factor of each activation; a row of zeros gets exactly the network's own output.
+        slack: ``[R, N]``, is added to each pre-activation: the higher, the less an input must resemble the key.
+    """
+
+    scale: Tensor
+    slack: Tensor
 
 
 def install_patch(
-    patch: Callable[[], FFNPatch], site: FFNSite, hooks: Hooks, gate: Callable[[], Tensor] | None = None
+    patch: Callable[[], FFNPatch], site: FFNSite, hooks: Hooks, gate: Callable[[], PairGate] | None = None
 ) -> None:
     """Put pairs beside a network; they stay until ``hooks`` are removed.
 
@@ -53,8 +67,7 @@ def install_patch(
         patch: Called in each pass, returns the pairs.
         site: The network.
         hooks: Where the hooks are kept.
-        gate: Called in each pass, returns a factor for each row and pair, ``[R, N]``; a row of zeros gets exactly the
-            network's own output. None is 1, which is the paper's form.
+        gate: Called in each pass. None is no gate, which is the paper's form.
     """
     read: list[Tensor] = []
 

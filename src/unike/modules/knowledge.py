@@ -68,7 +68,7 @@ class LayerKnowledge:
         raw_pos: ``[T, D]``, attention outputs where ``h_pos`` was read: values of a memory with ``site="raw"``.
         mean: ``[D]``, of attention inputs at ``p``, triplets and questions without a picture weighing the same.
         truthfulness: ``f = Enc_tru``, from attention inputs to ``R^d``.
-        semantic: ``g = Enc_sem``, from attention outputs to ``R^D``.
+        semantic: ``g = Enc_sem``, from attention outputs to ``R^D``; trained for a memory with ``site="projected"``.
         w_zeta: ``[D, d]``, maps ``zeta`` to what a feed-forward network writes.
         zeta: ``[d]``, from false to true.
         w_semantic: ``[D, D]``, maps ``semantic_zeta`` likewise: a control (Figure 4c).
@@ -138,7 +138,7 @@ class Knowledge:
 
     Args:
         layers: By index, negative ones counting from the top.
-        triplets: T, in the order of every layer's states.
+        triplets: The first T in the order of every layer's states; those behind them were only learned from.
         gate: Tells which inputs an edit is about, or None.
         description: JSON values: ``backbone`` (source, fingerprint, template, n_layers), ``dtype`` that tensors are
             stored in, and whatever says how it was made.
@@ -151,7 +151,7 @@ class Knowledge:
 
     def __len__(self) -> int:
         """T."""
-        return len(self.triplets)
+        return len(next(iter(self.layers.values())).h_sem)
 
     def __repr__(self) -> str:
         source = self.description["backbone"]["source"]

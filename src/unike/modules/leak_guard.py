@@ -6,7 +6,7 @@ question and say by themselves what they are about. "What is this?" is asked abo
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -31,21 +31,20 @@ LEAKS = ("evaluated picture", "looks like an evaluated picture", "evaluated ques
 
 
 @dataclass(frozen=True)
-class Fingerprints:
-    """What tells a picture: `content_hash` and `perceptual_hash`."""
+class ImageHashes:
+    """What tells a picture from others: see `content_hash` and `perceptual_hash`."""
 
     content: str
     perceptual: str
 
 
-@cache
-def fingerprints(image: Path) -> Fingerprints:
-    """Both hashes of a picture, which is read once.
+def image_hashes(image: Path) -> ImageHashes:
+    """Both hashes of a picture.
 
     Raises:
         UnikeError: It cannot be read.
     """
-    return Fingerprints(content_hash(image), perceptual_hash(load_image(image)))
+    return ImageHashes(perceptual=perceptual_hash(load_image(image)), content=content_hash(image))
 
 
 def content_hash(image: Path) -> str:
@@ -70,7 +69,7 @@ def perceptual_hash(image: Image.Image) -> str:
 
 @cache
 def _thresholds() -> tuple[int, ...]:
-    """Of every pixel and channel: each of 0..254 in steps of about 1, spread by Bayer's matrix."""
+    """Of every pixel and channel, ``[768]``: 0 to 254, spread over each channel by Bayer's matrix."""
     bayer = torch.zeros(1, 1, dtype=torch.long)
     while len(bayer) < SIDE:
         bayer = torch.cat([torch.cat([4 * bayer, 4 * bayer + 2], 1), torch.cat([4 * bayer + 3, 4 * bayer + 1], 1)])
@@ -91,42 +90,44 @@ class LeakGuard:
         candidates: Every query that is to be learned from; they show which questions are generic.
         progress: Called with the number of pictures that are read, and of all.
 
+    Attributes:
+        hashes: Of every picture of either.
+
     Raises:
         UnikeError: A picture cannot be read.
     """
 
     def __init__(
         self,
-        protected: Iterable[Query],
-        candidates: Iterable[Query],
+        protected: Sequence[Query],
+        candidates: Sequence[Query],
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
-        protected, candidates = list(protected), list(candidates)
-        images = [sorted({query.image for query in group if query.image}) for group in (protected, candidates)]
-        found = {}
-        for image in sorted({*images[0], *images[1]}):
-            found[image] = fingerprints(image)
-            progress(len(found), len({*images[0], *images[1]}))
-        self._contents = {found[image].content for image in images[0]}
-        self._bits = _as_bits([found[image].perceptual for image in images[0]])
-        self._questions = {worded(query.prompt) for query in protected} - generic_questions(candidates)
+        images = sorted({query.image for query in [*protected, *candidates] if query.image is not None})
+        self.hashes: dict[Path, ImageHashes] = {}
+        for image in images:
+            self.hashes[image] = image_hashes(image)
+            progress(len(self.hashes), len(images))
+        seen = {self.hashes[query.image] for query in protected if query.image is not None}
+        self._contents = {each.content for each in seen}
+        self._bits = _as_bits([each.perceptual for each in seen])
+        self._questions = {worded(query.prompt) for query in protected} - self._generic(candidates)
+
+    def _generic(self, queries: Sequence[Query]) -> set[str]:
+        """The questions that are asked about at least `GENERIC` different pictures."""
+        asked = {(worded(query.prompt), self.hashes[query.image].content) for query in queries if query.image}
+        counts = Counter(question for question, _ in asked)
+        return {question for question, count in counts.items() if count >= GENERIC}
 
     def leak(self, query: Query) -> str | None:
         """What a candidate has in common with the evaluation, one of `LEAKS`, or None."""
         if query.image is not None:
-            own = fingerprints(query.image)
+            own = self.hashes[query.image]
             if own.content in self._contents:
                 return LEAKS[0]
             if ((self._bits != _as_bits([own.perceptual])).sum(dim=1) <= NEAR).any():
                 return LEAKS[1]
         return LEAKS[2] if worded(query.prompt) in self._questions else None
-
-
-def generic_questions(queries: Iterable[Query]) -> set[str]:
-    """The questions, as `worded`, that are asked about at least `GENERIC` different pictures."""
-    asked = {(worded(query.prompt), fingerprints(query.image).content) for query in queries if query.image is not None}
-    counts = Counter(question for question, _ in asked)
-    return {question for question, count in counts.items() if count >= GENERIC}
 
 
 def worded(prompt: str) -> str:

@@ -31,8 +31,28 @@ from unike.hooks import Args, Hooks, Kwargs, first_input
 from unike.modules.latent_memory import current_prefill
 from unike.types import Prefill, SplitState
 
-Gate = Callable[[], Tensor]
-"""Factors in 0..1 for each row the model runs on, ``[R, G]``, one for each edit; only to be called while it runs."""
+
+@dataclass(frozen=True)
+class Gate:
+    """How far each row the model runs on is about each of G edits; only to be asked while it runs.
+
+    Args:
+        read: Returns ``question`` and ``fact``, ``[R, G]`` each, in 0..1.
+    """
+
+    read: Callable[[], tuple[Tensor, Tensor]]
+
+    def question(self) -> Tensor:
+        """Whether it is the edit's kind of question, ``[R, G]``."""
+        return self.read()[0]
+
+    def fact(self) -> Tensor:
+        """Whether it is about what the edit is about, ``[R, G]``."""
+        return self.read()[1]
+
+    def __call__(self) -> Tensor:
+        """Both, ``[R, G]``."""
+        return self.question() * self.fact()
 
 
 @dataclass(frozen=True)
@@ -106,8 +126,13 @@ class Relevance:
     @torch.no_grad()
     def __call__(self, keys: Tensor, states: Tensor) -> Tensor:
         """The gate: keys ``[..., G, D]`` and attention inputs at ``p``, ``[..., D]``, to ``[..., G]``."""
+        question, fact = self.opened(keys, states)
+        return question * fact
+
+    def opened(self, keys: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Its two factors, for keys and states as in `__call__`."""
         centred, whitened = self.similarities(keys, states)
-        return self.question(centred) * self.fact(whitened)
+        return self.question(centred), self.fact(whitened)
 
     @torch.no_grad()
     def read(self, backbone: Backbone, state: SplitState) -> Tensor:
@@ -134,22 +159,20 @@ class Relevance:
         """
         owner = object()
 
+        @torch.no_grad()
         def read(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
             prefill = current_prefill(backbone)
             states = prefill.at_prompt_last(first_input(args, kwargs))
-            prefill.once(owner, lambda: self(keys.repeat_interleave(len(states) // len(keys), dim=0), states))
+            prefill.once(owner, lambda: self.opened(keys.repeat_interleave(len(states) // len(keys), dim=0), states))
 
-        def missing() -> Tensor:
+        def missing() -> tuple[Tensor, Tensor]:
             raise UnikeError(
                 f"the gate is read at layer {self.layer}, which this pass has not reached: "
                 "split the forward pass no higher than there"
             )
 
-        def gate() -> Tensor:
-            return current_prefill(backbone).once(owner, missing)
-
         hooks.add_pre(backbone.attention(self.layer).module, read)
-        return gate
+        return Gate(lambda: current_prefill(backbone).once(owner, missing))
 
 
 def _cosine(keys: Tensor, states: Tensor) -> Tensor:
