@@ -36,8 +36,14 @@ A caption does both, and no kind tells that the vision tower has missed somethin
 
 
 def prepare(
-    out: Annotated[Path, typer.Option(help="The folder to write; a run that was cut off goes on there.")],
     model: shared.Model = "mini",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder to write; a run that was cut off goes on there.",
+            show_default="where editors look for it",
+        ),
+    ] = None,
     data: Annotated[str, typer.Option(help="A data set, see: unike ls datasets.")] = "pocket",
     split: Annotated[str, typer.Option(help="Of the data set; not 'eval'.")] = "train",
     task: Annotated[str | None, typer.Option(help="'vqa' or 'caption'.", show_default="what there is")] = None,
@@ -56,19 +62,25 @@ def prepare(
         raise UnikeError("--limit and --set limit say the same; give it once")
     with shared.working("starting"):
         from unike import preparation
-        from unike.modules.knowledge import Knowledge
+        from unike.modules.knowledge import Knowledge, place
 
         config = preparation.PrepareConfig.parse(chosen if limit is None else chosen | {"limit": limit})
         shared.check_hardware(device, dtype)
-        preparation.check_place(out)
+        if out is not None:
+            preparation.check_place(out)
         cases, against, tags = read_cases(data, split, task, data_dir)
-        there = preparation.is_prepared(out, model, cases, config, against=against)
+    backbone = None
+    if out is None:
+        backbone, _ = shared.load(model, device, dtype)
+        out = place(backbone)
     start = time.perf_counter()
+    there = preparation.is_prepared(out, model, cases, config, against=against)
     if there:
         known = Knowledge.from_pretrained(out)
     else:
-        backbone, load_seconds = shared.load(model, device, dtype)
-        start += load_seconds
+        if backbone is None:
+            backbone, load_seconds = shared.load(model, device, dtype)
+            start += load_seconds
         with bars() as progress:
             known = preparation.prepare(backbone, cases, out, config, against=against, tags=tags, progress=progress)
     seconds = time.perf_counter() - start

@@ -66,7 +66,7 @@ PAPER: dict[str, Any] = {
 }
 """What ``paper=True`` changes; other settings still override it."""
 
-GATE_KEYS = "gate.keys"
+GATE_KEYS, AT_PROMPT = "gate.keys", "gate.at_prompt"
 
 PLAIN_ALPHA = 0.1
 """Alpha of the cells of Table 4 that are without collaboration, unless ``fixed_alpha`` is given."""
@@ -110,8 +110,7 @@ class UniKEConfig(EditorConfig):
             ``"random"`` have its norm, ``"learned"`` starts at 0 and is trained, which makes it a bias.
         beta: Length of the move, relative to the norm of what the layer's feed-forward network writes.
         gate: Whether relevance scales both halves.
-        slack: How much lower a key's threshold is where the question is of the edit's kind. None: pairs do nothing
-            where it is not.
+        slack: How much lower a key's threshold is where the question is of the edit's kind.
     """
 
     paper: bool = False
@@ -146,7 +145,7 @@ class UniKEConfig(EditorConfig):
     zeta: Literal["off", "truthful", "semantic", "random", "learned"] = "truthful"
     beta: float = Field(0.1, ge=0)
     gate: bool = True
-    slack: float | None = 0.5
+    slack: float = Field(0.3, ge=0)
 
     @model_validator(mode="before")
     @classmethod
@@ -195,7 +194,8 @@ class UniKEEdit(Edit):
 
     For each edited layer ``{layer}.keys [B, N, D]``, ``{layer}.bias [B, N]``, ``{layer}.values [B, N, D]``: the pairs;
     ``{layer}.shift [B, 1, D]``: ``beta zeta'``; ``{layer}.own_keys``, ``{layer}.own_values [B, E, D]``: its entries in
-    the memory. And ``gate.keys [B, 1, D]``: the key that relevance compares with.
+    the memory. And ``gate.keys [B, 1, D]``, the key that relevance compares with, and ``gate.at_prompt [B, N]``, which
+    pairs were made at the end of the prompt.
     """
 
     editor = "unike"
@@ -226,7 +226,8 @@ class UniKEEdit(Edit):
         patches: dict[int, FFNPatch] = {}
         if config.has_pairs:
             for layer in config.layers:
-                pair_gate = gate and partial(gate_of_pairs, gate, config)
+                at_prompt = side_by_side(edits, AT_PROMPT)
+                pair_gate = None if gate is None else partial(gate_of_pairs, gate, at_prompt, config)
                 install_patch(partial(patches.__getitem__, layer), backbone.ffn(layer), hooks, pair_gate)
 
         def refresh(*_: Any) -> None:
@@ -262,14 +263,21 @@ def strongest(gate: Gate) -> Tensor:
     return gate().amax(dim=1)
 
 
-def gate_of_pairs(gate: Gate, config: UniKEConfig) -> PairGate:
-    """The gate of every edit's pairs, G * N of them: by what an input is about, and the more freely the more alike.
+def gate_of_pairs(gate: Gate, at_prompt: Tensor, config: UniKEConfig) -> PairGate:
+    """What relevance does to the pairs of G edits.
 
-    With ``slack`` None the kind of question is a factor, too.
+    Every pair is scaled by what an input is about. A pair whose key was made at the end of the prompt answers a
+    question, so it is scaled by the kind of question, too; the others, made within the answer, only go on where a text
+    has come to the same point, whatever was asked. A question of the edit's own kind lowers the threshold of all.
+
+    Args:
+        gate: Of G edits.
+        at_prompt: ``[B, G * N]``, 1 for the first sort of pairs and 0 for the others.
+        config: For N and the slack.
     """
-    scale = gate() if config.slack is None else gate.fact()
-    slack = gate.question() * (config.slack or 0.0)
-    return PairGate(*(factor.repeat_interleave(config.n_pairs, dim=1) for factor in (scale, slack)))
+    question, fact = (each.repeat_interleave(config.n_pairs, dim=1) for each in (gate.question(), gate.fact()))
+    first = at_prompt.repeat_interleave(len(question) // len(at_prompt), dim=0)
+    return PairGate(fact * torch.where(first > 0, question, 1), config.slack * question)
 
 
 def alpha_of(knowledge: Knowledge, layer: int, config: UniKEConfig) -> Alpha:
@@ -374,7 +382,9 @@ class UniKE(Editor[UniKEConfig]):
             for layer, (keys, values) in self._entries(backbone, state).items():
                 tensors |= {f"{layer}.own_keys": keys, f"{layer}.own_values": values}
         if config.has_pairs:
-            for layer, (keys, bias) in self._keys(backbone, state, anchors).items():
+            where = cycle(wrong_positions(backbone, state), config.n_pairs)[1]  # [B, N]
+            tensors[AT_PROMPT] = (where == state.prompt_last.unsqueeze(1)).float()
+            for layer, (keys, bias) in self._keys(backbone, state, where, anchors).items():
                 tensors |= {f"{layer}.keys": keys, f"{layer}.bias": bias, f"{layer}.values": torch.zeros_like(keys)}
         if config.has_pairs and config.has_zeta and knowledge is not None:
             for layer in config.layers:
@@ -401,14 +411,14 @@ class UniKE(Editor[UniKEConfig]):
         return config.beta * known.ffn_norm * direction / direction.norm().clamp(min=1e-8)
 
     def _keys(
-        self, backbone: Backbone, state: SplitState, anchors: dict[int, Tensor]
+        self, backbone: Backbone, state: SplitState, where: Tensor, anchors: dict[int, Tensor]
     ) -> dict[int, tuple[Tensor, Tensor]]:
-        """Keys ``[B, N, D]`` and biases ``[B, N]`` that fire where the model predicts wrong answer tokens."""
-        rows, chosen = cycle(wrong_positions(backbone, state), self.config.n_pairs)  # [B, N] each
+        """Keys ``[B, N, D]`` and biases ``[B, N]`` that fire at the positions ``where [B, N]``."""
+        rows = torch.arange(len(where), device=where.device).unsqueeze(1)
         generator = torch.Generator().manual_seed(self.config.seed)
         found = {}
         for layer, inputs in ffn_inputs(backbone, state, self.config.layers).items():
-            q = inputs[rows, chosen].float()  # [B, N, D]
+            q = inputs[rows, where].float()  # [B, N, D]
             # one draw for all rows, so that a batch equals single edits
             noise = torch.randn(q.shape[1:], generator=generator).to(q) / q.shape[-1] ** 0.5
             q = q + self.config.noise * q.norm(dim=-1, keepdim=True) * noise
