@@ -20,6 +20,8 @@ LAYERS = [
     {"modules"},
     {"editors"},
     {"metrics", "store"},
+    {"answers", "results"},
+    {"probing"},
     {"training", "evaluation"},
     {"report"},
     {"api"},

@@ -235,7 +235,7 @@ def test_ctrl_c_is_quiet(cli: Cli, tiny_folder: Path, monkeypatch: pytest.Monkey
 
 
 def test_settings_are_json_where_they_can_be() -> None:
-    found = edit.parse_settings(
+    found = _shared.parse_settings(
         ["steps=3", "layers=[-1, -2]", "key_init=raw", "clip=null", "train_keys=false", "x=a=b"]
     )
     assert found == {"steps": 3, "layers": [-1, -2], "key_init": "raw", "clip": None, "train_keys": False, "x": "a=b"}

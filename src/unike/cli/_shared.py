@@ -30,6 +30,9 @@ Model = Annotated[str, typer.Option(help="'mini', a folder with a saved model, o
 Image = Annotated[Path | None, typer.Option(help="The picture that is asked about.", show_default="none")]
 Device = Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'.")]
 Dtype = Annotated[str, typer.Option(help="'auto', 'float32', 'bfloat16' or 'float16'.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method; repeatable.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
@@ -90,6 +93,27 @@ def load_edits(folders: Iterable[Path]) -> "list[Edit]":
             )
         edits.append(edit)
     return edits
+
+
+def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """``KEY=VALUE`` to a value: JSON where it is, else the text itself.
+
+    Raises:
+        UnikeError: There is no ``=``, or a key is given twice.
+    """
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            raise UnikeError(f"--set {pair!r} is not KEY=VALUE; write for example --set steps=10")
+        if key in found:
+            raise UnikeError(f"--set {key} is given twice; give it once")
+        try:
+            found[key] = json.loads(value)
+        except ValueError:
+            found[key] = value
+    return found
 
 
 # ---------------------------------------------------------------------- work

@@ -1,11 +1,10 @@
 """``unike edit``: change one answer of a model, see what it does, and keep the edit."""
 
-import json
 import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,9 +25,7 @@ def edit(
     rephrase: Annotated[
         list[str] | None, typer.Option(help="The same question in other words, asked before and after; repeatable.")
     ] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method; repeatable.")
-    ] = None,
+    settings: shared.Settings = None,
     out: Annotated[Path | None, typer.Option(help="Where to save the edit.", show_default="edits/<target>")] = None,
     device: shared.Device = "auto",
     dtype: shared.Dtype = "auto",
@@ -39,7 +36,7 @@ def edit(
     shared.check_text(target, "target", "say what the answer should be")
     for other in rephrase or []:
         shared.check_text(other, "rephrasing", "leave --rephrase out, or say the question in other words")
-    chosen = parse_settings(settings or [])
+    chosen = shared.parse_settings(settings or [])
     shared.check_image(image)
     with shared.working("starting"):
         from unike import api, registry
@@ -81,27 +78,6 @@ def edit(
         return
     shared.OUT.print(shared.table(rows))
     typer.echo(f"edited in {seconds:.1f} s, saved in {place}; ask with:\n  {command}")
-
-
-def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
-    """``KEY=VALUE`` to a value: JSON where it is, else the text itself.
-
-    Raises:
-        UnikeError: There is no ``=``, or a key is given twice.
-    """
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        key = key.strip()
-        if not equals or not key:
-            raise UnikeError(f"--set {pair!r} is not KEY=VALUE; write for example --set steps=10")
-        if key in found:
-            raise UnikeError(f"--set {key} is given twice; give it once")
-        try:
-            found[key] = json.loads(value)
-        except ValueError:
-            found[key] = value
-    return found
 
 
 def make_rows(asked: "Sequence[Query]", before: Sequence[str], after: Sequence[str]) -> list[shared.Row]:

@@ -19,6 +19,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
+from typing_extensions import Self
+
+from unike import registry
 from unike.errors import UnikeError
 from unike.types import EditCase, Probe, Query
 
@@ -26,15 +29,46 @@ REQUIRED = ("src", "rephrase", "alt", "image", "image_rephrase", "loc", "loc_ans
 
 
 class Dataset(ABC):
-    """A benchmark: named splits of edit cases."""
+    """A benchmark: named splits of edit cases.
+
+    Attributes:
+        skipped: How many records of the split read last are not among its cases, because they have no target or, if
+            asked for, because they are bad.
+    """
 
     name: ClassVar[str]
     description: ClassVar[str]
     splits: ClassVar[tuple[str, ...]]
+    tasks: ClassVar[tuple[str, ...]] = ()
+    """Its parts, if there are several: ``mmedit`` has ``vqa`` and ``caption``."""
+
+    skipped: int = 0
+
+    @classmethod
+    @abstractmethod
+    def open(cls, task: str | None, folder: Path | None) -> Self:
+        """The data set, or a part of it.
+
+        Args:
+            task: One of `tasks`; None if there are none.
+            folder: Where its files are; None for where they are by default.
+
+        Raises:
+            UnikeError: It has no files of its own to be put in a folder.
+        """
+
+    @property
+    @abstractmethod
+    def image_root(self) -> Path:
+        """The folder its pictures are in."""
 
     @abstractmethod
-    def cases(self, split: str) -> list[EditCase]:
+    def cases(self, split: str, *, skip_bad: bool = False) -> list[EditCase]:
         """Every case of a split, in the order of the file.
+
+        Args:
+            split: One of `splits`.
+            skip_bad: Leave bad records out, and count them in `skipped`.
 
         Raises:
             UnikeError: No such split, or a bad record (file and index are named).
@@ -44,6 +78,29 @@ class Dataset(ABC):
         """Refuse a split this data set has not."""
         if split not in self.splits:
             raise UnikeError(f"{self.name} has no split {split!r} (known: {', '.join(self.splits)})")
+
+
+def open_dataset(name: str, folder: Path | None = None) -> Dataset:
+    """A data set, or a part of one, by the name it has on the command line.
+
+    Args:
+        name: As `dataset_names` has them, such as ``"mmedit-vqa"``.
+        folder: See `Dataset.open`.
+
+    Raises:
+        UnikeError: An unknown name, or a folder where none can be given.
+    """
+    if name not in (known := dataset_names()):
+        raise UnikeError(registry.did_you_mean("data set", name, known))
+    family, _, task = name.partition("-")
+    found: type[Dataset] = registry.datasets.get(family)
+    return found.open(task or None, folder)
+
+
+def dataset_names() -> list[str]:
+    """Every data set that can be evaluated: ``family`` or, where it has several tasks, ``family-task``."""
+    families: dict[str, type[Dataset]] = {name: registry.datasets.get(name) for name in registry.datasets.names()}
+    return [f"{name}-{task}" if task else name for name, found in families.items() for task in found.tasks or ("",)]
 
 
 def case_from_record(

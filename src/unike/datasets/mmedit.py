@@ -16,6 +16,8 @@ import json
 from pathlib import Path
 from typing import Any, ClassVar
 
+from typing_extensions import Self
+
 from unike import home
 from unike.datasets.base import REQUIRED, Dataset, case_from_record
 from unike.errors import UnikeError
@@ -41,23 +43,30 @@ class MMEdit(Dataset):
     Args:
         folder: Where they are; None for ``mmedit`` in the cache folder.
         task: ``"vqa"`` (E-VQA) or ``"caption"`` (E-IC).
-
-    Attributes:
-        skipped: How many records of the split read last had an empty target and are not among its cases.
     """
 
     name: ClassVar[str] = "mmedit"
     description: ClassVar[str] = "E-VQA and E-IC on COCO pictures; to be put in a folder by hand"
     splits: ClassVar[tuple[str, ...]] = ("train", "eval")
+    tasks: ClassVar[tuple[str, ...]] = ("vqa", "caption")
 
     def __init__(self, folder: str | Path | None = None, task: str = "vqa") -> None:
-        if task not in ("vqa", "caption"):
-            raise UnikeError(f"mmedit has no task {task!r} (known: vqa, caption)")
+        if task not in self.tasks:
+            raise UnikeError(f"mmedit has no task {task!r} (known: {', '.join(self.tasks)})")
         self.folder = home.folder() / "mmedit" if folder is None else Path(folder)
         self.task = task
-        self.skipped = 0
 
-    def cases(self, split: str) -> list[EditCase]:
+    @classmethod
+    def open(cls, task: str | None, folder: Path | None) -> Self:
+        """MMEdit's files in a folder."""
+        return cls(folder, task or "vqa")
+
+    @property
+    def image_root(self) -> Path:
+        """The folder itself."""
+        return self.folder
+
+    def cases(self, split: str, *, skip_bad: bool = False) -> list[EditCase]:
         """Every case of a split that has a target; its id holds its index in the file.
 
         Raises:
@@ -67,40 +76,47 @@ class MMEdit(Dataset):
         path = self.folder / FILES[self.task, split]
         records = _read(path) if path.is_file() else None
         self._check_complete(path, records)
-        self.skipped = 0
         cases = []
         for index, record in enumerate(records or ()):
-            if not record.get("alt", "?").strip():
-                self.skipped += 1
+            try:
+                case = self._case(record, case_id=f"{self.task}-{split}-{index:05d}", where=f"{path}, record {index}")
+            except UnikeError:
+                if not skip_bad:
+                    raise
                 continue
-            where = f"{path}, record {index}"
-            case = case_from_record(record, case_id=f"{self.task}-{split}-{index:05d}", image=self._image, where=where)
-            for picture in {case.edit.image, *(probe.query.image for probe in case.probes)}:
-                if picture is not None and not picture.is_file():
-                    raise UnikeError(f"{where}: image not found: {picture}")
-            cases.append(case)
+            if case is not None:
+                cases.append(case)
+        self.skipped = len(records or ()) - len(cases)
         return cases
 
-    def _image(self, name: str) -> Path:
-        return self.folder / name
+    def _case(self, record: Any, *, case_id: str, where: str) -> EditCase | None:
+        """The case of a record, None if it has no target: MMEdit has such records, and passes over them."""
+        check_record(record, where)
+        if not record.get("alt", "?").strip():
+            return None
+        case = case_from_record(record, case_id=case_id, image=self.folder.joinpath, where=where)
+        for picture in {case.edit.image, *(probe.query.image for probe in case.probes)}:
+            if picture is not None and not picture.is_file():
+                raise UnikeError(f"{where}: image not found: {picture}")
+        return case
 
-    def _check_complete(self, path: Path, records: list[dict[str, str]] | None) -> None:
+    def _check_complete(self, path: Path, records: list[Any] | None) -> None:
         """Name the file and every folder of pictures that is missing; of those, only what the records use."""
         folders = set(IMAGE_FOLDERS)
         if records is not None:
-            used = (record[key] for record in records for key in IMAGE_KEYS if key in record)
-            folders = {name.split("/", 1)[0] for name in used if "/" in name}
+            used = (record.get(key) for record in records if isinstance(record, dict) for key in IMAGE_KEYS)
+            folders = {name.split("/", 1)[0] for name in used if isinstance(name, str) and "/" in name}
         missing = [path.name] if records is None else []
         missing += [f"{name}/" for name in sorted(folders) if not (self.folder / name).is_dir()]
         if missing:
             raise UnikeError(f"{', '.join(missing)} missing in {self.folder}; {PUBLISHED}")
 
 
-def _read(path: Path) -> list[dict[str, str]]:
-    """The records of a file, every value we use as text.
+def _read(path: Path) -> list[Any]:
+    """The records of a file.
 
     Raises:
-        UnikeError: It is not a JSON list of objects whose values are text.
+        UnikeError: It is not a JSON list.
     """
     try:
         records: Any = json.loads(path.read_text(encoding="utf-8"))
@@ -112,12 +128,19 @@ def _read(path: Path) -> list[dict[str, str]]:
         raise UnikeError(f"cannot read {path}: {error.strerror}") from None
     if not isinstance(records, list):
         raise UnikeError(f"{path}: not a JSON list of records")
-    for index, record in enumerate(records):
-        if not isinstance(record, dict):
-            raise UnikeError(f"{path}, record {index}: not a JSON object")
-        for key in (key for key in REQUIRED if key in record):
-            if isinstance(record[key], int | float):
-                record[key] = str(record[key])  # an answer such as 2
-            if not isinstance(record[key], str):
-                raise UnikeError(f"{path}, record {index}: {key} is {json.dumps(record[key])[:40]}, not text")
     return records
+
+
+def check_record(record: Any, where: str) -> None:
+    """Make every value we use text, an answer such as 2 too.
+
+    Raises:
+        UnikeError: It is not a JSON object whose values are text or numbers.
+    """
+    if not isinstance(record, dict):
+        raise UnikeError(f"{where}: not a JSON object")
+    for key in (key for key in REQUIRED if key in record):
+        if isinstance(record[key], int | float):
+            record[key] = str(record[key])
+        if not isinstance(record[key], str):
+            raise UnikeError(f"{where}: {key} is {json.dumps(record[key])[:40]}, not text")

@@ -1,0 +1,125 @@
+"""What an unedited model answers, kept on disk: asked once, whichever editor is measured next.
+
+Answers are known by their content: the model (fingerprint, dtype, template), the longest answer, the prompt and the
+bytes of the picture. One JSON line each is appended as it comes, so a run that is killed has lost none; a line that was
+cut short is not read, and its question is asked again.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+from unike import home
+from unike.backbones.base import Backbone
+from unike.errors import UnikeError
+from unike.types import Query
+
+BATCH = 16
+"""Questions that are asked in one pass."""
+
+
+class Answers:
+    """Greedy answers of one unedited backbone.
+
+    Args:
+        backbone: With no edit on it whenever something is asked.
+        max_new_tokens: The longest answer.
+    """
+
+    def __init__(self, backbone: Backbone, max_new_tokens: int) -> None:
+        self.backbone = backbone
+        self.max_new_tokens = max_new_tokens
+        dtype = str(backbone.dtype).removeprefix("torch.")
+        template = hashlib.sha256(backbone.template.encode()).hexdigest()[:8]
+        name = f"{backbone.fingerprint()}-{dtype}-{template}-{max_new_tokens}.jsonl"
+        self.path = home.folder() / "answers" / name
+        self._known: dict[str, str] = {}
+        self._read_to = 0
+
+    def __getitem__(self, query: Query) -> str:
+        """The answer to a question that was asked; its target is not looked at."""
+        return self._known[content_key(query)]
+
+    def ask(self, queries: Sequence[Query], progress: Callable[[int, int], None] | None = None) -> None:
+        """Make sure that the answers are there: read those that are on disk, ask and keep the others.
+
+        Args:
+            queries: Any mix; targets are not looked at.
+            progress: Called with how many new questions are answered, and how many there are.
+
+        Raises:
+            UnikeError: An image cannot be read, the file cannot be written, or an edit is attached, whose answers would
+                pass for the model's own.
+        """
+        if self.backbone.edits:
+            raise UnikeError("an edit is attached: what the model answers now is not what it answers by itself")
+        self._read()
+        missing = {content_key(query): replace(query, target=None) for query in queries}
+        missing = {key: query for key, query in missing.items() if key not in self._known}
+        # Text alone apart from pictures, and short prompts first: rows of one pass are then of like length.
+        order = sorted(missing, key=lambda key: (missing[key].image is not None, len(missing[key].prompt), key))
+        for start in range(0, len(order), BATCH):
+            if progress is not None:
+                progress(start, len(order))
+            keys = order[start : start + BATCH]
+            found = self.backbone.generate([missing[key] for key in keys], max_new_tokens=self.max_new_tokens)
+            self._keep(dict(zip(keys, found, strict=True)))
+        if progress is not None:
+            progress(len(order), len(order))
+
+    def _read(self) -> None:
+        """Take in what was added to the file, by this process or another."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self._read_to)
+                for line in file:
+                    if not line.endswith(b"\n"):
+                        break
+                    self._read_to += len(line)
+                    try:
+                        entry = json.loads(line)
+                        self._known[str(entry["key"])] = str(entry["answer"])
+                    except (ValueError, LookupError, TypeError):
+                        continue  # cut short by a kill, and closed by the next writer
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise UnikeError(f"cannot read {self.path}: {error.strerror}") from None
+
+    def _keep(self, answers: dict[str, str]) -> None:
+        """Append in one write: lines of several processes do not mix."""
+        lines = "".join(json.dumps({"key": key, "answer": answer}) + "\n" for key, answer in answers.items())
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab+") as file:
+                if file.tell():
+                    file.seek(-1, os.SEEK_END)
+                    if file.read(1) != b"\n":
+                        lines = "\n" + lines
+                file.write(lines.encode())
+        except OSError as error:
+            raise UnikeError(f"cannot write {self.path}: {error.strerror}; set UNIKE_HOME") from None
+        self._known.update(answers)
+
+
+def content_key(query: Query) -> str:
+    """A question by its content: the prompt and the picture's bytes."""
+    picture = "" if query.image is None else image_hash(query.image)
+    return hashlib.sha256(f"{picture}\n{query.prompt}".encode()).hexdigest()
+
+
+@lru_cache(maxsize=100_000)
+def image_hash(path: Path) -> str:
+    """SHA-256 of a picture's file.
+
+    Raises:
+        UnikeError: It cannot be read.
+    """
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UnikeError(f"cannot read {path}: {error.strerror}") from None
