@@ -136,6 +136,13 @@ def questions(case: EditCase) -> list[tuple[str, Query]]:
     return [("reliability", case.edit), *((probe.kind, probe.query) for probe in case.probes)]
 
 
+def image_name(image: Path | None, root: Path | None) -> str | None:
+    """What a picture is called on every machine: its path below its data set's folder."""
+    if image is not None and root is not None and image.is_relative_to(root):
+        image = image.relative_to(root)
+    return None if image is None else image.as_posix()
+
+
 class Examiner:
     """Reads cases before they are edited, and asks them under edits.
 
@@ -338,7 +345,7 @@ class Examiner:
         if "mmedit" in self.protocols:
             scores |= self._mmedit(reading, found, question)
         query = question.query
-        image = None if query.image is None else self._image_name(query.image)
+        image = image_name(query.image, self.image_root)
         return Asked(question.kind, query.prompt, image, query.target, question.before, after, scores)
 
     def _teacher_forced(self, reading: Reading, found: list[list[Guesses]], question: Question, after: str) -> Scores:
@@ -375,8 +382,3 @@ class Examiner:
         batch, row = place
         length = len(reading.batches[batch].lines[row].tokens)
         return found[batch][row].ids[:length], reading.batches[batch].before[row].ids[:length]
-
-    def _image_name(self, image: Path) -> str:
-        if self.image_root is not None and image.is_relative_to(self.image_root):
-            return image.relative_to(self.image_root).as_posix()
-        return str(image)

@@ -64,16 +64,13 @@ class ResultsFile:
 
     def __init__(self, folder: Path, header: Mapping[str, Any], *, part: int | None = None) -> None:
         self.path = folder / ("results.jsonl" if part is None else f"results.{part}.jsonl")
-        wanted = json.loads(json.dumps({"format": FORMAT, **header}))
-        check_place(folder)
-        if (found := read_header(folder)) is not None:
-            check_header(found, wanted, folder)
+        check_same_run(folder, header)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("ab")
             self._file.truncate(_whole_bytes(self.path))
             if not self._file.tell():
-                self._write(wanted)
+                self._write({"format": FORMAT, **header})
         except OSError as error:
             raise UnikeError(f"cannot write {self.path}: {error.strerror}; choose another folder") from None
 
@@ -116,15 +113,24 @@ def check_place(folder: Path) -> None:
         raise UnikeError(f"cannot write {folder}: {above} is read-only or not a folder; choose another folder")
 
 
-def check_header(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: Path) -> None:
-    """Refuse to go on with a run that was begun otherwise.
+def check_same_run(folder: Path, header: Mapping[str, Any]) -> None:
+    """Refuse a folder where a run with this header could neither begin nor go on.
+
+    Args:
+        folder: Of the run.
+        header: Or a part of one.
 
     Raises:
-        UnikeError: What differs.
+        UnikeError: As `check_place`; or the folder holds a run that was begun otherwise (what differs is named).
     """
-    keys = [key for key in {**wanted, **found} if key not in MAY_DIFFER and found.get(key) != wanted.get(key)]
+    check_place(folder)
+    found = read_header(folder)
+    if found is None:
+        return
+    wanted = json.loads(json.dumps(header))
+    keys = [key for key in wanted if key not in MAY_DIFFER and found.get(key) != wanted[key]]
     if keys:
-        told = ", ".join(f"{key} is {_short(found.get(key))}, not {_short(wanted.get(key))}" for key in keys)
+        told = ", ".join(f"{key} is {_short(found.get(key))}, not {_short(wanted[key])}" for key in keys)
         raise UnikeError(f"{folder} holds another run: there {told}; choose another folder")
 
 
@@ -151,8 +157,9 @@ def read_run(folder: Path) -> Run:
     for path in _parts(folder):
         for number, entry in enumerate(_read(path)):
             if number == 0:
-                header = entry if header is None else header
-                check_header(header, entry, path)
+                if header is not None:
+                    check_same_run(folder, entry)
+                header = header or entry
                 continue
             try:
                 units.setdefault(entry["unit"], [from_json(case) for case in entry["cases"]])

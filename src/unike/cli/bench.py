@@ -38,6 +38,13 @@ def bench(
     k: Annotated[int | None, typer.Option("--k", help="Edits in a sequence.", show_default="10")] = None,
     limit: Annotated[int | None, typer.Option(help="Edit at most so many cases.", show_default="all")] = None,
     seed: Annotated[int, typer.Option(help="Of the order of cases.")] = 0,
+    evaluate_at: Annotated[
+        str | None,
+        typer.Option(help="Ask after so many edits of a sequence: 1,10,100.", show_default="after each, and the last"),
+    ] = None,
+    sample: Annotated[
+        int | None, typer.Option(help="Of a sequence, ask at most so many cases at a time.", show_default="all")
+    ] = None,
     batch: Annotated[int, typer.Option(help="Independent edits that are made in one pass.")] = 16,
     protocol: Annotated[
         list[str] | None,
@@ -63,14 +70,16 @@ def bench(
     chosen = shared.parse_settings(settings or [])
     with shared.working("starting"):
         from unike import api, registry, results
-        from unike.datasets.base import open_dataset
-        from unike.evaluation import Plan, Source, evaluate
+        from unike.datasets.base import all_tasks, open_dataset
+        from unike.evaluation import Plan, Source, check_sources, evaluate
 
         registry.editors.get(editor).config_class.parse(chosen)
         shared.check_hardware(device, dtype)
         plan = Plan(
             setting=setting,
-            k=k or 1,
+            k=k if k is not None else 1 if setting == "one-step" else 10,
+            evaluate_at=numbers(evaluate_at or "", "--evaluate-at"),
+            sample=sample,
             seed=seed,
             limit=limit,
             batch=batch,
@@ -79,15 +88,18 @@ def bench(
             engine=engine,
         )
         results.check_place(out)
-        opened = open_dataset(dataset, data)
-        cases = opened.cases(split, skip_bad=on_error == "skip")
-        source = Source(dataset, split, cases, opened.skipped, opened.image_root)
+        sources = []
+        for name in all_tasks(dataset) if setting == "cross-task" else [dataset]:
+            opened = open_dataset(name, data)
+            cases = opened.cases(split, skip_bad=on_error == "skip")
+            sources.append(Source(name, split, cases, opened.skipped, opened.image_root))
+        check_sources(sources, plan)
     backbone, _ = shared.load(model, device, dtype)
     with progress_bars() as report:
         run = evaluate(
             backbone,
             api.make_editor(editor, **chosen),
-            source,
+            sources,
             out,
             plan,
             skip_bad=on_error == "skip",
@@ -99,6 +111,18 @@ def bench(
         return
     show(run.header, rows)
     typer.echo(f"results: {out}")
+
+
+def numbers(text: str, option: str) -> tuple[int, ...]:
+    """``"1,10,100"`` as numbers, in ascending order.
+
+    Raises:
+        UnikeError: They are not.
+    """
+    try:
+        return tuple(sorted({int(part) for part in text.split(",")})) if text else ()
+    except ValueError:
+        raise UnikeError(f"{option} {text!r} is not a list of numbers; write for example {option} 1,10,100") from None
 
 
 @contextmanager
@@ -136,7 +160,7 @@ def show(header: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
         grid.add_column("metric")
         grid.add_column("n", justify="right")
         for name in found:
-            grid.add_column(name, justify="right")
+            grid.add_column(name.replace("/", "\n"), justify="right")
         for metric in METRICS:
             here = [cells.get(metric) for cells in found.values()]
             if any(here):
@@ -157,4 +181,4 @@ def cell(row: dict[str, Any] | None) -> str:
         return ""
     if row["value"] is None:
         return "n/a"
-    return f"{100 * row['value']:.1f} [{100 * row['low']:.1f}, {100 * row['high']:.1f}]"
+    return f"{100 * row['value']:.1f} [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"

@@ -103,6 +103,12 @@ def dataset_names() -> list[str]:
     return [f"{name}-{task}" if task else name for name, found in families.items() for task in found.tasks or ("",)]
 
 
+def all_tasks(name: str) -> list[str]:
+    """The names of all tasks of a data set that is named as a whole or by one of them; as it is if unknown."""
+    family = name.partition("-")[0]
+    return [known for known in dataset_names() if known.partition("-")[0] == family] or [name]
+
+
 def case_from_record(
     record: Mapping[str, Any], *, case_id: str, image: Callable[[str], Path], where: str, domain: str = ""
 ) -> EditCase:
