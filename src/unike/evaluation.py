@@ -180,18 +180,17 @@ def evaluate(
     units = arrange(chosen, plan)
     counts["edited"] = sum(len(unit.cases) for unit in units)
 
-    file = ResultsFile(out, described | {"counts": counts})
-    done = read_run(out).units.keys()
-    left = [unit for unit in units if not done >= set(unit.names)]
-    answers.ask(
-        [query for unit in left for case in unit.cases for _, query in questions(case)],
-        lambda number, total: report("asking all questions, before", number, total),
-    )
-    examiner = Examiner(
-        backbone, editor, answers, protocols=plan.protocols, engine=plan.engine, image_root=sources[0].image_root
-    )
-    bench = Bench(backbone, editor, examiner, plan)
-    try:
+    with ResultsFile(out, described | {"counts": counts}) as file:
+        done = read_run(out).units.keys()
+        left = [unit for unit in units if not done >= set(unit.names)]
+        answers.ask(
+            [query for unit in left for case in unit.cases for _, query in questions(case)],
+            lambda number, total: report("asking all questions, before", number, total),
+        )
+        examiner = Examiner(
+            backbone, editor, answers, protocols=plan.protocols, engine=plan.engine, image_root=sources[0].image_root
+        )
+        bench = Bench(backbone, editor, examiner, plan)
         editor.prepare(backbone)
         finished = counts["edited"] - sum(len(unit.cases) for unit in left)
         for unit in left:
@@ -200,8 +199,6 @@ def evaluate(
                 file.append(name, results)
             finished += len(unit.cases)
         report("editing", finished, counts["edited"])
-    finally:
-        file.close()
     return read_run(out)
 
 

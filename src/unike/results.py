@@ -20,6 +20,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from typing_extensions import Self
+
 from unike.errors import UnikeError
 from unike.metrics import METRICS, PROTOCOLS
 from unike.types import Asked, CaseResult
@@ -51,7 +53,7 @@ class Run:
 
 
 class ResultsFile:
-    """One process's part of a run, open for appending.
+    """One process's part of a run, open for appending; to be used in a ``with`` block.
 
     Args:
         folder: Of the run; made if need be.
@@ -68,8 +70,9 @@ class ResultsFile:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("ab")
-            self._file.truncate(_whole_bytes(self.path))
-            if not self._file.tell():
+            whole = _whole_bytes(self.path)
+            self._file.truncate(whole)
+            if not whole:
                 self._write({"format": FORMAT, **header})
         except OSError as error:
             raise UnikeError(f"cannot write {self.path}: {error.strerror}; choose another folder") from None
@@ -90,8 +93,11 @@ class ResultsFile:
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def close(self) -> None:
-        """Let go of the file."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Let go of the file; all that was appended is on disk already."""
         self._file.close()
 
 
