@@ -55,8 +55,7 @@ class Answers:
             UnikeError: An image cannot be read, the file cannot be written, or an edit is attached, whose answers would
                 pass for the model's own.
         """
-        if self.backbone.edits:
-            raise UnikeError("an edit is attached: what the model answers now is not what it answers by itself")
+        check_unedited(self.backbone)
         self._read()
         missing = {content_key(query): replace(query, target=None) for query in queries}
         missing = {key: query for key, query in missing.items() if key not in self._known}
@@ -104,6 +103,16 @@ class Answers:
         except OSError as error:
             raise UnikeError(f"cannot write {self.path}: {error.strerror}; set UNIKE_HOME") from None
         self._known.update(answers)
+
+
+def check_unedited(backbone: Backbone) -> None:
+    """Refuse a model with an edit on it where its own answers are wanted.
+
+    Raises:
+        UnikeError: An edit is attached.
+    """
+    if backbone.edits:
+        raise UnikeError("an edit is attached: what the model answers now is not what it answers by itself")
 
 
 def content_key(query: Query) -> str:

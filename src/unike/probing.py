@@ -19,10 +19,9 @@ import torch
 from torch import Tensor
 
 from unike import metrics
-from unike.answers import Answers
+from unike.answers import Answers, check_unedited
 from unike.backbones.base import Backbone
 from unike.editors.base import Edit, Editor, attached
-from unike.errors import UnikeError
 from unike.functional import target_positions
 from unike.metrics import UNCHANGED, Scores
 from unike.types import IGNORE, Asked, EditCase, Query, SplitState
@@ -187,8 +186,7 @@ class Examiner:
         Raises:
             UnikeError: An edit is attached.
         """
-        if self.backbone.edits:
-            raise UnikeError("an edit is attached: what the model predicts now is not what it predicts by itself")
+        check_unedited(self.backbone)
         asked = [Question(kind, query, self.answers[query]) for kind, query in questions(case)]
         texts = {}  # (question, whether gold) to the line that is read
         for number, question in enumerate(asked):

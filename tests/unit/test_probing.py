@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Prefix, Prefixed, Scatter
+from miniature import Prefix, Prefixed, Scatter
 
 from unike.answers import Answers, content_key
 from unike.backbones.base import Backbone
@@ -98,8 +98,8 @@ def test_an_edit_that_works_is_proved(taught: Backbone, cases: list[EditCase], a
 
 def test_every_family(backbone: Backbone, cases: list[EditCase]) -> None:
     """Random models babble, and some families do not mix questions with and without a picture."""
-    for editor in (Scatter(lr=1e-9), FT(lr=1e-2, steps=10)):
-        assert ask(backbone, editor, cases[:2]) == ask(backbone, editor, cases[:2], engine="plain")
+    editor = FT(lr=1e-2, steps=10)
+    assert ask(backbone, editor, cases[:2]) == ask(backbone, editor, cases[:2], engine="plain")
 
 
 def test_an_answer_that_does_not_change_is_proved(taught: Backbone, cases: list[EditCase], asked: list[Query]) -> None:
