@@ -8,8 +8,8 @@ cut short is not read, and its question is asked again.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,6 +20,28 @@ from unike.types import Query
 
 BATCH = 16
 """Questions that are asked in one pass."""
+
+
+@dataclass(frozen=True)
+class Team:
+    """Processes that share a run; each does its part, and all come to the same decisions.
+
+    Args:
+        rank: Of this process.
+        size: How many there are.
+        wait: Returns once all have called it.
+    """
+
+    rank: int = 0
+    size: int = 1
+    wait: Callable[[], None] = lambda: None
+
+    def is_mine(self, key: str) -> bool:
+        """Whether this process asks a question; ``key`` is its `content_key`."""
+        return int(key[:8], 16) % self.size == self.rank
+
+
+ALONE = Team()
 
 
 class Answers:
@@ -44,12 +66,19 @@ class Answers:
         """The answer to a question that was asked; its target is not looked at."""
         return self._known[content_key(query)]
 
-    def ask(self, queries: Sequence[Query], progress: Callable[[int, int], None] | None = None) -> None:
+    def ask(
+        self,
+        queries: Sequence[Query],
+        progress: Callable[[int, int], None] | None = None,
+        *,
+        team: Team = ALONE,
+    ) -> None:
         """Make sure that the answers are there: read those that are on disk, ask and keep the others.
 
         Args:
             queries: Any mix; targets are not looked at.
             progress: Called with how many new questions are answered, and how many there are.
+            team: Processes that ask for the same queries at the same time, each its share.
 
         Raises:
             UnikeError: An image cannot be read, the file cannot be written, or an edit is attached, whose answers would
@@ -57,18 +86,23 @@ class Answers:
         """
         check_unedited(self.backbone)
         self._read()
-        missing = {content_key(query): replace(query, target=None) for query in queries}
-        missing = {key: query for key, query in missing.items() if key not in self._known}
+        wanted = {content_key(query): replace(query, target=None) for query in queries}
+        self._ask([key for key in wanted if team.is_mine(key)], wanted, progress or (lambda done, total: None))
+        if team.size > 1:
+            team.wait()
+            self._read()
+            self._ask(list(wanted), wanted, lambda done, total: None)  # what others found does not reach another disk
+
+    def _ask(self, keys: Sequence[str], wanted: Mapping[str, Query], progress: Callable[[int, int], None]) -> None:
+        missing = [key for key in keys if key not in self._known]
         # Text alone apart from pictures, and short prompts first: rows of one pass are then of like length.
-        order = sorted(missing, key=lambda key: (missing[key].image is not None, len(missing[key].prompt), key))
-        for start in range(0, len(order), BATCH):
-            if progress is not None:
-                progress(start, len(order))
-            keys = order[start : start + BATCH]
-            found = self.backbone.generate([missing[key] for key in keys], max_new_tokens=self.max_new_tokens)
-            self._keep(dict(zip(keys, found, strict=True)))
-        if progress is not None:
-            progress(len(order), len(order))
+        missing.sort(key=lambda key: (wanted[key].image is not None, len(wanted[key].prompt), key))
+        for start in range(0, len(missing), BATCH):
+            progress(start, len(missing))
+            part = missing[start : start + BATCH]
+            found = self.backbone.generate([wanted[key] for key in part], max_new_tokens=self.max_new_tokens)
+            self._keep(dict(zip(part, found, strict=True)))
+        progress(len(missing), len(missing))
 
     def _read(self) -> None:
         """Take in what was added to the file, by this process or another."""

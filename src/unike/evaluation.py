@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from unike._version import __version__
-from unike.answers import Answers
+from unike.answers import ALONE, Answers, Team
 from unike.backbones.base import Backbone
 from unike.editors.base import Edit, Editor, attached
 from unike.errors import UnikeError
@@ -44,6 +44,10 @@ KEPT_BYTES = 2**30
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done, and how much there is."""
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """Progress that nobody watches."""
 
 
 @dataclass(frozen=True)
@@ -79,14 +83,9 @@ class Plan:
     engine: str = "fast"
 
     def __post_init__(self) -> None:
-        known = {"setting": SETTINGS, "engine": ENGINES, "protocol": PROTOCOLS}
-        for kind, name in [
-            ("setting", self.setting),
-            ("engine", self.engine),
-            *(("protocol", p) for p in self.protocols),
-        ]:
-            if name not in known[kind]:
-                raise UnikeError(did_you_mean(kind, name, list(known[kind])))
+        check_names("setting", [self.setting], SETTINGS)
+        check_names("engine", [self.engine], ENGINES)
+        check_names("protocol", self.protocols, PROTOCOLS)
         numbers = {name: getattr(self, name) for name in ("k", "limit", "batch", "sample", "max_new_tokens")}
         for name, number in [*numbers.items(), *(("evaluate-at", number) for number in self.evaluate_at)]:
             if number is not None and number < 1:
@@ -149,7 +148,8 @@ def evaluate(
     plan: Plan | None = None,
     *,
     skip_bad: bool = False,
-    progress: Progress | None = None,
+    progress: Progress = silent,
+    team: Team = ALONE,
 ) -> Run:
     """Run a benchmark, or go on with one that was interrupted.
 
@@ -160,7 +160,9 @@ def evaluate(
         out: Folder of the results.
         plan: What is measured; one-step editing of everything if None.
         skip_bad: Leave cases out that cannot be edited (a broken picture, a target that is too long), and count them.
-        progress: Told how far it is.
+        progress: Told how far it is, or its own part of it.
+        team: Processes that all call this with the same arguments; units are divided among them, and their results are
+            those of one process. ``out`` must be the same folder for all.
 
     Returns:
         The run, as `read_run` reads it.
@@ -170,35 +172,46 @@ def evaluate(
     """
     plan = plan or Plan()
     sources = [sources] if isinstance(sources, Source) else list(sources)
-    report = progress or (lambda what, done, total: None)
     check_sources(sources, plan)
     everything = [case for source in sources for case in source.cases]
     answers = Answers(backbone, plan.max_new_tokens or room(backbone, everything))
     described = describe(backbone, editor, sources, plan, answers.max_new_tokens)
     check_same_run(out, described)
-    chosen, counts = choose(backbone, editor, sources, plan, answers, skip_bad=skip_bad, progress=report)
+    chosen, counts = choose(
+        backbone,
+        editor,
+        sources,
+        plan,
+        answers,
+        skip_bad=skip_bad,
+        progress=progress if team.rank == 0 else silent,
+        team=team,
+    )
     units = arrange(chosen, plan)
     counts["edited"] = sum(len(unit.cases) for unit in units)
 
-    with ResultsFile(out, described | {"counts": counts}) as file:
+    with ResultsFile(out, described | {"counts": counts}, part=None if team.size == 1 else team.rank) as file:
         done = read_run(out).units.keys()
         left = [unit for unit in units if not done >= set(unit.names)]
         answers.ask(
             [query for unit in left for case in unit.cases for _, query in questions(case)],
-            lambda number, total: report("asking all questions, before", number, total),
+            lambda number, total: progress("asking all questions, before", number, total),
+            team=team,
         )
         examiner = Examiner(
             backbone, editor, answers, protocols=plan.protocols, engine=plan.engine, image_root=sources[0].image_root
         )
         bench = Bench(backbone, editor, examiner, plan)
         editor.prepare(backbone)
-        finished = counts["edited"] - sum(len(unit.cases) for unit in left)
-        for unit in left:
-            report("editing", finished, counts["edited"])
+        mine, finished = left[team.rank :: team.size], 0
+        total = sum(len(unit.cases) for unit in mine)
+        for unit in mine:
+            progress("editing", finished, total)
             for name, results in bench.run(unit, done):
                 file.append(name, results)
             finished += len(unit.cases)
-        report("editing", finished, counts["edited"])
+        progress("editing", finished, total)
+    team.wait()
     return read_run(out)
 
 
@@ -236,6 +249,7 @@ def choose(
     *,
     skip_bad: bool,
     progress: Progress,
+    team: Team,
 ) -> tuple[list[list[EditCase]], dict[str, int]]:
     """The cases to edit, in the order of the seed, and how many were left out why.
 
@@ -257,7 +271,7 @@ def choose(
             count = min(STEP, limit - len(found))
             part, order = order[:count], order[count:]
             good = [case for case in part if _is_good(backbone, editor, case, skip_bad=skip_bad)]
-            answers.ask([case.edit for case in good])
+            answers.ask([case.edit for case in good], team=team)
             wrong = [case for case in good if not exact_match(answers[case.edit], case.edit.target or "")]
             counts["read"] += len(part)
             counts["skipped"] += len(part) - len(good)

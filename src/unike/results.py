@@ -133,10 +133,12 @@ def check_same_run(folder: Path, header: Mapping[str, Any]) -> None:
     found = read_header(folder)
     if found is None:
         return
-    wanted = json.loads(json.dumps(header))
-    keys = [key for key in wanted if key not in MAY_DIFFER and found.get(key) != wanted[key]]
-    if keys:
-        told = ", ".join(f"{key} is {_short(found.get(key))}, not {_short(wanted[key])}" for key in keys)
+    there, wanted = _flat(found), _flat(json.loads(json.dumps(header)))
+    begun = {key.partition(".")[0] for key in wanted}
+    keys = [key for key in {**wanted, **there} if key.partition(".")[0] in begun - MAY_DIFFER]
+    differ = [key for key in keys if there.get(key) != wanted.get(key)]
+    if differ:
+        told = ", ".join(f"{key} is {_short(there.get(key))}, not {_short(wanted.get(key))}" for key in differ)
         raise UnikeError(f"{folder} holds another run: there {told}; choose another folder")
 
 
@@ -217,6 +219,14 @@ def _read(path: Path) -> Iterable[dict[str, Any]]:
             yield dict(entry)
         except (ValueError, LookupError, TypeError) as error:
             raise UnikeError(f"{path}, line {number + 1} is damaged: {error!r}") from None
+
+
+def _flat(header: Mapping[str, Any]) -> dict[str, Any]:
+    """One entry for each setting: ``{"config": {"lr": 1}}`` to ``{"config.lr": 1}``."""
+    flat: dict[str, Any] = {}
+    for key, value in header.items():
+        flat |= {f"{key}.{name}": inner for name, inner in value.items()} if isinstance(value, dict) else {key: value}
+    return flat
 
 
 def _short(value: Any) -> str:

@@ -25,6 +25,7 @@ LAYERS = [
     {"training", "evaluation"},
     {"report"},
     {"api"},
+    {"workers"},
     {"cli"},
     {"__main__"},
 ]

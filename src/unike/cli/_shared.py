@@ -136,17 +136,25 @@ def quiet() -> None:
 
 def load(model: str, device: str, dtype: str) -> "tuple[Backbone, float]":
     """Load a model (the bundled one is built first if need be), and say how many seconds that took."""
-    from unike.backbones import MINI, load_backbone
+    from unike.backbones import load_backbone
 
     start = time.perf_counter()
-    with working(f"loading {model}") as report:
+    build(model)
+    with working(f"loading {model}"):
         quiet()
-        if model == MINI:
+        return load_backbone(model, device=device, dtype=dtype), time.perf_counter() - start
+
+
+def build(model: str) -> None:
+    """Put the bundled model together, if it is the one that is named and that has not been done."""
+    from unike.backbones import MINI
+
+    if model == MINI:
+        with working(f"loading {model}") as report:
+            quiet()
             from unike.backbones import mini
 
             mini.build(lambda step: report(f"building {model}, once: {step}"))
-            report(f"loading {model}")
-        return load_backbone(model, device=device, dtype=dtype), time.perf_counter() - start
 
 
 def edited(

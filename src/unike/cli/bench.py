@@ -55,6 +55,10 @@ def bench(
     ] = None,
     engine: Annotated[str, typer.Option(help="'plain' asks everything in full, to check 'fast' against.")] = "fast",
     settings: shared.Settings = None,
+    processes: Annotated[
+        int, typer.Option("--workers", min=1, help="Processes that share the work and the cores.")
+    ] = 1,
+    ray: Annotated[bool, typer.Option("--ray", help="Run the workers on a Ray cluster; needs unike[ray].")] = False,
     on_error: Annotated[str, typer.Option(help="'stop' at a bad case, before any edit, or 'skip' it.")] = "stop",
     device: shared.Device = "auto",
     dtype: shared.Dtype = "auto",
@@ -69,42 +73,40 @@ def bench(
         raise UnikeError(f"--on-error {on_error!r} is neither 'stop' nor 'skip'")
     chosen = shared.parse_settings(settings or [])
     with shared.working("starting"):
-        from unike import api, registry, results
-        from unike.datasets.base import all_tasks, open_dataset
-        from unike.evaluation import Plan, Source, check_sources, evaluate
+        from unike import registry, results, workers
+        from unike.evaluation import Plan
 
         registry.editors.get(editor).config_class.parse(chosen)
         shared.check_hardware(device, dtype)
         plan = Plan(
             setting=setting,
             k=k if k is not None else 1 if setting == "one-step" else 10,
-            evaluate_at=numbers(evaluate_at or "", "--evaluate-at"),
-            sample=sample,
             seed=seed,
             limit=limit,
             batch=batch,
+            evaluate_at=numbers(evaluate_at or "", "--evaluate-at"),
+            sample=sample,
             protocols=tuple(dict.fromkeys(protocol)) if protocol else ("strict", "teacher_forced"),
             max_new_tokens=max_new_tokens,
             engine=engine,
         )
         results.check_place(out)
-        sources = []
-        for name in all_tasks(dataset) if setting == "cross-task" else [dataset]:
-            opened = open_dataset(name, data)
-            cases = opened.cases(split, skip_bad=on_error == "skip")
-            sources.append(Source(name, split, cases, opened.skipped, opened.image_root))
-        check_sources(sources, plan)
-    backbone, _ = shared.load(model, device, dtype)
+        skip_bad = on_error == "skip"
+        job = workers.Job(model, editor, chosen, dataset, split, data, out, plan, skip_bad, device, dtype)
+        _ = job.sources  # a mistake in the data is known before the model is loaded
+    shared.build(model)
+    shared.quiet()
     with progress_bars() as report:
-        run = evaluate(
-            backbone,
-            api.make_editor(editor, **chosen),
-            sources,
-            out,
-            plan,
-            skip_bad=on_error == "skip",
-            progress=report,
-        )
+        if workers.is_launched():
+            run = workers.run_launched(job, report)
+        elif ray:
+            run = workers.run_ray(job, processes, report)
+        elif processes > 1:
+            run = workers.run_local(job, processes, report)
+        else:
+            run = job.run(progress=report)
+    if run is None:
+        return  # the main process shows the results
     rows = results.summarise(run)
     if as_json:
         shared.print_json({"out": str(out), "header": run.header, "summary": rows})

@@ -290,6 +290,7 @@ def attached(backbone: Backbone, edits: Sequence[Edit]) -> Iterator[None]:
     Raises:
         UnikeError: As `Edit.attached`.
     """
+    edits = list(edits)  # the caller's may grow within the block
     if not edits:
         yield
         return
