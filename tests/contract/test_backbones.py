@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from decoding import greedy_without_cache
 from torch import Tensor, nn
 
 from unike import registry
@@ -15,7 +16,7 @@ from unike.backbones.base import Backbone
 from unike.errors import UnikeError
 from unike.functional import target_positions, token_nll
 from unike.hooks import Hooks, trace
-from unike.types import Batch, Query
+from unike.types import Query
 
 
 @pytest.fixture
@@ -326,22 +327,6 @@ def test_a_prompt_that_is_too_long_is_refused() -> None:
 
 
 # ---------------------------------------------------------------------- generation
-
-
-def greedy_without_cache(backbone: Backbone, query: Query, steps: int) -> str:
-    batch = backbone.encode([Query(query.prompt, query.image)])
-    inputs, new = dict(batch.inputs), []
-    for _ in range(steps):
-        token = backbone.forward(Batch(inputs, batch.labels, batch.prompt_last))[0, -1].argmax().item()
-        if token == backbone.tokenizer.eos_token_id:
-            break
-        new.append(token)
-        for key in ("input_ids", "attention_mask", "mm_token_type_ids"):
-            if key in inputs:
-                value = {"input_ids": token, "attention_mask": 1, "mm_token_type_ids": 0}[key]
-                inputs[key] = torch.cat([inputs[key], torch.full_like(inputs[key][:, :1], value)], dim=1)
-    text = backbone.tokenizer.decode(new, skip_special_tokens=True)
-    return text.strip().split("\n")[0].strip()
 
 
 @pytest.mark.usefixtures("attention_kernel")

@@ -1,17 +1,19 @@
-"""A command line to call, with a tiny model in a folder and a cache folder of its own."""
+"""A command line to call, with a tiny model in a folder and a cache folder of its own; a benchmark in miniature."""
 
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import miniature
 import pytest
 
 from unike import api
 from unike.backbones import tinies
+from unike.backbones.base import Backbone
 from unike.cli import _shared, main
 from unike.modules.anchors import Anchors
-from unike.types import Query
+from unike.types import EditCase, Query
 
 
 @dataclass(frozen=True)
@@ -55,3 +57,18 @@ def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         return Result(code if isinstance(code, int) else 0, *capsys.readouterr())
 
     return call
+
+
+# ---------------------------------------------------------------------- a benchmark in miniature
+
+
+@pytest.fixture(scope="session")
+def cases(pictures: list[Path]) -> list[EditCase]:
+    """Four cases."""
+    return [miniature.case(number, pictures) for number in range(4)]
+
+
+@pytest.fixture(scope="session")
+def taught(cases: list[EditCase]) -> Backbone:
+    """A tiny model that has learnt to answer the cases' questions, most of them wrongly."""
+    return miniature.teach(cases)

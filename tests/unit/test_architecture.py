@@ -20,9 +20,12 @@ LAYERS = [
     {"modules"},
     {"editors"},
     {"metrics", "store"},
+    {"answers", "results"},
+    {"probing"},
     {"training", "evaluation", "preparation"},
     {"report"},
     {"api"},
+    {"workers"},
     {"cli"},
     {"__main__"},
 ]

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from unike import registry
-from unike.datasets.base import REQUIRED, Dataset, case_from_record
+from unike.datasets.base import REQUIRED, Dataset, all_tasks, case_from_record, dataset_names, open_dataset
 from unike.datasets.mmedit import MMEdit
+from unike.datasets.vlkeb import VLKEB
 from unike.errors import UnikeError
 from unike.types import Probe, Query
 
@@ -73,6 +74,33 @@ def test_every_data_set_says_what_it_is(name: str) -> None:
     assert found.name == name
     assert found.description and "\n" not in found.description
     assert "eval" in found.splits
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"port_new": [{"Q&A": {"Question": "?"}}]}, "port_new or spec is not a list of questions with answers"),
+        ({"spec": "none"}, "port_new or spec is not a list of questions with answers"),
+        ({"port_new": [{"Q&A": {"Question": "?", "Answer": " "}}]}, "the answer to a question of port_new is empty"),
+    ],
+)
+def test_further_probes_that_are_bad_are_refused(more: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnikeError, match=f"file, record 3: {message}"):
+        case_from_record(RECORD | more, case_id="7", image=Path, where="file, record 3")
+
+
+def test_data_sets_are_opened_by_the_name_of_their_task(tmp_path: Path) -> None:
+    assert dataset_names() == ["mmedit-vqa", "mmedit-caption", "pocket-vqa", "pocket-caption", "vlkeb"]
+    opened = open_dataset("mmedit-caption", tmp_path)
+    assert isinstance(opened, MMEdit)
+    assert (opened.task, opened.folder, opened.image_root) == ("caption", tmp_path, tmp_path)
+    assert len(open_dataset("pocket-caption").cases("dev")) == 76
+    assert all_tasks("pocket-vqa") == all_tasks("pocket") == ["pocket-vqa", "pocket-caption"]
+    assert all_tasks("vlkeb") == ["vlkeb"]
+    with pytest.raises(UnikeError, match="unknown data set 'mmedit'; did you mean 'mmedit-vqa'"):
+        open_dataset("mmedit")
+    with pytest.raises(UnikeError, match="leave --data out"):
+        open_dataset("pocket-vqa", tmp_path)
 
 
 # ---------------------------------------------------------------------- MMEdit
@@ -178,3 +206,54 @@ def test_unknown_tasks_and_splits_are_refused(folder: Path) -> None:
         MMEdit(folder, task="vaq")
     with pytest.raises(UnikeError, match=r"mmedit has no split 'dev' \(known: train, eval\)"):
         MMEdit(folder).cases("dev")
+
+
+def test_bad_records_can_be_left_out_and_counted(folder: Path) -> None:
+    path = folder / "vqa_eval.json"
+    records = json.loads(path.read_text())
+    path.write_text(json.dumps([*records, 3, RECORD | {"m_loc": "val2014/none.jpg"}, RECORD | {"src": ["?"]}]))
+    data = MMEdit(folder)
+    assert [case.case_id for case in data.cases("eval", skip_bad=True)] == ["vqa-eval-00000", "vqa-eval-00002"]
+    assert data.skipped == 4
+
+
+# ---------------------------------------------------------------------- VLKEB
+
+
+@pytest.fixture
+def vlkeb(tmp_path: Path) -> Path:
+    """VLKEB in miniature."""
+    names = {"image": "m.01/google_1.jpg", "image_rephrase": "m.01/google_2.jpg", "m_loc": "m.02/google_1.jpg"}
+    for name in names.values():
+        path = tmp_path / "VLKEB_images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(path)
+    hops = [{"port_type": f"{n}-hop", "Q&A": {"Question": f"{n}?", "Answer": n}} for n in (1, 2)]
+    (tmp_path / "train.json").write_text(json.dumps([RECORD | names]))
+    (tmp_path / "eval_multihop.json").write_text(json.dumps([RECORD | names | {"port_new": hops}, RECORD | names]))
+    return tmp_path
+
+
+@pytest.mark.parametrize("images", ["VLKEB_images", "mmkb_images"])
+def test_vlkeb_reads_its_files(vlkeb: Path, images: str) -> None:
+    (vlkeb / "VLKEB_images").rename(vlkeb / images)
+    data = open_dataset("vlkeb", vlkeb)
+    first, second = data.cases("eval")
+    assert (first.case_id, second.case_id) == ("vlkeb-eval-00000", "vlkeb-eval-00001")
+    assert first.edit.image == vlkeb / images / "m.01/google_1.jpg"
+    assert [probe.query.target for probe in first.probes if probe.kind == "portability"] == ["1", "2"]
+    assert [case.case_id for case in data.cases("train")] == ["vlkeb-train-00000"]
+
+
+def test_vlkeb_says_what_is_missing(vlkeb: Path) -> None:
+    (vlkeb / "eval_multihop.json").unlink()
+    with pytest.raises(UnikeError, match=r"^eval_multihop\.json missing in .*kaggle.com/datasets/hymanh/vlkeb-data"):
+        VLKEB(vlkeb).cases("eval")
+    (vlkeb / "VLKEB_images").rename(vlkeb / "elsewhere")
+    with pytest.raises(UnikeError, match=r"^VLKEB_images/ missing in"):
+        VLKEB(vlkeb).cases("train")
+
+
+def test_vlkeb_lies_in_the_cache_folder_unless_told(vlkeb: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNIKE_HOME", str(vlkeb.parent))
+    assert VLKEB().folder == vlkeb.parent / "vlkeb"

@@ -571,6 +571,19 @@ class Backbone:
         ids: Tensor = self.model.generate(**inputs, generation_config=config)
         return ids
 
+    @property
+    def stop_ids(self) -> list[int]:
+        """The tokens that end an answer."""
+        stops = {self.tokenizer.eos_token_id}
+        own = self._generator.generation_config.eos_token_id
+        stops |= set(own) if isinstance(own, list) else {own}
+        return sorted(stop for stop in stops if stop is not None)
+
+    def answer_text(self, ids: Sequence[int]) -> str:
+        """What an answer's tokens say: their first line."""
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return text.strip().split("\n", 1)[0].strip()
+
     @torch.no_grad()
     def generate(self, queries: Sequence[Query], *, max_new_tokens: int = 16, num_beams: int = 1) -> list[str]:
         """Answer queries by greedy or beam search; their targets are not looked at.
@@ -585,10 +598,7 @@ class Backbone:
         """
         import transformers
 
-        stops = {self.tokenizer.eos_token_id}
-        own = self._generator.generation_config.eos_token_id
-        stops |= set(own) if isinstance(own, list) else {own}
-        eos = sorted(stop for stop in stops if stop is not None)
+        eos = self.stop_ids
         pad = self.tokenizer.pad_token_id
         make_config: Any = transformers.GenerationConfig
         config = make_config(
@@ -599,7 +609,7 @@ class Backbone:
             pad_token_id=pad if pad is not None else (eos or [0])[0],
         )
         answers = [""] * len(queries)
-        groups = self._groups(queries)
+        groups = self.groups(queries)
         if len(groups) > 1 and any(len(edit) > 1 for edit in self.edits):
             raise UnikeError(
                 f"{self.name} answers questions with and without an image apart, which would mix up the rows of a "
@@ -609,11 +619,11 @@ class Backbone:
             batch = self.encode([replace(queries[row], target=None) for row in rows], padding_side="left")
             with self._prefilling(batch.prompt_last), _only_config(self._generator, config):
                 ids = self._generate(batch.inputs, config)[:, batch.labels.shape[1] :]
-            for row, text in zip(rows, self.tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
-                answers[row] = text.strip().split("\n", 1)[0].strip()
+            for row, new in zip(rows, ids.tolist(), strict=True):
+                answers[row] = self.answer_text(new)
         return answers
 
-    def _groups(self, queries: Sequence[Query]) -> list[list[int]]:
+    def groups(self, queries: Sequence[Query]) -> list[list[int]]:
         """Indices of the queries that may share a batch."""
         if self.mixes_images:
             groups = [list(range(len(queries)))]

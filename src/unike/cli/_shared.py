@@ -30,6 +30,9 @@ Model = Annotated[str, typer.Option(help="'mini', a folder with a saved model, o
 Image = Annotated[Path | None, typer.Option(help="The picture that is asked about.", show_default="none")]
 Device = Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'.")]
 Dtype = Annotated[str, typer.Option(help="'auto', 'float32', 'bfloat16' or 'float16'.")]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method; repeatable.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
@@ -133,17 +136,25 @@ def quiet() -> None:
 
 def load(model: str, device: str, dtype: str) -> "tuple[Backbone, float]":
     """Load a model (the bundled one is built first if need be), and say how many seconds that took."""
-    from unike.backbones import MINI, load_backbone
+    from unike.backbones import load_backbone
 
     start = time.perf_counter()
-    with working(f"loading {model}") as report:
+    build(model)
+    with working(f"loading {model}"):
         quiet()
-        if model == MINI:
+        return load_backbone(model, device=device, dtype=dtype), time.perf_counter() - start
+
+
+def build(model: str) -> None:
+    """Put the bundled model together, if it is the one that is named and that has not been done."""
+    from unike.backbones import MINI
+
+    if model == MINI:
+        with working(f"loading {model}") as report:
+            quiet()
             from unike.backbones import mini
 
             mini.build(lambda step: report(f"building {model}, once: {step}"))
-            report(f"loading {model}")
-        return load_backbone(model, device=device, dtype=dtype), time.perf_counter() - start
 
 
 def edited(

@@ -25,9 +25,7 @@ def edit(
     rephrase: Annotated[
         list[str] | None, typer.Option(help="The same question in other words, asked before and after; repeatable.")
     ] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method; repeatable.")
-    ] = None,
+    settings: shared.Settings = None,
     out: Annotated[Path | None, typer.Option(help="Where to save the edit.", show_default="edits/<target>")] = None,
     device: shared.Device = "auto",
     dtype: shared.Dtype = "auto",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pyarrow.parquet as pq
+from typing_extensions import Self
 
 from unike import home
 from unike.datasets.base import Dataset, case_from_record
@@ -29,13 +30,26 @@ class Pocket(Dataset):
     name: ClassVar[str] = "pocket"
     description: ClassVar[str] = "photos, pictograms and flags; ships with unike"
     splits: ClassVar[tuple[str, ...]] = ("train", "dev", "eval")
+    tasks: ClassVar[tuple[str, ...]] = ("vqa", "caption")
 
     def __init__(self, task: str | None = None) -> None:
-        if task not in (None, "vqa", "caption"):
-            raise UnikeError(f"pocket has no task {task!r} (known: vqa, caption)")
+        if task not in (None, *self.tasks):
+            raise UnikeError(f"pocket has no task {task!r} (known: {', '.join(self.tasks)})")
         self.task = task
 
-    def cases(self, split: str) -> list[EditCase]:
+    @classmethod
+    def open(cls, task: str | None, folder: Path | None) -> Self:
+        """PocketEdit, which ships with the package."""
+        if folder is not None:
+            raise UnikeError("PocketEdit ships with unike and lies in no folder of yours; leave --data out")
+        return cls(task)
+
+    @property
+    def image_root(self) -> Path:
+        """Where pictures are unpacked."""
+        return home.folder() / "pocket"
+
+    def cases(self, split: str, *, skip_bad: bool = False) -> list[EditCase]:
         """Every case of a split; its ``domain`` is photo, pictogram or flag."""
         self.check_split(split)
         cases = []

@@ -79,9 +79,16 @@ class Edit(ABC):
 
     def __getitem__(self, row: int) -> Self:
         """One of the edits alone."""
-        row = range(len(self))[row]
-        tensors = {name: tensor[row : row + 1].clone() for name, tensor in self.tensors.items()}
-        return self._like(tensors, self.facts[row : row + 1])
+        return self.rows([range(len(self))[row]])
+
+    def rows(self, rows: Sequence[int]) -> Self:
+        """Some of the edits, in that order; one may come several times.
+
+        Args:
+            rows: Indices from 0, for example ``[0, 0, 2]``: then rows 0 and 1 of a batch see edit 0, row 2 edit 2.
+        """
+        index = list(rows)
+        return self._like({name: t[index] for name, t in self.tensors.items()}, [self.facts[row] for row in index])
 
     def _like(self, tensors: dict[str, Tensor], facts: Sequence[Query]) -> Self:
         return type(self)(self.config, tensors, facts, fingerprint=self.fingerprint, source=self.source)
@@ -228,7 +235,11 @@ def attached(backbone: Backbone, edits: Sequence[Edit]) -> Iterator[None]:
     Raises:
         UnikeError: As `Edit.attached`.
     """
-    for edit in edits:
+    edits = list(edits)  # the caller's may grow within the block
+    if not edits:
+        yield
+        return
+    for edit in {edit.fingerprint: edit for edit in edits}.values():
         edit.check_fits(backbone)
     backbone.edits.extend(edits)
     try:
@@ -290,11 +301,16 @@ class Editor(ABC, Generic[ConfigT]):
         """
         facts = [facts] if isinstance(facts, Query) else list(facts)
         for fact in facts:
-            self._check(backbone, fact)
+            self.check(backbone, fact)
         tensors = {name: tensor.detach() for name, tensor in self.make(backbone, facts).items()}
         return self.edit_class(self.config, tensors, facts, fingerprint=backbone.fingerprint(), source=backbone.source)
 
-    def _check(self, backbone: Backbone, fact: Query) -> None:
+    def check(self, backbone: Backbone, fact: Query) -> None:
+        """Refuse a fact that cannot be edited.
+
+        Raises:
+            UnikeError: Its prompt or target is empty, or the target too long.
+        """
         if not fact.prompt.strip():
             raise UnikeError("the prompt is empty; say which question is to be answered differently")
         if not fact.target or not fact.target.strip():

@@ -1,0 +1,186 @@
+"""``unike bench``: edit the cases of a data set, and measure what became of the model."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from unike.cli import _shared as shared
+from unike.errors import UnikeError
+from unike.metrics import METRICS
+
+if TYPE_CHECKING:
+    from unike.evaluation import Progress as Report
+
+COLUMNS = {
+    "strict/exact": ("exact",),
+    "teacher_forced/em": ("em",),
+    "teacher_forced/token": ("token",),
+    "mmedit": ("token", "top1", "top10"),
+}
+"""Columns of the table, after their protocol, and the scorers in them; the results hold more."""
+
+
+def bench(
+    dataset: Annotated[str, typer.Option(help="pocket-vqa, pocket-caption, mmedit-vqa, mmedit-caption or vlkeb.")],
+    out: Annotated[Path, typer.Option(help="Folder of the results; a run that was interrupted there goes on.")],
+    model: shared.Model = "mini",
+    editor: Annotated[str, typer.Option(help="The method, see: unike ls editors.")] = "unike",
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of the data set's files.", show_default="in the cache folder")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Part of the data set; settings are chosen on dev.")] = "eval",
+    setting: Annotated[str, typer.Option(help="one-step, sequential or cross-task.")] = "one-step",
+    k: Annotated[int | None, typer.Option("--k", help="Edits in a sequence.", show_default="10")] = None,
+    limit: Annotated[int | None, typer.Option(help="Edit at most so many cases.", show_default="all")] = None,
+    seed: Annotated[int, typer.Option(help="Of the order of cases.")] = 0,
+    evaluate_at: Annotated[
+        str | None,
+        typer.Option(help="Ask after so many edits of a sequence: 1,10,100.", show_default="after each, and the last"),
+    ] = None,
+    sample: Annotated[
+        int | None, typer.Option(help="Of a sequence, ask at most so many cases at a time.", show_default="all")
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Independent edits that are made in one pass.")] = 16,
+    protocol: Annotated[
+        list[str] | None,
+        typer.Option(help="strict, teacher_forced or mmedit; repeatable.", show_default="strict and teacher_forced"),
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="The longest answer.", show_default="16, or more if targets need it")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="'plain' asks everything in full, to check 'fast' against.")] = "fast",
+    settings: shared.Settings = None,
+    processes: Annotated[
+        int, typer.Option("--workers", min=1, help="Processes that share the work and the cores.")
+    ] = 1,
+    ray: Annotated[bool, typer.Option("--ray", help="Run the workers on a Ray cluster; needs unike[ray].")] = False,
+    on_error: Annotated[str, typer.Option(help="'stop' at a bad case, before any edit, or 'skip' it.")] = "stop",
+    device: shared.Device = "auto",
+    dtype: shared.Dtype = "auto",
+    as_json: shared.Json = False,
+) -> None:
+    """Edit the cases of a data set, and measure what became of the model.
+
+    Cases that the model gets right by itself are left out. Results are appended to a file as they come; the same
+    command goes on after an interruption.
+    """
+    if on_error not in ("stop", "skip"):
+        raise UnikeError(f"--on-error {on_error!r} is neither 'stop' nor 'skip'")
+    chosen = shared.parse_settings(settings or [])
+    with shared.working("starting"):
+        from unike import registry, results, workers
+        from unike.evaluation import Plan
+
+        registry.editors.get(editor).config_class.parse(chosen)
+        shared.check_hardware(device, dtype)
+        plan = Plan(
+            setting=setting,
+            k=k if k is not None else 1 if setting == "one-step" else 10,
+            seed=seed,
+            limit=limit,
+            batch=batch,
+            evaluate_at=numbers(evaluate_at or "", "--evaluate-at"),
+            sample=sample,
+            protocols=tuple(dict.fromkeys(protocol)) if protocol else ("strict", "teacher_forced"),
+            max_new_tokens=max_new_tokens,
+            engine=engine,
+        )
+        results.check_place(out)
+        skip_bad = on_error == "skip"
+        job = workers.Job(model, editor, chosen, dataset, split, data, out, plan, skip_bad, device, dtype)
+        _ = job.sources  # a mistake in the data is known before the model is loaded
+    shared.build(model)
+    shared.quiet()
+    with progress_bars() as report:
+        if workers.is_launched():
+            run = workers.run_launched(job, report)
+        elif ray:
+            run = workers.run_ray(job, processes, report)
+        elif processes > 1:
+            run = workers.run_local(job, processes, report)
+        else:
+            run = job.run(progress=report)
+    if run is None:
+        return  # the main process shows the results
+    rows = results.summarise(run)
+    if as_json:
+        shared.print_json({"out": str(out), "header": run.header, "summary": rows})
+        return
+    show(run.header, rows)
+    typer.echo(f"results: {out}")
+
+
+def numbers(text: str, option: str) -> tuple[int, ...]:
+    """``"1,10,100"`` as numbers, in ascending order.
+
+    Raises:
+        UnikeError: They are not.
+    """
+    try:
+        return tuple(sorted({int(part) for part in text.split(",")})) if text else ()
+    except ValueError:
+        raise UnikeError(f"{option} {text!r} is not a list of numbers; write for example {option} 1,10,100") from None
+
+
+@contextmanager
+def progress_bars() -> "Iterator[Report]":
+    """A bar for each thing that is done, with the time left; on stderr, if that is a terminal."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=shared.ERR, disable=not shared.ERR.is_terminal) as bars:
+        tasks: dict[str, Any] = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            if total:
+                if what not in tasks:
+                    tasks[what] = bars.add_task(what, total=total)
+                bars.update(tasks[what], completed=done, total=total)
+
+        yield report
+
+
+def show(header: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+    """The main scorer of each protocol, side by side, each under its name."""
+    counts = header["counts"]
+    shared.OUT.print(
+        f"{header['editor']} on {header['model']}, {header['dataset']} {header['split']}, {header['setting']}: "
+        f"{counts['edited']} edits ({counts['right']} left out as already right, {counts['skipped']} skipped)"
+    )
+    for setting in dict.fromkeys(row["setting"] for row in rows):
+        found = {name: column(rows, name, setting) for name in COLUMNS}
+        found = {name: cells for name, cells in found.items() if cells}
+        grid = Table(title=setting)
+        grid.add_column("metric")
+        grid.add_column("n", justify="right")
+        for name in found:
+            grid.add_column(name.replace("/", "\n"), justify="right")
+        for metric in METRICS:
+            here = [cells.get(metric) for cells in found.values()]
+            if any(here):
+                grid.add_row(metric, str(max(row["n"] for row in here if row)), *map(cell, here))
+        shared.OUT.print(grid)
+
+
+def column(rows: Sequence[dict[str, Any]], name: str, setting: str) -> dict[str, dict[str, Any]]:
+    """The rows of one column by their metric."""
+    protocol = name.split("/")[0]
+    found = [row for row in rows if (row["protocol"], row["setting"]) == (protocol, setting)]
+    return {row["metric"]: row for row in found if row["scorer"] in COLUMNS[name]}
+
+
+def cell(row: dict[str, Any] | None) -> str:
+    """Percent with the 95 % interval."""
+    if row is None:
+        return ""
+    if row["value"] is None:
+        return "n/a"
+    return f"{100 * row['value']:.1f} [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"

@@ -1,0 +1,382 @@
+"""Asking the questions that test an edit, before and under it, with as little computing as possible.
+
+A greedy answer equals a given text exactly if, reading that text, the model would predict each of its tokens and then
+stop. So an answer under an edit is first looked for by *replay*: the texts it may turn out to be (the gold answer, the
+answer before the edit) were read up to the lowest edited layer once, and only the rest of the model runs again. Where
+the replay proves the answer it is known, and the teacher-forced scores come with it; where it does not, the question is
+really asked. A near-tie between two tokens proves nothing, because rounding may fall the other way in generation.
+
+Methods that rewrite or route questions (`Editor.split` is None) are asked everything, through the same code.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unike import metrics
+from unike.answers import Answers, check_unedited
+from unike.backbones.base import Backbone
+from unike.editors.base import Edit, Editor, attached
+from unike.functional import target_positions
+from unike.metrics import UNCHANGED, Scores
+from unike.types import IGNORE, Asked, EditCase, Query, SplitState
+
+ENGINES = ("fast", "plain")
+
+SURE = {torch.float32: 1e-3}
+"""By how much the best logit must lead, by dtype: more than rounding moves it between two ways to compute it."""
+
+SURE_OTHERWISE = 0.5
+
+TOP_TEXT, TOP_IMAGE = 1, 10
+"""Ranks the ``mmedit`` protocol compares for questions without and with an image."""
+
+TOGETHER = 16
+"""Questions that are generated in one pass."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A question with a text that may be its answer, to be read teacher-forced.
+
+    Args:
+        query: The question, with the text as its target.
+        tokens: The text's tokens, without the end.
+        provable: Whether generating would begin at the same tokens: with some tokenizers the end of a prompt looks
+            different when a text follows.
+    """
+
+    query: Query
+    tokens: list[int]
+    provable: bool
+
+
+@dataclass(frozen=True)
+class Guesses:
+    """What a model predicts along a line.
+
+    Args:
+        ids: The most likely token for each token of the text and, where texts end with one, for the end.
+        leads: By how much its logit leads the second best.
+        ranks: The most likely ids at every position of the line, best first, if asked for.
+    """
+
+    ids: list[int]
+    leads: list[float]
+    ranks: list[list[int]] | None
+
+
+@dataclass(frozen=True, eq=False)
+class Lines:
+    """Lines that share a batch.
+
+    Args:
+        lines: R of them.
+        labels: ``[R, S]``, as in `unike.types.Batch`.
+        real: ``[R, S]`` bool, false at padding.
+        state: Run to the lowest edited layer, or None where every reading starts from the beginning.
+        before: What the unedited model predicts along each line.
+    """
+
+    lines: list[Line]
+    labels: Tensor
+    real: Tensor
+    state: SplitState | None
+    before: list[Guesses]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question of a case.
+
+    Args:
+        kind: One of `unike.metrics.METRICS`.
+        query: With its gold answer, if there is one.
+        before: The unedited model's greedy answer.
+        gold: Where the line with the gold answer is, ``(batch, row)``, or None.
+        own: Where the line with the answer before the edit is; None where it does not matter or is empty.
+    """
+
+    kind: str
+    query: Query
+    before: str
+    gold: tuple[int, int] | None = None
+    own: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """A case as the unedited model reads it.
+
+    Args:
+        case: The case.
+        questions: The edited fact first.
+        batches: The lines to replay.
+    """
+
+    case: EditCase
+    questions: list[Question]
+    batches: list[Lines]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the split states, in bytes."""
+        states = [batch.state for batch in self.batches if batch.state is not None]
+        return sum(t.nbytes for s in states for t in (s.hidden, *s.kwargs.values()) if isinstance(t, Tensor))
+
+
+def questions(case: EditCase) -> list[tuple[str, Query]]:
+    """Everything that is asked about a case: ``(kind, query)``, the edited fact first."""
+    return [("reliability", case.edit), *((probe.kind, probe.query) for probe in case.probes)]
+
+
+def image_name(image: Path | None, root: Path | None) -> str | None:
+    """What a picture is called on every machine: its path below its data set's folder."""
+    if image is not None and root is not None and image.is_relative_to(root):
+        image = image.relative_to(root)
+    return None if image is None else image.as_posix()
+
+
+class Examiner:
+    """Reads cases before they are edited, and asks them under edits.
+
+    Args:
+        backbone: The model.
+        editor: The method; edits come from it.
+        answers: The model's own answers to every question of every case.
+        protocols: Of `unike.metrics.PROTOCOLS`.
+        engine: ``"fast"`` replays and proves, ``"plain"`` runs the whole model and generates every answer. Both give
+            the same results.
+        image_root: Pictures are named by their path below it.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        editor: Editor[Any],
+        answers: Answers,
+        *,
+        protocols: Sequence[str] = ("strict", "teacher_forced"),
+        engine: str = "fast",
+        image_root: Path | None = None,
+    ) -> None:
+        self.backbone = backbone
+        self.kind: type[Edit] = editor.edit_class
+        self.answers = answers
+        self.protocols = protocols
+        self.image_root = image_root
+        split = editor.split(backbone)
+        self.hooked = split is not None
+        self.split = split if engine == "fast" else None
+        self.ranked = "mmedit" in protocols and self.hooked
+        self.lead = SURE.get(backbone.dtype, SURE_OTHERWISE)
+        self.stops = frozenset(backbone.stop_ids)
+        self.ends = backbone.append_eos and backbone.tokenizer.eos_token_id is not None
+
+    # ------------------------------------------------------------------ before the edit
+
+    def read(self, case: EditCase) -> Reading:
+        """Read a case with the unedited model: its lines up to the split, and what is predicted along them.
+
+        Raises:
+            UnikeError: An edit is attached.
+        """
+        check_unedited(self.backbone)
+        asked = [Question(kind, query, self.answers[query]) for kind, query in questions(case)]
+        texts = {}  # (question, whether gold) to the line that is read
+        for number, question in enumerate(asked):
+            if gold := (question.query.target or "").strip():
+                texts[number, True] = replace(question.query, target=gold)
+            if question.kind in UNCHANGED and question.before:
+                texts[number, False] = replace(question.query, target=question.before)
+        lines = list(dict.fromkeys(texts.values()))  # an answer that was right before is read once
+        batches, places = [], {}
+        for number, rows in enumerate(self.backbone.groups(lines) if lines else []):
+            batches.append(self._read_lines([lines[row] for row in rows]))
+            places.update({lines[row]: (number, place) for place, row in enumerate(rows)})
+        found = {key: places[line] for key, line in texts.items()}
+        return Reading(
+            case,
+            [replace(q, gold=found.get((n, True)), own=found.get((n, False))) for n, q in enumerate(asked)],
+            batches,
+        )
+
+    def _read_lines(self, queries: list[Query]) -> Lines:
+        batch = self.backbone.encode(queries)
+        lines = []
+        for query, labels in zip(queries, batch.labels, strict=True):
+            tokens = labels[labels != IGNORE].tolist()
+            lines.append(Line(query, tokens[:-1] if self.ends else tokens, self._provable(query)))
+        state = None if self.split is None else self.backbone.run_to_split(batch, self.split)
+        read = Lines(lines, batch.labels, batch.inputs["attention_mask"].bool(), state, [])
+        return replace(read, before=self._guess(read, []))
+
+    def _provable(self, query: Query) -> bool:
+        if self.split is None:
+            return False
+        bare = replace(query, image=None)
+        read, asked = self.backbone.encode([bare]), self.backbone.encode([replace(bare, target=None)])
+        length = asked.labels.shape[1]
+        ids = read.inputs["input_ids"][:, :length]
+        return int(read.prompt_last) == length - 1 and torch.equal(ids, asked.inputs["input_ids"])
+
+    # ------------------------------------------------------------------ under edits
+
+    def examine(self, readings: Sequence[Reading], edits: Edit | Sequence[Edit]) -> list[tuple[Asked, ...]]:
+        """Ask cases under edits.
+
+        Args:
+            readings: From `read`.
+            edits: As many independent edits as there are readings, each for its own; or one stack for all of them.
+
+        Returns:
+            The questions of each reading, in its order.
+        """
+        found = []
+        shared = [] if isinstance(edits, Edit) else edits
+        with self._on(shared):
+            for row, reading in enumerate(readings):
+                own = [edits[row]] if isinstance(edits, Edit) else []
+                with self._on(own):
+                    unattached = [] if self.hooked else [*shared, *own]
+                    found.append([self._guess(batch, unattached) for batch in reading.batches])
+        after = [self._prove(reading, guesses) for reading, guesses in zip(readings, found, strict=True)]
+        for stack, places in self._jobs(readings, after, edits):
+            asked = [replace(readings[row].questions[number].query, target=None) for row, number in places]
+            said = self.kind.answer(stack, self.backbone, asked, max_new_tokens=self.answers.max_new_tokens)
+            for (row, number), answer in zip(places, said, strict=True):
+                after[row][number] = answer
+        return [
+            tuple(self._score(reading, guesses, number, answers[number]) for number in range(len(reading.questions)))
+            for reading, guesses, answers in zip(readings, found, after, strict=True)
+        ]
+
+    def _on(self, stack: Sequence[Edit]) -> AbstractContextManager[None]:
+        """Attach a stack, if its method works by being attached."""
+        return attached(self.backbone, stack) if self.hooked else nullcontext()
+
+    @torch.no_grad()
+    def _guess(self, batch: Lines, stack: Sequence[Edit]) -> list[Guesses]:
+        """Read a batch of lines under what is attached, or under a stack of edits that cannot be."""
+        at_text = target_positions(batch.labels)
+        queries = [line.query for line in batch.lines]
+        ranks: list[list[list[int]]] | list[None] = [None] * len(queries)
+        if self.ranked:
+            if batch.state is None:
+                everywhere = self.backbone.forward(self.backbone.encode(queries))[batch.real]
+            else:
+                everywhere = self.backbone.run_from_split(batch.state, batch.real)
+            logits = everywhere[at_text[batch.real]]
+            tops = everywhere.topk(TOP_IMAGE).indices.split(batch.real.sum(dim=1).tolist())
+            ranks = [
+                top[:, : TOP_TEXT if query.image is None else TOP_IMAGE].tolist()
+                for query, top in zip(queries, tops, strict=True)
+            ]
+        else:
+            read = self.kind.target_logits if stack else Edit.target_logits
+            logits = read(stack, self.backbone, queries, batch.state)
+        best = logits.float().topk(2)
+        leads = best.values[:, 0] - best.values[:, 1]
+        lengths = at_text.sum(dim=1).tolist()
+        return [
+            Guesses(ids.tolist(), lead.tolist(), rank)
+            for ids, lead, rank in zip(best.indices[:, 0].split(lengths), leads.split(lengths), ranks, strict=True)
+        ]
+
+    def _prove(self, reading: Reading, found: list[list[Guesses]]) -> list[str | None]:
+        """The answers that the replay shows, None for the others."""
+        proved: list[str | None] = []
+        for question in reading.questions:
+            places = [place for place in (question.own, question.gold) if place is not None]
+            said = (self._said(reading.batches[b].lines[row], found[b][row]) for b, row in places)
+            proved.append(next((answer for answer in said if answer is not None), None))
+        return proved
+
+    def _said(self, line: Line, guesses: Guesses) -> str | None:
+        """The greedy answer, if it is the line's text: its tokens are predicted, surely, and then the answer ends."""
+        length = min(len(line.tokens), self.answers.max_new_tokens)
+        cut_off = length == self.answers.max_new_tokens
+        needed = length if cut_off else length + 1
+        if not line.provable or needed > len(guesses.ids) or min(guesses.leads[:needed]) < self.lead:
+            return None
+        if guesses.ids[:length] != line.tokens[:length]:
+            return None
+        if not cut_off and not self._is_end(guesses.ids[length]):
+            return None
+        return self.backbone.answer_text(line.tokens[:length])
+
+    def _is_end(self, token: int) -> bool:
+        """A stop, or a new line: of an answer only the first one counts."""
+        return token in self.stops or self.backbone.tokenizer.decode([token]).lstrip(" ").startswith("\n")
+
+    def _jobs(
+        self, readings: Sequence[Reading], after: list[list[str | None]], edits: Edit | Sequence[Edit]
+    ) -> Iterator[tuple[Sequence[Edit], list[tuple[int, int]]]]:
+        """The questions that are still open, ``(reading, question)``, by the stack they are asked under."""
+        left = [(row, n) for row, answers in enumerate(after) for n, answer in enumerate(answers) if answer is None]
+        if isinstance(edits, Edit) and not self.hooked:
+            for row in sorted({row for row, _ in left}):
+                yield [edits[row]], [place for place in left if place[0] == row]
+            return
+        # Rows of several edits in one pass cannot be put in another order, as `generate` would where it cannot mix.
+        queries = [readings[row].questions[number].query for row, number in left]
+        for group in self.backbone.groups(queries) if left else []:
+            for start in range(0, len(group), TOGETHER):
+                places = [left[index] for index in group[start : start + TOGETHER]]
+                yield [edits.rows([row for row, _ in places])] if isinstance(edits, Edit) else edits, places
+
+    # ------------------------------------------------------------------ scores
+
+    def _score(self, reading: Reading, found: list[list[Guesses]], number: int, after: str | None) -> Asked:
+        question = reading.questions[number]
+        assert after is not None
+        scores: Scores = {}
+        if "strict" in self.protocols:
+            scores |= metrics.strict(question.kind, before=question.before, after=after, target=question.query.target)
+        if "teacher_forced" in self.protocols:
+            scores |= self._teacher_forced(reading, found, question, after)
+        if "mmedit" in self.protocols:
+            scores |= self._mmedit(reading, found, question)
+        query = question.query
+        image = image_name(query.image, self.image_root)
+        return Asked(question.kind, query.prompt, image, query.target, question.before, after, scores)
+
+    def _teacher_forced(self, reading: Reading, found: list[list[Guesses]], question: Question, after: str) -> Scores:
+        if question.kind not in UNCHANGED:
+            return metrics.teacher_forced(*self._at_gold(reading, found, question))
+        # An empty answer has no positions of its own; what is left to ask is whether it is still empty.
+        scores = metrics.teacher_forced([0], [int(after != "")])
+        if question.own is not None:
+            scores = metrics.teacher_forced(*self._before_and_after(reading, found, question.own))
+        if question.gold is None:
+            return scores | {"teacher_forced/gold_em": None, "teacher_forced/gold_token": None}
+        return scores | metrics.teacher_forced(*self._before_and_after(reading, found, question.gold), at="gold_")
+
+    def _mmedit(self, reading: Reading, found: list[list[Guesses]], question: Question) -> Scores:
+        if question.kind not in UNCHANGED:
+            return metrics.mmedit_edit(*self._at_gold(reading, found, question))
+        if self.ranked and question.gold is not None:
+            batch, row = question.gold
+            before, after = reading.batches[batch].before[row].ranks, found[batch][row].ranks
+            assert before is not None and after is not None
+            return metrics.mmedit_locality(before, after)
+        # A method that rewrites the prompt has other positions; lining them up from the right would compare nonsense.
+        return {f"mmedit/top{TOP_TEXT if question.query.image is None else TOP_IMAGE}": None}
+
+    def _at_gold(self, reading: Reading, found: list[list[Guesses]], question: Question) -> tuple[list[int], list[int]]:
+        assert question.gold is not None, f"{reading.case.case_id}: {question.kind} without a gold answer"
+        batch, row = question.gold
+        tokens = reading.batches[batch].lines[row].tokens
+        return found[batch][row].ids[: len(tokens)], tokens
+
+    def _before_and_after(
+        self, reading: Reading, found: list[list[Guesses]], place: tuple[int, int]
+    ) -> tuple[list[int], list[int]]:
+        batch, row = place
+        length = len(reading.batches[batch].lines[row].tokens)
+        return found[batch][row].ids[:length], reading.batches[batch].before[row].ids[:length]

@@ -1,0 +1,115 @@
+"""A benchmark in miniature: cases, and editors that do what edits may do, at no cost."""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from unike.backbones import tinies
+from unike.backbones.base import Backbone
+from unike.editors.base import Edit, Editor, EditorConfig
+from unike.editors.ft import FTConfig, FTEdit
+from unike.functional import token_nll
+from unike.hooks import Hooks
+from unike.modules.optimise import optimise
+from unike.types import EditCase, Probe, Query, SplitState
+
+
+def case(number: int, pictures: list[Path]) -> EditCase:
+    """A case with every kind of probe; several have no picture or no gold answer."""
+    picture, other = pictures[number % 3], pictures[(number + 1) % 3]
+    target = ("a cat", "red", "bob")[number % 3]
+    probes = [
+        Probe("t_generality", Query(f"So, what is number {number}?", picture, target)),
+        Probe("m_generality", Query(f"What is {number}?", other, target)),
+        Probe("t_locality", Query(f"{number} + 1?", None, str(number + 1))),
+        Probe("m_locality", Query("How big?", other, "tiny")),
+        Probe("portability", Query(f"And who is {number}?", picture, "not that")),
+        Probe("specificity", Query("Where is it?", picture, None)),
+    ]
+    return EditCase(f"case-{number}", Query(f"What is {number}?", picture, target), tuple(probes), domain="photo")
+
+
+def teach(cases: Sequence[EditCase]) -> Backbone:
+    """A tiny model that answers the cases' questions, most of them wrongly, and stops.
+
+    Random models babble up to the limit, so nothing would tell an answer that ends from one that is cut off.
+    """
+    backbone = tinies()["llava"]()
+    said = {"How big?": "tiny", "Where is it?": "a\nb"} | {f"{number} + 1?": "six" for number in range(len(cases))}
+    asked = [query for c in cases for query in [c.edit, *(probe.query for probe in c.probes)]]
+    lines = [replace(query, target=said.get(query.prompt, "tin bat")) for query in dict.fromkeys(asked)]
+    batch = backbone.encode(lines)
+    weights = [w for layer in (-1, -2) for m in backbone.ffn(layer).matrices.values() for w in m.parameters()]
+    for weight in weights:
+        weight.requires_grad_(True)
+    optimise(weights, lambda: token_nll(backbone.forward(batch), batch.labels), steps=50, lr=1e-2)
+    for weight in weights:
+        weight.requires_grad_(False).grad = None
+    return backbone
+
+
+class Scatter(Editor[FTConfig]):
+    """Random changes of the last layer, as large as ``lr``: what an edit may do to a model, good or bad."""
+
+    name = "scatter"
+    config_class = FTConfig
+    edit_class = FTEdit
+
+    def split(self, backbone: Backbone) -> int:
+        return backbone.layer_index(-1)
+
+    def make(self, backbone: Backbone, facts: list[Query]) -> dict[str, Tensor]:
+        found: dict[str, list[Tensor]] = {}
+        for fact in facts:
+            generator = torch.Generator().manual_seed(zlib.crc32(fact.prompt.encode()))
+            for name, linear in backbone.ffn(-1).matrices.items():
+                noise = torch.randn(linear.weight.shape, generator=generator)
+                found.setdefault(name, []).append(self.config.lr * noise)
+        return {name: torch.stack(rows) for name, rows in found.items()}
+
+
+class Prefixed(Edit):
+    """What a method does that rewrites questions: the edited fact is put in front of each."""
+
+    editor = "prefix"
+    config_class = EditorConfig
+    asked: ClassVar[list[Query]] = []
+
+    def install(self, backbone: Backbone, hooks: Hooks) -> None:
+        pass
+
+    @classmethod
+    def rewritten(cls, edits: Sequence[Edit], queries: Sequence[Query]) -> list[Query]:
+        facts = "".join(f"New fact: {fact.prompt} {fact.target}\n" for edit in edits for fact in edit.facts)
+        return [replace(query, prompt=facts + query.prompt) for query in queries]
+
+    @classmethod
+    def answer(cls, edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query], **kwargs: Any) -> list[str]:
+        cls.asked += queries
+        return backbone.generate(cls.rewritten(edits, queries), **kwargs)
+
+    @classmethod
+    def target_logits(
+        cls, edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query], state: SplitState | None = None
+    ) -> Tensor:
+        assert state is None, "a rewritten question has another state"
+        return Edit.target_logits([], backbone, cls.rewritten(edits, queries))
+
+
+class Prefix(Editor[EditorConfig]):
+    """Makes `Prefixed`."""
+
+    name = "prefix"
+    config_class = EditorConfig
+    edit_class = Prefixed
+
+    def split(self, backbone: Backbone) -> None:
+        return None
+
+    def make(self, backbone: Backbone, facts: list[Query]) -> dict[str, Tensor]:
+        return {}

@@ -1,0 +1,322 @@
+"""The benchmark as a whole, on a tiny model: what is edited, when it is asked, and that a killed run goes on."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from miniature import Prefix, Scatter
+
+import unike
+from unike import evaluation
+from unike.answers import Answers
+from unike.backbones.base import Backbone
+from unike.editors.base import Editor, attached
+from unike.errors import UnikeError
+from unike.evaluation import Plan, Source, Unit, arrange, evaluate, room
+from unike.metrics import METRICS
+from unike.results import Run, read_run
+from unike.types import CaseResult, EditCase, Query
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UNIKE_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
+def source(cases: list[EditCase], pictures: list[Path]) -> Source:
+    return Source("miniature", "eval", cases, skipped=2, image_root=pictures[0].parent)
+
+
+def without_seconds(run: Run) -> dict[str, list[CaseResult]]:
+    return {name: [replace(case, edit_seconds=0.0) for case in unit] for name, unit in sorted(run.units.items())}
+
+
+# ---------------------------------------------------------------------- one step
+
+
+def test_every_case_is_edited_alone_and_asked_everything(taught: Backbone, source: Source, tmp_path: Path) -> None:
+    editor = Scatter(lr=0.2)
+    run = evaluate(taught, editor, source, tmp_path / "run", Plan(batch=3))
+    assert sorted(run.units) == [case.case_id for case in source.cases]
+    for case in source.cases:
+        (result,) = run.units[case.case_id]
+        assert (result.domain, result.sequence, result.position, result.when) == ("photo", None, 0, "end")
+        assert [asked.kind for asked in result.asked] == ["reliability", *(probe.kind for probe in case.probes)]
+        assert {asked.image for asked in result.asked} <= {"0.png", "1.png", "2.png", None}
+        with editor.edit(taught, case.edit).attached(taught):
+            for asked, query in zip(result.asked, [case.edit, *(probe.query for probe in case.probes)], strict=True):
+                assert asked.after == taught.ask(query.image, query.prompt)
+        assert result.asked[0].before == "tin bat"
+        assert result.edit_seconds > 0
+    assert {asked.kind for case in run.cases for asked in case.asked} == set(METRICS)
+
+
+def test_the_header_says_what_the_numbers_depend_on(taught: Backbone, source: Source, tmp_path: Path) -> None:
+    header = evaluate(taught, Scatter(lr=0.2), source, tmp_path / "run", Plan(limit=2, seed=3)).header
+    assert header["counts"] == {"read": 2, "skipped": 2, "right": 0, "edited": 2}
+    assert (header["model"], header["fingerprint"]) == ("tiny-llava", taught.fingerprint())
+    assert (header["editor"], header["config"]["lr"]) == ("scatter", 0.2)
+    assert (header["dataset"], header["split"], header["seed"], header["k"]) == ("miniature", "eval", 3, 1)
+    assert (header["dtype"], header["max_new_tokens"]) == ("float32", 16)
+    assert header["unike"] == unike.__version__
+    assert str(tmp_path) not in json.dumps(header)
+    assert {"git", "threads", "cases", "protocols", "setting"} <= header.keys()
+
+
+def test_cases_the_model_gets_right_are_left_out_and_counted(taught: Backbone, source: Source, tmp_path: Path) -> None:
+    right = replace(source.cases[1], edit=replace(source.cases[1].edit, target="Tin bat."))
+    cases = [right, *source.cases[2:]]
+    run = evaluate(taught, Scatter(), replace(source, cases=cases), tmp_path / "run")
+    assert right.case_id not in run.units
+    assert run.header["counts"] == {"read": 3, "skipped": 2, "right": 1, "edited": 2}
+    with pytest.raises(UnikeError, match="too few cases to edit: 0 that the model gets wrong"):
+        evaluate(taught, Scatter(), replace(source, cases=[right]), tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_the_limit_counts_edits_and_the_seed_draws_them(taught: Backbone, source: Source, tmp_path: Path) -> None:
+    drawn = set()
+    for seed in range(4):
+        run = evaluate(taught, Scatter(), source, tmp_path / str(seed), Plan(limit=2, seed=seed))
+        again = evaluate(taught, Scatter(), source, tmp_path / f"{seed}-again", Plan(limit=2, seed=seed))
+        assert without_seconds(run) == without_seconds(again) and len(run.units) == 2
+        drawn.add(tuple(run.units))
+    assert len(drawn) > 1
+
+
+def test_answers_have_room_for_every_target(taught: Backbone, cases: list[EditCase]) -> None:
+    def of(length: int) -> list[EditCase]:
+        return [replace(cases[0], edit=replace(cases[0].edit, target="z" * (length - 1)))]  # and a space
+
+    assert [room(taught, of(length)) for length in (3, 15, 16, 31, 32)] == [16, 16, 32, 32, 64]
+
+
+# ---------------------------------------------------------------------- sequences
+
+
+@pytest.mark.parametrize("editor", [Scatter(lr=0.1), Prefix()], ids=lambda editor: editor.name)
+def test_sequences_are_asked_after_each_and_after_the_last(
+    taught: Backbone, source: Source, tmp_path: Path, editor: Editor[Any]
+) -> None:
+    run = evaluate(taught, editor, source, tmp_path / "run", Plan(setting="sequential", k=2))
+    assert list(run.units) == ["sequence-00000", "sequence-00001"]
+    assert len({result.case_id for result in run.cases}) == 4, "sequences tile the cases"
+    by_id = {case.case_id: case for case in source.cases}
+    for number, results in enumerate(run.units.values()):
+        assert [(r.when, r.position) for r in results] == [("own", 0), ("own", 1), ("end", 0), ("end", 1)]
+        assert {r.sequence for r in results} == {number}
+        facts = [by_id[r.case_id].edit for r in results[:2]]
+        edits = []
+        for fact in facts:
+            with attached(taught, edits):
+                edits.append(editor.edit(taught, fact))
+        for result in results:
+            stack = edits[: result.position + 1] if result.when == "own" else edits
+            queries = [replace(query, target=None) for _, query in evaluation.questions(by_id[result.case_id])]
+            wanted = [editor.edit_class.answer(stack, taught, [query], max_new_tokens=16)[0] for query in queries]
+            assert [asked.after for asked in result.asked] == wanted
+            assert result.asked[0].before == "tin bat", "locality is against the model before the first edit"
+    own, end = ([r.asked for r in run.cases if r.when == when] for when in ("own", "end"))
+    assert own != end
+
+
+def test_curves_along_a_sequence(taught: Backbone, source: Source, tmp_path: Path) -> None:
+    plan = Plan(setting="sequential", k=4, evaluate_at=(1, 3), sample=2)
+    run = evaluate(taught, Scatter(lr=0.1), source, tmp_path / "run", plan)
+    asked: dict[str, list[int]] = {}
+    for result in run.cases:
+        asked.setdefault(result.when, []).append(result.position)
+    assert {when: len(positions) for when, positions in asked.items()} == {"at-1": 1, "at-3": 2, "end": 2}
+    assert asked["at-1"] == [0] and max(asked["at-3"]) < 3
+    again = evaluate(taught, Scatter(lr=0.1), source, tmp_path / "again", plan)
+    assert without_seconds(run) == without_seconds(again)
+
+
+def test_states_are_kept_only_up_to_a_limit(
+    taught: Backbone, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = Plan(setting="sequential", k=3)
+    kept = evaluate(taught, Scatter(lr=0.1), source, tmp_path / "kept", plan)
+    monkeypatch.setattr(evaluation, "KEPT_BYTES", 0)
+    assert without_seconds(evaluate(taught, Scatter(lr=0.1), source, tmp_path / "read", plan)) == without_seconds(kept)
+
+
+def test_cross_task_sequences_take_the_same_from_each_task(taught: Backbone, source: Source, tmp_path: Path) -> None:
+    captions = [replace(case, case_id=f"caption-{case.case_id}", domain="caption") for case in source.cases]
+    sources = [source, Source("captions", "eval", captions, image_root=source.image_root)]
+    plan = Plan(setting="cross-task", k=4, protocols=("strict",), evaluate_at=(4,))
+    run = evaluate(taught, Scatter(), sources, tmp_path / "run", plan)
+    assert run.header["dataset"] == "miniature+captions" and run.header["counts"]["edited"] == 8
+    assert len(run.units) == 2
+    orders = [[result.domain for result in results] for results in run.units.values()]
+    assert all(sorted(order) == ["caption", "caption", "photo", "photo"] for order in orders)
+    assert {asked.image for case in run.cases for asked in case.asked} <= {"0.png", "1.png", "2.png", None}
+    for wrong, sources_given in ((plan, source), (Plan(), sources)):
+        with pytest.raises(UnikeError, match="cross-task editing takes the cases of two tasks"):
+            evaluate(taught, Scatter(), sources_given, tmp_path / "other", wrong)
+    with pytest.raises(UnikeError, match="k is 3, which 2 tasks cannot share evenly"):
+        evaluate(taught, Scatter(), sources, tmp_path / "other", replace(plan, k=3, evaluate_at=()))
+
+
+def test_what_does_not_fill_a_sequence_is_left_out(cases: list[EditCase]) -> None:
+    units = arrange([cases], Plan(setting="sequential", k=3))
+    assert units == [Unit(units[0].cases, 0)] and len(units[0].cases) == 3
+    with pytest.raises(UnikeError, match="too few cases to edit: 4 that the model gets wrong, 5 are needed"):
+        arrange([cases], Plan(setting="sequential", k=5))
+
+
+# ---------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"setting": "onestep"}, "unknown setting 'onestep'; did you mean 'one-step'"),
+        ({"engine": "slow"}, "unknown engine 'slow'"),
+        ({"protocols": ("strict", "loose")}, "unknown protocol 'loose'"),
+        ({"protocols": ()}, "unknown protocol ''"),
+        ({"k": 5}, "k, evaluate-at and sample are for sequences"),
+        ({"setting": "sequential", "k": 5, "evaluate_at": (6,)}, "evaluate-at 6 is after the end of a sequence of 5"),
+        ({"setting": "sequential", "k": 5, "evaluate_at": (0,)}, "evaluate-at is 0"),
+        ({"batch": 0}, "batch is 0; it must be at least 1"),
+        ({"limit": -1}, "limit is -1"),
+        ({"max_new_tokens": 0}, "max-new-tokens is 0"),
+    ],
+)
+def test_plans_that_make_no_sense(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnikeError, match=message):
+        Plan(**settings)
+
+
+@pytest.mark.parametrize("bad", ["picture", "target"])
+def test_a_bad_case_stops_before_any_edit_or_is_left_out(
+    taught: Backbone, source: Source, tmp_path: Path, bad: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_text("no picture")
+    fact = source.cases[2].edit
+    edit = Query(fact.prompt, broken, fact.target) if bad == "picture" else replace(fact, target="long " * 60)
+    cases = [*source.cases[:2], replace(source.cases[2], edit=edit), source.cases[3]]
+    data = replace(source, cases=cases)
+    edited: list[Any] = []
+    monkeypatch.setattr(Scatter, "make", lambda self, backbone, facts: edited.append(facts))
+    with pytest.raises(UnikeError, match=r"case case-2: .*\(--on-error skip leaves such cases out\)"):
+        evaluate(taught, Scatter(), data, tmp_path / "run")
+    assert not edited and not (tmp_path / "run").exists()
+    monkeypatch.undo()
+    monkeypatch.setenv("UNIKE_HOME", str(tmp_path / "home"))
+    run = evaluate(taught, Scatter(), data, tmp_path / "run", skip_bad=True)
+    assert run.header["counts"] == {"read": 4, "skipped": 3, "right": 0, "edited": 3}
+
+
+# ---------------------------------------------------------------------- going on
+
+
+@pytest.mark.parametrize("plan", [Plan(batch=3), Plan(setting="sequential", k=2)], ids=lambda plan: plan.setting)
+def test_a_run_goes_on_with_what_is_missing(
+    taught: Backbone, source: Source, tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = evaluate(taught, Scatter(lr=0.1), source, tmp_path / "whole", plan)
+    lines = (tmp_path / "whole" / "results.jsonl").read_bytes().splitlines(keepends=True)
+    for kept in range(len(lines) + 1):
+        folder = tmp_path / str(kept)
+        folder.mkdir()
+        torn = lines[kept][: len(lines[kept]) // 2] if kept < len(lines) else b""
+        (folder / "results.jsonl").write_bytes(b"".join(lines[:kept]) + torn)
+        edited: list[Query] = []
+        original = Scatter.make
+
+        def spy(self: Scatter, backbone: Backbone, facts: list[Query]) -> Any:
+            edited.extend(facts)  # noqa: B023
+            return original(self, backbone, facts)  # noqa: B023
+
+        monkeypatch.setattr(Scatter, "make", spy)
+        run = evaluate(taught, Scatter(lr=0.1), source, folder, plan)
+        monkeypatch.setattr(Scatter, "make", original)
+        assert without_seconds(run) == without_seconds(whole)
+        assert list(run.units) == list(whole.units)
+        if kept == len(lines):
+            assert not edited
+
+
+def test_another_run_is_refused_before_anything_is_asked(
+    taught: Backbone, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate(taught, Scatter(lr=0.1), source, tmp_path / "run", Plan(limit=1))
+    monkeypatch.setattr(Answers, "ask", lambda *args, **kwargs: pytest.fail("something was asked"))
+    for editor, plan, message in [
+        (Scatter(lr=0.2), Plan(limit=1), "there config.lr is 0.1, not 0.2;"),
+        (Scatter(lr=0.1), Plan(limit=2), "limit is 1, not 2"),
+        (Prefix(), Plan(limit=1), 'editor is "scatter", not "prefix"'),
+    ]:
+        with pytest.raises(UnikeError, match=message):
+            evaluate(taught, editor, source, tmp_path / "run", plan)
+    with pytest.raises(UnikeError, match="cases is "):
+        evaluate(taught, Scatter(lr=0.1), replace(source, cases=source.cases[1:]), tmp_path / "run", Plan(limit=1))
+
+
+KILLED = """
+import os, pickle, random, signal, sys, time
+from dataclasses import replace
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from miniature import Scatter, case, teach
+from unike.evaluation import Plan, Source, evaluate
+
+pictures, out = [Path(arg) for arg in sys.argv[1:4]], Path(sys.argv[4])
+cases = [case(number, pictures) for number in range(6)]
+backbone = teach(cases)
+draw = random.Random(int(sys.argv[5]))
+
+def run(folder, plan):
+    os.environ["UNIKE_HOME"] = str(folder / "home")
+    source = Source("miniature", "eval", cases, image_root=pictures[0].parent)
+    evaluate(backbone, Scatter(lr=0.1), source, folder / "run", plan)
+
+for name, plan in {"one-step": Plan(batch=2), "sequential": Plan(setting="sequential", k=2)}.items():
+    started = time.perf_counter()
+    run(out / name / "whole", plan)
+    longest = time.perf_counter() - started
+    kills = 0
+    while True:
+        child = os.fork()
+        if child == 0:
+            run(out / name / "killed", plan)
+            os._exit(0)
+        time.sleep(draw.uniform(0, longest))
+        os.kill(child, signal.SIGKILL)
+        status = os.waitpid(child, 0)[1]
+        kills += os.WIFSIGNALED(status)
+        assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, status
+        if not os.WIFSIGNALED(status):
+            break
+        longest *= 1.1  # so that it ends
+    print(name, kills)
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="there is no fork there")
+def test_a_run_that_is_killed_at_random_ends_as_one_that_is_not(pictures: list[Path], tmp_path: Path) -> None:
+    """Killed wherever it is, as often as it takes: record for record the same, seconds apart."""
+    here = Path(__file__).parent
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(here), str(Path(unike.__file__).parents[1])]),
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [sys.executable, "-c", KILLED, *map(str, pictures), str(tmp_path), str(random.randrange(10**6))]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, f"{command[-1]}: {done.stderr}"
+    for line in done.stdout.splitlines():
+        name, _ = line.split()
+        whole, killed = (without_seconds(read_run(tmp_path / name / how / "run")) for how in ("whole", "killed"))
+        assert killed == whole, f"seed {command[-1]}"
+    kills = [int(line.split()[1]) for line in done.stdout.splitlines()]
+    assert len(kills) == 2 and sum(kills) > 0
