@@ -697,8 +697,10 @@ def find_gate(
     if not chosen:
         return None, {}
     layers = gate_layers(backbone, config)
-    asked = [(i, kind, query) for i, case in enumerate(chosen) for kind, query in kinds_of(case)]
-    batches = [asked[start : start + ROWS] for start in range(0, len(asked), ROWS)]
+    every = [(i, kind, query) for i, case in enumerate(chosen) for kind, query in kinds_of(case)]
+    pictured, bare = ([each for each in every if (each[2].image is None) is without] for without in (False, True))
+    batches = [some[start : start + ROWS] for some in (pictured, bare) for start in range(0, len(some), ROWS)]
+    asked = [each for batch in batches for each in batch]  # some families cannot mix the two in one batch
     states: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     for done, batch in enumerate(batches, 1):
         questions = [(query.prompt, query.image and fingerprints(query.image).content) for _, _, query in batch]
@@ -740,8 +742,8 @@ def kinds_of(case: EditCase) -> list[tuple[str, Query]]:
 def read_prompts(backbone: Backbone, queries: Sequence[Query], layers: Sequence[int]) -> tuple[dict[str, Tensor], None]:
     """Attention inputs at ``p`` of some layers, ``[B, D]`` fp32 each."""
     batch = backbone.encode([replace(query, target=None) for query in queries])
-    with trace([backbone.attention(layer).module for layer in layers], prepend=True) as records:
-        backbone.run_to_split(batch, layers[-1] + 1)
+    with trace([backbone.attention(layer).module for layer in layers], stop="input", prepend=True) as records:
+        backbone.forward(batch)
     prefill = Prefill(batch.prompt_last)
     return {
         str(layer): prefill.at_prompt_last(record.input).float() for layer, record in zip(layers, records, strict=True)

@@ -135,9 +135,12 @@ class Relevance:
         owner = object()
 
         def read(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
-            prefill = current_prefill(backbone)
-            states = prefill.at_prompt_last(first_input(args, kwargs))
-            prefill.once(owner, lambda: self(keys.repeat_interleave(len(states) // len(keys), dim=0), states))
+            prefill, x = current_prefill(backbone), first_input(args, kwargs)
+
+            def compare() -> Tensor:  # not while answers are continued, where ``x`` is the new token alone
+                return self(keys.repeat_interleave(len(x) // len(keys), dim=0), prefill.at_prompt_last(x))
+
+            prefill.once(owner, compare)
 
         def missing() -> Tensor:
             raise UnikeError(
