@@ -52,7 +52,7 @@ from unike.modules.knowledge import (
 )
 from unike.modules.latent_memory import last_answer_token, read_entries
 from unike.modules.leak_guard import LEAKS, Fingerprints, LeakGuard, fingerprints, worded
-from unike.modules.relevance import Relevance, calibrate, separation
+from unike.modules.relevance import OTHER_FACTS, RELATED, Relevance, calibrate, separation
 from unike.settings import Settings
 from unike.types import IGNORE, EditCase, Prefill, Query
 
@@ -690,11 +690,13 @@ def find_gate(
     """Calibrate the gate at each layer where it may be read, and take the one that tells inputs apart best.
 
     Returns:
-        The gate, and, for each layer, how well it does (see `separation`), on the cases it was calibrated on.
+        The gate, and, for each layer, how well it does (see `separation`), on the cases it was calibrated on. None
+        where there are no cases, or these have no rephrasings or nothing that is to stay as it is.
     """
     clean = [case for case in cases if not any(guard.leak(query) for query in queries_of(case))]
     chosen = [clean[i] for i in evenly(len(clean), config.gate_cases)]
-    if not chosen:
+    kinds = {probe.kind for case in chosen for probe in case.probes}
+    if not all(kinds & set(needed) for needed in (RELATED, OTHER_FACTS)):
         return None, {}
     layers = gate_layers(backbone, config)
     every = [(i, kind, query) for i, case in enumerate(chosen) for kind, query in kinds_of(case)]

@@ -71,6 +71,9 @@ class Ramp:
 MIN_RAMP = 0.02
 """Of a ramp between two sorts of inputs that lie so close that it would be a step."""
 
+RELATED, OTHER_FACTS = ("t_generality", "m_generality"), ("m_locality", "t_locality")
+"""Kinds of probes that an edit is about, and that are about something else."""
+
 
 @dataclass(frozen=True, eq=False)
 class Relevance:
@@ -197,9 +200,9 @@ def calibrate(layer: int, keys: Tensor, probes: Mapping[str, tuple[Tensor, Tenso
         centred, whitened = zip(*found, strict=True)
         return torch.cat(centred)[:, 0], torch.cat(whitened)[:, 0]
 
-    related = measured(("t_generality", "m_generality"))
-    other_question = measured(("specificity",) if "specificity" in probes else ("m_locality", "t_locality"))[0]
-    other_fact = measured(("m_locality", "t_locality"))[1]
+    related = measured(RELATED)
+    other_question = measured(("specificity",) if "specificity" in probes else OTHER_FACTS)[0]
+    other_fact = measured(OTHER_FACTS)[1]
     return Relevance(
         layer,
         mean,
@@ -219,4 +222,4 @@ def separation(relevance: Relevance, keys: Tensor, probes: Mapping[str, tuple[Te
         ]
         return sum(found) / len(found)
 
-    return opened(("t_generality", "m_generality")) - opened(("specificity", "m_locality", "t_locality"))
+    return opened(RELATED) - opened(("specificity", *OTHER_FACTS))
