@@ -1,6 +1,6 @@
-"""Fixtures every test may use: pictures on disk and a tiny model of every family there is."""
+"""Fixtures every test may use: pictures on disk, a tiny model of every family there is, and what each "knows"."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -9,9 +9,14 @@ from PIL import Image
 
 from unike.backbones import tinies
 from unike.backbones.base import Backbone
+from unike.modules.disentangle import Encoder
+from unike.modules.knowledge import Knowledge, LayerKnowledge, Triplet
+from unike.modules.relevance import Ramp, Relevance
 from unike.types import Query
 
 TINIES: dict[str, Callable[..., Backbone]] = tinies()
+
+TRIPLETS = 12
 
 
 @pytest.fixture(scope="session")
@@ -47,3 +52,75 @@ def make_backbone(request: pytest.FixtureRequest) -> Callable[..., Backbone]:
 def backbone(make_backbone: Callable[..., Backbone]) -> Backbone:
     """Each tiny model in turn. Shared: a test that changes one must put it back."""
     return make_backbone()
+
+
+# ---------------------------------------------------------------------- knowledge
+
+
+def some_knowledge(
+    backbone: Backbone,
+    *,
+    layers: Sequence[int] = (-4, -3, -2, -1),
+    gate_layer: int = 0,
+    ramps: tuple[tuple[float, float], tuple[float, float]] = ((-2.0, 1.0), (-1.5, 1.0)),
+    seed: int = 0,
+) -> Knowledge:
+    """Random knowledge that fits a tiny model, stored in fp32.
+
+    The ramps, unless others are given, are so wide that the gate is 1 for an edit's own input and something between
+    0 and 1 for every other. In layer 0 the last prompt token looks the same in most prompts, because nothing has been
+    read yet; a gate that is to tell inputs apart has to be read higher up.
+    """
+    generator, width, truth_width = torch.Generator().manual_seed(seed), backbone.width, 5
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    def layer() -> LayerKnowledge:
+        return LayerKnowledge(
+            h_sem=draw(TRIPLETS, width),
+            h_pos=2 * draw(TRIPLETS, width),
+            h_neg=draw(TRIPLETS, width),
+            raw_pos=draw(TRIPLETS, width),
+            mean=0.3 * draw(width),
+            truthfulness=Encoder(width, 7, truth_width, seed=seed),
+            semantic=Encoder(width, 7, width, seed=seed + 1),
+            w_zeta=draw(width, truth_width),
+            zeta=draw(truth_width),
+            w_semantic=draw(width, width),
+            semantic_zeta=draw(width),
+            ffn_norm=torch.tensor(2.5),
+        )
+
+    spread = draw(width, width) / width**0.5
+    whitener = torch.eye(width) + spread @ spread.T
+    gate = Relevance(gate_layer, 0.3 * draw(width), whitener, *(Ramp(*ends) for ends in ramps))
+    triplets = tuple(Triplet(f"What is {i}?", f"{i:016x}", "0f" * 96, "this", f"that {i}") for i in range(TRIPLETS))
+    made_for = {"source": backbone.source, "fingerprint": backbone.fingerprint()}
+    made_for |= {"template": backbone.template, "n_layers": backbone.n_layers}
+    description = {"unike": "0", "backbone": made_for, "dtype": "float32", "seed": seed}
+    return Knowledge({i: layer() for i in layers}, triplets, description, gate)
+
+
+@pytest.fixture(scope="session")
+def make_knowledge() -> Callable[..., Knowledge]:
+    """`some_knowledge`."""
+    return some_knowledge
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache folder with knowledge of every tiny model, for ``UNIKE_HOME``."""
+    folder = tmp_path_factory.mktemp("home")
+    for make in TINIES.values():
+        backbone = make()
+        some_knowledge(backbone).save_pretrained(folder / "knowledge" / backbone.fingerprint())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def at_home(home: Path) -> Iterator[None]:
+    """Let the tiny models find their knowledge, also in processes that a test starts."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNIKE_HOME", str(home))
+        yield

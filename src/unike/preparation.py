@@ -52,7 +52,7 @@ from unike.modules.knowledge import (
 )
 from unike.modules.latent_memory import last_answer_token, read_entries
 from unike.modules.leak_guard import LEAKS, ImageHashes, LeakGuard, worded
-from unike.modules.relevance import Relevance, calibrate, separation
+from unike.modules.relevance import OTHER_FACTS, RELATED, Relevance, calibrate, separation
 from unike.settings import Settings
 from unike.types import IGNORE, EditCase, Prefill, Query
 
@@ -735,21 +735,21 @@ def find_gate(
     """Calibrate the gate at each layer where it may be read, and take the one that tells inputs apart best.
 
     Returns:
-        The gate, and, for each layer, how well it does (see `separation`), on the cases it was calibrated on.
+        The gate, and, for each layer, how well it does (see `separation`), on the cases it was calibrated on. None
+        where there are no cases, or these have no rephrasings or nothing that is to stay as it is.
     """
     clean = [case for case in cases if not any(guard.leak(query) for query in every_query([case]))]
     chosen = [clean[i] for i in evenly(len(clean), config.gate_cases)]
-    if not chosen:
+    kinds = {probe.kind for case in chosen for probe in case.probes}
+    if not all(kinds & set(needed) for needed in (RELATED, OTHER_FACTS)):
         return None, {}
     layers = gate_layers(backbone, config)
-    asked = [(i, kind, query) for i, case in enumerate(chosen) for kind, query in kinds_of(case)]
-    asked.sort(key=lambda each: each[2].image is None)
-    pictures = sum(query.image is not None for _, _, query in asked)  # some families cannot mix the two
+    every = [(i, kind, query) for i, case in enumerate(chosen) for kind, query in kinds_of(case)]
+    pictured, bare = ([each for each in every if (each[2].image is None) is without] for without in (False, True))
     batches = [
-        group[start : start + config.rows]
-        for group in (asked[:pictures], asked[pictures:])
-        for start in range(0, len(group), config.rows)
+        some[start : start + config.rows] for some in (pictured, bare) for start in range(0, len(some), config.rows)
     ]
+    asked = [each for batch in batches for each in batch]  # some families cannot mix the two in one batch
     states: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     for done, batch in enumerate(batches, 1):
         made_from = [
@@ -793,8 +793,8 @@ def kinds_of(case: EditCase) -> list[tuple[str, Query]]:
 def read_prompts(backbone: Backbone, queries: Sequence[Query], layers: Sequence[int]) -> tuple[dict[str, Tensor], None]:
     """Attention inputs at ``p`` of some layers, ``[B, D]`` fp32 each."""
     batch = backbone.encode([replace(query, target=None) for query in queries])
-    with trace([backbone.attention(layer).module for layer in layers], prepend=True) as records:
-        backbone.run_to_split(batch, layers[-1] + 1)
+    with trace([backbone.attention(layer).module for layer in layers], stop="input", prepend=True) as records:
+        backbone.forward(batch)
     prefill = Prefill(batch.prompt_last)
     return {
         str(layer): prefill.at_prompt_last(record.input).float() for layer, record in zip(layers, records, strict=True)

@@ -13,14 +13,12 @@ from torch import Tensor
 
 from unike.backbones.base import Backbone
 from unike.hooks import Hooks, inject, trace
-from unike.modules.ffn_patch import FFNPatch
 from unike.modules.latent_memory import (
     DynamicAlpha,
     FixedAlpha,
     LatentInjection,
     LatentMemory,
     RecallLog,
-    RelevanceGate,
     read_entries,
 )
 from unike.types import Batch, Query
@@ -254,62 +252,3 @@ def test_beams_share_what_their_prompt_recalls(
     for row, query in enumerate(queries):
         with in_words(backbone), injected(backbone, own_of(memories, row)):
             assert backbone.generate([query], max_new_tokens=4, num_beams=3) == answers[row : row + 1]
-
-
-# ---------------------------------------------------------------------- the relevance gate
-
-
-@contextmanager
-def gated(backbone: Backbone, memory: LatentMemory, low: float | None, high: float = 1.0) -> Iterator[None]:
-    """Pairs beside the last two networks, and a memory of the last layer, gated by relevance (or not, for None)."""
-    width = backbone.width
-    patch = FFNPatch(draw(1, 5, width, seed=5) / width**0.5, draw(1, 5, seed=6), draw(1, 5, width, seed=7))
-    with Hooks() as hooks:
-        gate = None if low is None else RelevanceGate(memory, low, high).install(backbone, -2, hooks)
-        for layer in LAYERS:
-            patch.install(backbone.ffn(layer), hooks, gate)
-        LatentInjection(memory, k=4, alpha=FixedAlpha(0.5)).install(backbone, -1, hooks, gate)
-        yield
-
-
-def test_a_closed_gate_is_no_edit_bit_for_bit(backbone: Backbone, queries: list[Query], memories: Memories) -> None:
-    plain, answers = forward(backbone, *queries), backbone.generate(queries, max_new_tokens=3)
-    with gated(backbone, memories[-2], low=1.1, high=1.2):  # no cosine is as large
-        assert torch.equal(forward(backbone, *queries), plain)
-        assert backbone.generate(queries, max_new_tokens=3) == answers
-        assert len(backbone.generate(queries, max_new_tokens=2, num_beams=2)) == 3
-    assert torch.equal(forward(backbone, *queries), plain)
-
-
-def test_an_open_gate_is_no_gate(backbone: Backbone, queries: list[Query], memories: Memories) -> None:
-    with gated(backbone, memories[-2], low=None):
-        ungated, answers = forward(backbone, *queries), backbone.generate(queries, max_new_tokens=3)
-        beams = backbone.generate(queries, max_new_tokens=3, num_beams=2)
-    with gated(backbone, memories[-2], low=-2, high=-1.5):
-        assert torch.equal(forward(backbone, *queries), ungated)
-        assert backbone.generate(queries, max_new_tokens=3) == answers
-        assert backbone.generate(queries, max_new_tokens=3, num_beams=2) == beams
-
-
-def test_the_gate_opens_for_each_row_by_its_own_prompt(
-    backbone: Backbone, queries: list[Query], memories: Memories
-) -> None:
-    """Row 1 is asked what it was edited with, the others something else; generation and the split agree."""
-    asked = [queries[2], queries[1], queries[0]]
-    batch = backbone.encode(asked)
-    plain = backbone.forward(batch)
-    with gated(backbone, memories[-2], low=None):
-        ungated = backbone.forward(batch)
-    memory, state = memories[-2], backbone.run_to_split(batch, -2)
-    relevance = memory.relevance(read_entries(backbone, state, [-2])[-2][0][:, 0])
-    assert relevance[1] == pytest.approx(1, abs=1e-4)
-    low = float(relevance[[0, 2]].max())
-    assert low < 0.999
-    with gated(backbone, memory, low, (low + 1) / 2):
-        logits = backbone.forward(batch)
-        assert torch.equal(backbone.run_from_split(backbone.run_to_split(batch, 1)), logits)
-        with gated(backbone, memory, low=1.1, high=1.2):
-            assert torch.equal(backbone.forward(batch), logits), "edits stack, and a closed one changes nothing"
-    assert torch.allclose(logits[[0, 2]], plain[[0, 2]], atol=1e-4)
-    assert torch.allclose(logits[1], ungated[1], atol=1e-4)
-    assert not torch.allclose(logits[1], plain[1], atol=1e-2)

@@ -1,6 +1,7 @@
 """Every example runs, on a tiny model: what it prints is not sensible, but each line works."""
 
 import runpy
+import shutil
 import sys
 from pathlib import Path
 
@@ -15,8 +16,9 @@ EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_example_runs(example, tmp_path, monkeypatch, capsys):
+def test_example_runs(example, tmp_path, monkeypatch, capsys, home):
     tinies()["llava"]().save_pretrained(tmp_path / "tiny")
+    shutil.copytree(home / "knowledge", tmp_path / "home" / "knowledge")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("UNIKE_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(api, "default_anchors", lambda: Anchors([Query("What is two plus two?")]))

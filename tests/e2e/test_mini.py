@@ -14,7 +14,7 @@ from unike.datasets.pocket import Pocket, image, read
 from unike.editors.ft import FT
 from unike.hooks import Hooks
 from unike.images import load_image
-from unike.modules.ffn_patch import FFNPatch
+from unike.modules.ffn_patch import FFNPatch, install_patch
 
 pytestmark = pytest.mark.xdist_group("mini")  # one worker loads it, once
 
@@ -141,7 +141,7 @@ def test_anchors_are_read_anew_while_an_edit_is_attached(model):
     plain = anchors.ffn_inputs(model, [-1])[-1]
     with Hooks() as hooks:
         big = FFNPatch(torch.ones(1, 1, 576), torch.ones(1, 1), torch.ones(1, 1, 576))
-        big.install(model.ffn(-4), hooks)
+        install_patch(lambda: big, model.ffn(-4), hooks)
         model.edits.append(range(1))
         changed = anchors.ffn_inputs(model, [-1])[-1]
         model.edits.clear()

@@ -1,5 +1,6 @@
 """A command line to call, with a tiny model in a folder and a cache folder of its own; a benchmark in miniature."""
 
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -40,8 +41,11 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Result]:
+def cli(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, home: Path
+) -> Callable[..., Result]:
     """``cli("ask", "--prompt", "x")``: `main` in this process, in an empty folder, with two anchors instead of 96."""
+    shutil.copytree(home / "knowledge", tmp_path / "home" / "knowledge")
     monkeypatch.setenv("UNIKE_HOME", str(tmp_path / "home"))
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")

@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -42,8 +43,11 @@ def python(*args: object, home: Path, **kwargs: object) -> "subprocess.Completed
 # ---------------------------------------------------------------------- edit and ask
 
 
-def test_edit_then_ask_in_processes_of_their_own(tiny_folder: Path, pictures: list[Path], tmp_path: Path) -> None:
+def test_edit_then_ask_in_processes_of_their_own(
+    tiny_folder: Path, pictures: list[Path], tmp_path: Path, home: Path
+) -> None:
     """Stdout is one JSON object, stderr is empty, and the saved edit works elsewhere."""
+    shutil.copytree(home / "knowledge", tmp_path / "knowledge")
     model = ("--model", tiny_folder, "--image", pictures[0], "--prompt", FLAG)
     made = python("-m", "unike", "edit", *model, "--target", "Kenya", *FAST, "--json", home=tmp_path)
     assert (made.returncode, made.stderr) == (0, "")

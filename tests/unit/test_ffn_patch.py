@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from unike.backbones.base import FFNSite
 from unike.hooks import Hooks
-from unike.modules.ffn_patch import FFNPatch, per_edit
+from unike.modules.ffn_patch import FFNPatch, install_patch, per_edit
 from unike.modules.linear_delta import install_delta
 
 D, F, N = 6, 9, 4
@@ -90,7 +90,7 @@ def test_a_patch_beside_the_network_equals_a_wider_network(network: Network, fla
     plain = network(x)
     for site in (flat_site(network), whole_site(network)):
         with Hooks() as hooks:
-            patch.install(site, hooks)
+            install_patch(lambda: patch, site, hooks)
             hooked = network(x)
         assert torch.allclose(hooked, widened(network, patch, 0)(x), atol=1e-6)
         assert not torch.allclose(hooked, plain, atol=1e-1)
@@ -105,27 +105,39 @@ def test_a_patch_beside_the_network_equals_a_wider_network(network: Network, fla
 def test_every_row_gets_its_own_pairs(network: Network, flat: bool, beams: int) -> None:
     patch, rows = some_patch(2), draw(2 * beams, 5, D)
     with Hooks() as hooks:
-        patch.install(flat_site(network), hooks)
+        install_patch(lambda: patch, flat_site(network), hooks)
         out = network(rows.reshape(-1, D) if flat else rows).reshape(rows.shape)
     for row in range(2 * beams):
         assert torch.allclose(out[row], widened(network, patch, row // beams)(rows[row]), atol=1e-6)
 
 
 @pytest.mark.parametrize("flat", [True, False])
-@pytest.mark.parametrize("factors", [[0.0, 0.5], [0.0, 0.25, 0.5, 1.0]])
-def test_a_gate_scales_the_term_of_its_rows(network: Network, flat: bool, factors: list[float]) -> None:
-    """One factor for each of the four rows, or for each edit's two."""
+def test_a_gate_scales_each_pair_of_each_row(network: Network, flat: bool) -> None:
     patch, rows = some_patch(2), draw(4, 5, D)
+    gate = torch.rand(4, N, generator=torch.Generator().manual_seed(4))
+    gate[0], gate[1] = 0, 1
     x = rows.reshape(-1, D) if flat else rows
     plain = network(x).reshape(rows.shape)
     with Hooks() as hooks:
-        patch.install(flat_site(network), hooks, lambda: torch.tensor(factors))
+        install_patch(lambda: patch, flat_site(network), hooks, lambda: gate)
         out = network(x).reshape(rows.shape)
     for row in range(4):
-        factor = factors[row * len(factors) // 4]
-        full = widened(network, patch, row // 2)(rows[row])
-        assert torch.allclose(out[row], plain[row] + factor * (full - plain[row]), atol=1e-6)
-    assert torch.equal(out[0], plain[0])
+        scaled = FFNPatch(patch.keys, patch.bias, patch.values * gate[row].unsqueeze(-1))
+        assert torch.allclose(out[row], widened(network, scaled, row // 2)(rows[row]), atol=1e-6)
+    assert torch.equal(out[0], plain[0]), "a closed gate is the network itself, bit for bit"
+    assert torch.allclose(out[1], widened(network, patch, 0)(rows[1]), atol=1e-6)
+
+
+def test_pairs_are_asked_for_in_each_pass(network: Network) -> None:
+    """What is trained is replaced or changed in place between passes; the hooks must not keep what they saw first."""
+    pairs, x = [some_patch(1)], draw(1, 5, D)
+    with Hooks() as hooks:
+        install_patch(lambda: pairs[0], whole_site(network), hooks)
+        first = network(x)
+        pairs[0].values.zero_()
+        assert torch.equal(network(x) + some_patch(1)(x), first)
+        pairs[0] = some_patch(1)
+        assert torch.equal(network(x), first)
 
 
 def test_positions_are_shared_out_among_edits() -> None:
@@ -147,7 +159,7 @@ def test_the_output_keeps_its_dtype_and_inputs_may_come_by_keyword(network: Netw
     patch, x = some_patch(1), draw(1, 5, D)
     expected = network(x) + patch(x)
     with Hooks() as hooks:
-        patch.install(whole_site(network), hooks)
+        install_patch(lambda: patch, whole_site(network), hooks)
         assert torch.equal(network(hidden_states=x), expected)
         half = network.to(torch.bfloat16)(x.to(torch.bfloat16))
     assert half.dtype == torch.bfloat16

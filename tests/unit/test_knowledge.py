@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,8 +22,11 @@ from unike.modules.knowledge import (
     Triplet,
     as_attention_output,
     evenly,
+    knowledge_of,
+    place,
 )
 from unike.modules.latent_memory import project_memory, projected_attention
+from unike.modules.relevance import Ramp, Relevance
 
 T, D, SMALL = 6, 32, 5
 
@@ -155,6 +159,74 @@ def test_missing_files_and_other_folders(tmp_path: Path) -> None:
     (tmp_path / "here" / TENSOR_FILE).unlink()
     with pytest.raises(UnikeError, match=f"cannot read .*{TENSOR_FILE}"):
         Knowledge.from_pretrained(tmp_path / "here")
+
+
+def test_the_gate_is_kept_in_full_precision(tmp_path: Path) -> None:
+    gate = Relevance(1, draw(D, seed=1), draw(D, D, seed=2), Ramp(-0.1, 0.3), Ramp(0.2, 0.7))
+    known = replace(some_knowledge("float16"), gate=gate)
+    known.save_pretrained(tmp_path)
+    found = Knowledge.from_pretrained(tmp_path)
+    assert same(known, found) and found.gate is not None
+    assert found.gate.settings() == gate.settings()
+    assert torch.equal(found.gate.mean, gate.mean) and torch.equal(found.gate.whitening, gate.whitening)
+    assert known.fingerprint != some_knowledge("float16").fingerprint, "it is part of the content"
+    assert found.to("meta").gate.mean.device.type == "meta"
+    some_knowledge().save_pretrained(tmp_path)
+    assert Knowledge.from_pretrained(tmp_path).gate is None
+
+
+# ---------------------------------------------------------------------- where it is found
+
+
+@pytest.fixture
+def llava(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Backbone:
+    """A model whose cache folder is empty."""
+    monkeypatch.setenv("UNIKE_HOME", str(tmp_path / "home"))
+    return tinies()["llava"]()
+
+
+def test_knowledge_is_found_in_its_place_and_read_once(
+    llava: Backbone, make_knowledge: Callable[..., Knowledge]
+) -> None:
+    with pytest.raises(
+        UnikeError, match="no in-context knowledge of 'tiny-llava' yet; run: unike prepare --model tiny"
+    ):
+        knowledge_of(llava)
+    known = make_knowledge(llava)
+    known.save_pretrained(place(llava))
+    assert knowledge_of(llava).fingerprint == known.fingerprint
+    assert knowledge_of(llava) is knowledge_of(llava)
+    assert knowledge_of(tinies()["llava"](seed=0)) is not knowledge_of(llava)
+    with pytest.raises(UnikeError, match="no in-context knowledge"):
+        knowledge_of(tinies()["llava"](seed=1))
+
+
+def test_a_folder_may_be_chosen(llava: Backbone, make_knowledge: Callable[..., Knowledge], tmp_path: Path) -> None:
+    make_knowledge(llava).save_pretrained(place(llava))
+    make_knowledge(llava, seed=1).save_pretrained(tmp_path / "other")
+    assert knowledge_of(llava, tmp_path / "other").description["seed"] == 1
+    assert knowledge_of(llava).description["seed"] == 0
+    assert knowledge_of(llava, str(tmp_path / "other")) is knowledge_of(llava, tmp_path / "other")
+    with pytest.raises(UnikeError, match=f"no knowledge in {tmp_path}"):
+        knowledge_of(llava, tmp_path)
+    make_knowledge(tinies()["llava"](seed=1)).save_pretrained(tmp_path / "anothers")
+    with pytest.raises(UnikeError, match="the knowledge was made for 'tiny-llava'"):
+        knowledge_of(llava, tmp_path / "anothers")
+
+
+def test_knowledge_may_come_with_the_package(
+    llava: Backbone, make_knowledge: Callable[..., Knowledge], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("unike.modules.knowledge.resources.files", lambda package: tmp_path / package)
+    bundled = tmp_path / "unike.modules" / "knowledge_data"
+    make_knowledge(tinies()["llava"](seed=1)).save_pretrained(bundled / "another")
+    (bundled / "notes.txt").write_text("not a folder")
+    with pytest.raises(UnikeError, match="no in-context knowledge"):
+        knowledge_of(llava)
+    make_knowledge(llava).save_pretrained(bundled / "tiny")
+    assert knowledge_of(llava).description["seed"] == 0
+    make_knowledge(llava, seed=1).save_pretrained(place(llava))
+    assert knowledge_of(tinies()["llava"]()).description["seed"] == 1, "one's own comes first"
 
 
 # ---------------------------------------------------------------------- use

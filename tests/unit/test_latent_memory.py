@@ -20,7 +20,6 @@ from unike.modules.latent_memory import (
     FixedAlpha,
     LatentInjection,
     LatentMemory,
-    RelevanceGate,
     last_answer_token,
     read_entries,
 )
@@ -121,8 +120,6 @@ def test_what_does_not_fit_is_refused() -> None:
         some_memory(index="annoy")
     with pytest.raises(ValueError, match="own entries need as many rows"):
         some_memory(own=1, rows=3).search(draw(4, D), 2)
-    with pytest.raises(ValueError, match="this memory has none"):
-        memory.relevance(draw(1, D))
 
 
 # ---------------------------------------------------------------------- own entries
@@ -150,17 +147,9 @@ def test_anothers_own_entry_is_invisible_however_similar() -> None:
     query = memory.own_keys[[1, 2, 0], 0]  # each row asks for another row's entry
     _, scores = memory.search(query, 1)
     assert (scores < 0.9).all()
-    assert (memory.relevance(query) < 0.9).all()
-    assert torch.allclose(memory.relevance(memory.own_keys[:, 0]), torch.ones(3))
-
-
-def test_relevance_is_the_best_centred_cosine_with_an_own_entry() -> None:
-    mean, query = draw(D, seed=8), draw(6, D, seed=9)
-    memory = some_memory(own=3, mean=mean)
-    assert memory.own_keys is not None
-    for row in range(6):
-        _, cosines = numpy_search(memory.own_keys[row // 2], query[row : row + 1], 1, mean)
-        assert memory.relevance(query)[row].item() == pytest.approx(cosines[0, 0], abs=1e-5)
+    indices, scores = memory.search(memory.own_keys[:, 0], 1)
+    assert (indices == len(memory)).all()
+    assert torch.allclose(scores, torch.ones(3, 1))
 
 
 def test_the_shared_part_is_shared() -> None:
@@ -359,35 +348,31 @@ def test_what_cannot_be_injected_is_refused(tiny: Backbone, batch: Batch) -> Non
         (lambda: LatentInjection(some_memory(), k=0), "k=0"),
         (lambda: LatentInjection(some_memory(), site="both"), "unknown site"),
         (lambda: FixedAlpha(1.5), "alpha=1.5"),
-        (lambda: RelevanceGate(some_memory(own=1), 0.5, 0.5), "low=0.5 must be below high=0.5"),
-        (lambda: RelevanceGate(some_memory(), 0.1, 0.5), "this memory has none"),
     ]:
         refused: Callable[[], object] = make
         with pytest.raises(ValueError, match=message):
             refused()
 
 
-# ---------------------------------------------------------------------- the gate, and reading entries
+def test_a_gate_scales_the_weight(tiny: Backbone, batch: Batch) -> None:
+    """Of the projected and the printed form alike: a closed gate is the attention's own output, bit for bit."""
+    _, h_input, _ = run(tiny, batch, None)
+    gate = torch.tensor([0.0, 0.25, 1.0])
+    for settings in ({"alpha": FixedAlpha(0.4)}, {"alpha": FixedAlpha(0.6), "literal_eq7": True}):
+        injection = LatentInjection(some_memory(), k=4, **settings)
+        _, full, _ = run(tiny, batch, injection)
+        with Hooks() as hooks:
+            log = injection.install(tiny, LAYER, hooks, lambda: gate)
+            with trace(tiny.attention(LAYER).module) as record:
+                tiny.forward(batch)
+        gated = record.output[0]
+        assert log.latest is not None
+        assert torch.allclose(log.latest.weight, 0.4 * gate)
+        assert torch.equal(gated[0], h_input[0])
+        assert torch.allclose(gated, h_input + gate[:, None, None] * (full - h_input), atol=1e-5)
 
 
-def test_the_gate_is_a_clamped_line() -> None:
-    memory = some_memory(own=1)
-    gate, s = RelevanceGate(memory, -0.1, 0.2), memory.relevance(draw(3, D, seed=5))
-    expected = [min(max((value - -0.1) / 0.3, 0.0), 1.0) for value in s.tolist()]
-    assert gate(draw(3, D, seed=5)).tolist() == pytest.approx(expected, abs=1e-6)
-    assert memory.own_keys is not None
-    assert torch.equal(gate(memory.own_keys[:, 0]), torch.ones(3))
-    assert torch.equal(gate(-memory.own_keys[:, 0]), torch.zeros(3))
-
-
-def test_a_gate_that_was_not_reached_says_so(tiny: Backbone, batch: Batch) -> None:
-    state = tiny.run_to_split(batch, 2)
-    with Hooks() as hooks:
-        gate = RelevanceGate(some_memory(own=1), 0.1, 0.5).install(tiny, 1, hooks)
-        LatentInjection(some_memory()).install(tiny, 2, hooks, gate)
-        with pytest.raises(UnikeError, match="the gate is read at layer 1, which this pass has not reached"):
-            tiny.run_from_split(state)
-        tiny.forward(batch)
+# ---------------------------------------------------------------------- reading entries
 
 
 @pytest.mark.parametrize("site", ["projected", "raw"])

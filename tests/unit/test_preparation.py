@@ -21,7 +21,18 @@ from unike.modules.disentangle import fit_w_zeta, zeta
 from unike.modules.knowledge import CONFIG_FILE, TENSOR_FILE, Knowledge, as_attention_output
 from unike.modules.latent_memory import read_entries
 from unike.modules.leak_guard import LEAKS, LeakGuard, bits_apart, content_hash, perceptual_hash
-from unike.preparation import WORK, PrepareConfig, Work, far_apart, is_prepared, judge, prepare, text_questions
+from unike.modules.relevance import calibrate, separation
+from unike.preparation import (
+    WORK,
+    PrepareConfig,
+    Work,
+    far_apart,
+    gate_layers,
+    is_prepared,
+    judge,
+    prepare,
+    text_questions,
+)
 from unike.types import EditCase, Probe, Query
 
 FAST = {
@@ -201,6 +212,104 @@ def test_beginnings_of_the_order_are_spread() -> None:
         assert max(b - a for a, b in pairwise(some)) <= 3 * 50 / length
 
 
+# ---------------------------------------------------------------------- the gate
+
+
+def probed(cases: list[EditCase]) -> list[EditCase]:
+    """With every kind of probe."""
+    pictures = [case.edit.image for case in cases]
+    return [
+        replace(
+            case,
+            probes=(
+                *case.probes,
+                Probe("m_generality", Query(QUESTION, pictures[i - 1])),
+                Probe("m_locality", Query("Is it far?", pictures[i - 2])),
+                Probe("specificity", Query("Which colour has it?", pictures[i])),
+                Probe("portability", Query("Where does it live?", pictures[i])),
+            ),
+        )
+        for i, case in enumerate(cases)
+    ]
+
+
+@pytest.mark.parametrize("family", ["llava", "blip2-opt", "qwen3_vl"])
+def test_the_gate_is_calibrated_where_it_separates_best(
+    family: str, cases: list[EditCase], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against reading every prompt alone; some families cannot even mix those with and without a picture."""
+    monkeypatch.setattr("unike.preparation.ROWS", 4)
+    backbone, chosen = tinies()[family](), probed(cases[:12])
+    monkeypatch.setattr(backbone, "generate", Scripted())
+    known = prepare(backbone, chosen, tmp_path / "out", PrepareConfig(**FAST, gate_layers=(1, -2)))
+    report = known.description["report"]["gate"]
+    assert report["cases"] == 12 and set(report["separation"]) == {"1", "2"}
+    separated = {}
+    for layer in (1, 2):
+        keys = torch.stack([alone(backbone, replace(c.edit, target=None), layer)["in_p"] for c in chosen])
+        probes = {
+            kind: (
+                torch.tensor([i for i, case in enumerate(chosen) for probe in case.probes if probe.kind == kind]),
+                torch.stack(
+                    [
+                        alone(backbone, probe.query, layer)["in_p"]
+                        for case in chosen
+                        for probe in case.probes
+                        if probe.kind == kind
+                    ]
+                ),
+            )
+            for kind in {probe.kind for probe in chosen[0].probes}
+        }
+        gate = calibrate(layer, keys, probes, 0.02)
+        separated[layer] = (separation(gate, keys, probes), gate)
+        assert report["separation"][str(layer)] == pytest.approx(separated[layer][0], abs=1e-2)
+    best = max(separated, key=lambda layer: separated[layer][0])
+    assert known.gate is not None and known.gate.layer == report["layer"] == best
+    expected = separated[best][1]
+    assert torch.allclose(known.gate.mean, expected.mean, atol=1e-4)
+    assert torch.allclose(known.gate.whitening, expected.whitening, rtol=1e-2, atol=1e-2)
+    assert known.gate.question.low == pytest.approx(expected.question.low, abs=1e-2)
+    assert known.gate.fact.high == pytest.approx(expected.fact.high, abs=1e-2)
+
+
+def test_where_the_gate_may_be_read() -> None:
+    backbone = tinies()["llava"]()
+    assert gate_layers(backbone, PrepareConfig(layers=(-1,))) == [2, 3]
+    assert gate_layers(backbone, PrepareConfig(layers=(-4, -1))) == [0]
+    assert gate_layers(backbone, PrepareConfig(layers=(-2, -1), gate_layers=(-4, 2, 1))) == [0, 1, 2]
+    with pytest.raises(UnikeError, match="gate_layers: layer 3 is above the lowest edited layer, 2"):
+        gate_layers(backbone, PrepareConfig(layers=(-2, -1), gate_layers=(-1, 0)))
+
+
+def test_the_last_layer_alone_can_be_prepared(backbone: Backbone, cases: list[EditCase], tmp_path: Path) -> None:
+    known = prepare(backbone, probed(cases), tmp_path / "out", PrepareConfig(**FAST | {"layers": (-1,)}))
+    assert known.gate is not None and known.gate.layer in (2, 3)
+
+
+def test_there_may_be_no_gate(backbone: Backbone, cases: list[EditCase], tmp_path: Path) -> None:
+    """Because nobody wants one, or because there is nothing to draw a line between."""
+    known = prepare(backbone, cases[:12], tmp_path / "none", PrepareConfig(**FAST, gate_cases=0))
+    assert known.gate is None and known.description["report"]["gate"] == {}
+    for kind in ("t_locality", "t_generality"):
+        lacking = [replace(case, probes=tuple(p for p in case.probes if p.kind != kind)) for case in cases[:12]]
+        assert prepare(backbone, lacking, tmp_path / kind, CONFIG).gate is None
+
+
+def test_the_gate_is_not_calibrated_on_what_is_evaluated(
+    backbone: Backbone, cases: list[EditCase], tmp_path: Path
+) -> None:
+    chosen = probed(cases[:12])
+    against = [
+        EditCase("e", Query("?", cases[20].edit.image), (Probe("m_locality", Query("??", cases[3].edit.image)),))
+    ]
+    known = prepare(backbone, chosen, tmp_path / "out", CONFIG, against=against)
+    kept = [c for c in chosen if cases[3].edit.image not in {q.image for q in queries_of(c)}]
+    assert known.description["report"]["gate"]["cases"] == len(kept) == 12 - 3
+    few = prepare(backbone, chosen, tmp_path / "few", PrepareConfig(**FAST, gate_cases=5))
+    assert few.description["report"]["gate"]["cases"] == 5
+
+
 # ---------------------------------------------------------------------- going on where it stopped
 
 
@@ -236,7 +345,8 @@ def test_a_run_that_is_killed_goes_on(
             break
         except Killed as killed:
             stages.add(str(killed))
-    assert stages == {"reading pictures", "asking", "reading states", "reading texts", "layer -2", "layer -1"}
+    reading = {"reading pictures", "reading states", "reading texts", "reading probes"}
+    assert stages == reading | {"asking", "layer -2", "layer -1"}
     assert resumed == whole
     assert len(asked(backbone)) == 40
 

@@ -19,6 +19,8 @@ from unike.modules.anchors import Anchors, ffn_inputs
 from unike.modules.ffn_patch import FFNPatch
 from unike.types import IGNORE, Query
 
+pytestmark = pytest.mark.usefixtures("at_home")
+
 D, M = 8, 40
 
 
@@ -76,7 +78,7 @@ def test_a_key_fires_with_1_at_its_input_and_begins_at_the_threshold(
     stored = memory(seed).double() if with_memory else None
     q = 3 * draw(2, 4, D, seed=seed + 7).double() + (0 if stored is None else stored.mean(dim=0))
     editor = UniKE(key_init=key_init, threshold=threshold, shrinkage=shrinkage)
-    keys, bias = editor._keys(q, stored)
+    keys, bias = editor._firing_at(q, stored)
     start = torch.zeros(D) if stored is None or key_init == "raw" else stored.mean(dim=0)
     assert torch.allclose(fires(keys, bias, q), torch.ones(2, 4).double(), atol=1e-6)
     on_the_way = start + threshold * (q - start)
@@ -86,15 +88,15 @@ def test_a_key_fires_with_1_at_its_input_and_begins_at_the_threshold(
 
 def test_keys_without_a_threshold_are_those_of_t_patcher() -> None:
     q = draw(2, 4, D)
-    keys, bias = UniKE(key_init="raw", threshold=0)._keys(q, memory())
+    keys, bias = UniKE(key_init="raw", threshold=0)._firing_at(q, memory())
     assert torch.allclose(keys, q / q.square().sum(dim=-1, keepdim=True))
     assert torch.equal(bias, torch.zeros(2, 4))
 
 
 def test_full_shrinkage_is_centring_alone() -> None:
     q = draw(2, 4, D) + memory().mean(dim=0)
-    centred = UniKE(key_init="centred")._keys(q, memory())
-    whitened = UniKE(key_init="whitened", shrinkage=1)._keys(q, memory())
+    centred = UniKE(key_init="centred")._firing_at(q, memory())
+    whitened = UniKE(key_init="whitened", shrinkage=1)._firing_at(q, memory())
     for a, b in zip(centred, whitened, strict=True):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-5)
 
@@ -105,7 +107,7 @@ def test_whitened_keys_tell_the_edit_from_the_anchors_best() -> None:
     q = draw(1, 4, D, seed=3) * torch.logspace(-1, 1, D) + stored.mean(dim=0)
     spread = {}
     for key_init in ("raw", "centred", "whitened"):
-        keys, _ = UniKE(key_init=key_init, shrinkage=1e-4, threshold=0)._keys(q, stored)
+        keys, _ = UniKE(key_init=key_init, shrinkage=1e-4, threshold=0)._firing_at(q, stored)
         spread[key_init] = (stored @ keys[0].T).std(dim=0) / ((q - stored.mean(dim=0)) * keys).sum(dim=-1)[0].abs()
     assert (spread["whitened"] < spread["centred"]).all()
     assert (spread["whitened"] < spread["raw"]).all()

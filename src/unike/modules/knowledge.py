@@ -322,7 +322,8 @@ _READ: WeakKeyDictionary[Backbone, dict[str | None, Knowledge]] = WeakKeyDiction
 def _find(backbone: Backbone) -> Knowledge:
     bundled = resources.files("unike.modules").joinpath("knowledge_data")
     with resources.as_file(bundled) as folder:
-        places = [place(backbone), *(found for found in sorted(folder.iterdir()) if found.is_dir())]
+        there = sorted(folder.iterdir()) if folder.is_dir() else []
+        places = [place(backbone), *(found for found in there if found.is_dir())]
         for found in filter(lambda each: (each / CONFIG_FILE).is_file(), places):
             if SAVED.describe(found)["backbone"]["fingerprint"] == backbone.fingerprint():
                 return Knowledge.from_pretrained(found)

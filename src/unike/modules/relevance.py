@@ -91,6 +91,9 @@ class Ramp:
 MIN_RAMP = 0.02
 """Of a ramp between two sorts of inputs that lie so close that it would be a step."""
 
+RELATED, OTHER_FACTS = ("t_generality", "m_generality"), ("m_locality", "t_locality")
+"""Kinds of probes that an edit is about, and that are about something else."""
+
 
 @dataclass(frozen=True, eq=False)
 class Relevance:
@@ -161,9 +164,12 @@ class Relevance:
 
         @torch.no_grad()
         def read(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
-            prefill = current_prefill(backbone)
-            states = prefill.at_prompt_last(first_input(args, kwargs))
-            prefill.once(owner, lambda: self.opened(keys.repeat_interleave(len(states) // len(keys), dim=0), states))
+            prefill, x = current_prefill(backbone), first_input(args, kwargs)
+
+            def compare() -> tuple[Tensor, Tensor]:  # not while answers are continued, where ``x`` is a new token alone
+                return self.opened(keys.repeat_interleave(len(x) // len(keys), dim=0), prefill.at_prompt_last(x))
+
+            prefill.once(owner, compare)
 
         def missing() -> tuple[Tensor, Tensor]:
             raise UnikeError(
@@ -217,9 +223,9 @@ def calibrate(layer: int, keys: Tensor, probes: Mapping[str, tuple[Tensor, Tenso
         centred, whitened = zip(*found, strict=True)
         return torch.cat(centred)[:, 0], torch.cat(whitened)[:, 0]
 
-    related = measured(("t_generality", "m_generality"))
-    other_question = measured(("specificity",) if "specificity" in probes else ("m_locality", "t_locality"))[0]
-    other_fact = measured(("m_locality", "t_locality"))[1]
+    related = measured(RELATED)
+    other_question = measured(("specificity",) if "specificity" in probes else OTHER_FACTS)[0]
+    other_fact = measured(OTHER_FACTS)[1]
     return Relevance(
         layer,
         mean,
@@ -239,4 +245,4 @@ def separation(relevance: Relevance, keys: Tensor, probes: Mapping[str, tuple[Te
         ]
         return sum(found) / len(found)
 
-    return opened(("t_generality", "m_generality")) - opened(("specificity", "m_locality", "t_locality"))
+    return opened(RELATED) - opened(("specificity", *OTHER_FACTS))
