@@ -26,6 +26,7 @@ from unike.preparation import (
     WORK,
     PrepareConfig,
     Work,
+    every_query,
     far_apart,
     gate_layers,
     is_prepared,
@@ -238,10 +239,9 @@ def test_the_gate_is_calibrated_where_it_separates_best(
     family: str, cases: list[EditCase], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Against reading every prompt alone; some families cannot even mix those with and without a picture."""
-    monkeypatch.setattr("unike.preparation.ROWS", 4)
     backbone, chosen = tinies()[family](), probed(cases[:12])
     monkeypatch.setattr(backbone, "generate", Scripted())
-    known = prepare(backbone, chosen, tmp_path / "out", PrepareConfig(**FAST, gate_layers=(1, -2)))
+    known = prepare(backbone, chosen, tmp_path / "out", PrepareConfig(**{**FAST, "rows": 4}, gate_layers=(1, -2)))
     report = known.description["report"]["gate"]
     assert report["cases"] == 12 and set(report["separation"]) == {"1", "2"}
     separated = {}
@@ -304,7 +304,7 @@ def test_the_gate_is_not_calibrated_on_what_is_evaluated(
         EditCase("e", Query("?", cases[20].edit.image), (Probe("m_locality", Query("??", cases[3].edit.image)),))
     ]
     known = prepare(backbone, chosen, tmp_path / "out", CONFIG, against=against)
-    kept = [c for c in chosen if cases[3].edit.image not in {q.image for q in queries_of(c)}]
+    kept = [c for c in chosen if cases[3].edit.image not in {q.image for q in every_query([c])}]
     assert known.description["report"]["gate"]["cases"] == len(kept) == 12 - 3
     few = prepare(backbone, chosen, tmp_path / "few", PrepareConfig(**FAST, gate_cases=5))
     assert few.description["report"]["gate"]["cases"] == 5

@@ -62,7 +62,6 @@ PAPER: dict[str, Any] = {
     "centred_retrieval": False,
     "key_init": "raw",
     "threshold": 0.0,
-    "locality": 0.0,
 }
 """What ``paper=True`` changes; other settings still override it."""
 
@@ -123,11 +122,11 @@ class UniKEConfig(EditorConfig):
     steps: int = Field(20, ge=0)
     lr: float = Field(5e-3, gt=0)
     clip: float | None = 1.0
-    key_init: Literal["raw", "centred", "whitened"] = "whitened"
+    key_init: Literal["raw", "centred", "whitened"] = "centred"
     shrinkage: float = Field(0.1, ge=1e-4, le=1)
     threshold: float = Field(0.3, ge=0, lt=1)
     noise: float = Field(0.01, ge=0)
-    locality: float = Field(1.0, ge=0)
+    locality: float = Field(0.0, ge=0)
     margin: float = 0.1
     train_keys: bool = True
     seed: int = 0
@@ -143,7 +142,7 @@ class UniKEConfig(EditorConfig):
     alpha_offset: float = 0.0
     literal_eq7: bool = False
     zeta: Literal["off", "truthful", "semantic", "random", "learned"] = "truthful"
-    beta: float = Field(0.1, ge=0)
+    beta: float = Field(0.01, ge=0)
     gate: bool = True
     slack: float = Field(0.3, ge=0)
 
