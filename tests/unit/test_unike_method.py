@@ -38,6 +38,10 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+def named(settings: dict[str, Any]) -> str:
+    return ",".join(f"{key}={value}" for key, value in settings.items()) or "default"
+
+
 # ---------------------------------------------------------------------- the models
 
 
@@ -304,7 +308,7 @@ def compare(backbone: Backbone, config: UniKEConfig, edits: Sequence[Edit], aske
         {"paper": True},
         {"layers": (-1,)},
     ],
-    ids=lambda settings: ",".join(f"{key}={value}" for key, value in settings.items()) or "default",
+    ids=named,
 )
 def test_an_installed_edit_is_the_equations(
     tiny: Backbone, editor: Any, facts: list[Query], settings: dict[str, Any]
@@ -486,7 +490,7 @@ PARTS: list[tuple[dict[str, Any], set[str], set[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("settings", "parts", "trained"), PARTS, ids=lambda value: str(value) if value else "none")
+@pytest.mark.parametrize(("settings", "parts", "trained"), PARTS, ids=[named(settings) for settings, *_ in PARTS])
 def test_each_setting_has_its_parts_and_trains_its_own(
     llava: Backbone,
     editor: Any,
