@@ -228,6 +228,7 @@ def attached(backbone: Backbone, edits: Sequence[Edit]) -> Iterator[None]:
     Raises:
         UnikeError: As `Edit.attached`.
     """
+    edits = tuple(edits)  # the caller's list may grow within the block
     for edit in edits:
         edit.check_fits(backbone)
     backbone.edits.extend(edits)
