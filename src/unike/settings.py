@@ -28,4 +28,6 @@ class Settings(BaseModel):
             key = ".".join(map(str, first["loc"]))
             if first["type"] == "extra_forbidden":
                 raise UnikeError(registry.did_you_mean("setting", key, sorted(cls.model_fields))) from None
+            if not key:  # no single one of them is wrong
+                raise UnikeError(f"settings do not go together: {first['msg'].removeprefix('Value error, ')}") from None
             raise UnikeError(f"setting {key}={first['input']!r}: {first['msg']}") from None

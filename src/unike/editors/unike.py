@@ -28,6 +28,7 @@ Note:
     that is less than ``threshold`` of the way from the mean to ``q_e``, along the key, not at all.
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal, cast
@@ -65,7 +66,7 @@ PAPER: dict[str, Any] = {
 }
 """What ``paper=True`` changes; other settings still override it."""
 
-GATE_KEYS, AT_PROMPT = "gate.keys", "gate.at_prompt"
+GATE_KEYS, AT_PROMPT, KNOWLEDGE = "gate.keys", "gate.at_prompt", "knowledge"
 
 PLAIN_ALPHA = 0.1
 """Alpha of the cells of Table 4 that are without collaboration, unless ``fixed_alpha`` is given."""
@@ -157,6 +158,12 @@ class UniKEConfig(EditorConfig):
             raise ValueError("choose one of only_intrinsic, only_latent and no_collaboration")
         return self
 
+    @model_validator(mode="after")
+    def _an_entry_to_train(self) -> "UniKEConfig":
+        if self.train_entry and not self.own_entry:
+            raise ValueError("train_entry needs own_entry")
+        return self
+
     @property
     def collaborates(self) -> bool:
         """Whether zeta, Eq. 7's alpha and the gate take part."""
@@ -193,8 +200,9 @@ class UniKEEdit(Edit):
 
     For each edited layer ``{layer}.keys [B, N, D]``, ``{layer}.bias [B, N]``, ``{layer}.values [B, N, D]``: the pairs;
     ``{layer}.shift [B, 1, D]``: ``beta zeta'``; ``{layer}.own_keys``, ``{layer}.own_values [B, E, D]``: its entries in
-    the memory. And ``gate.keys [B, 1, D]``, the key that relevance compares with, and ``gate.at_prompt [B, N]``, which
-    pairs were made at the end of the prompt.
+    the memory. And ``gate.keys [B, 1, D]``, the key that relevance compares with, ``gate.at_prompt [B, N]``, which pairs
+    were made at the end of the prompt, and ``knowledge [B, 8]`` uint8: the fingerprint of the knowledge that the edit
+    was made with, because it acts only together with that.
     """
 
     editor = "unike"
@@ -209,6 +217,9 @@ class UniKEEdit(Edit):
         """One injection a layer with the entries of all edits; the pairs of all, each gated by its own relevance."""
         config = cast(UniKEConfig, edits[0].config)
         knowledge = knowledge_of(backbone, config.knowledge) if config.needs_knowledge else None
+        if knowledge is not None:
+            for edit in edits:
+                check_knowledge(edit, knowledge)
         gate = None
         if config.has_gate:
             gate = gate_of(knowledge).install(side_by_side(edits, GATE_KEYS), backbone, hooks)
@@ -241,11 +252,29 @@ class UniKEEdit(Edit):
             hooks.add_pre(backbone.text_stack, refresh)  # while they are trained
 
 
+def fingerprint_of(knowledge: Knowledge) -> Tensor:
+    """Eight bytes, ``[8]`` uint8."""
+    return torch.tensor(list(bytes.fromhex(knowledge.fingerprint)), dtype=torch.uint8)
+
+
+def check_knowledge(edit: Edit, knowledge: Knowledge) -> None:
+    """Refuse an edit that was made with other knowledge.
+
+    Raises:
+        UnikeError: It would act in another way than it was made to.
+    """
+    made_with = edit.tensors.get(KNOWLEDGE)
+    if made_with is None or not (made_with.cpu() == fingerprint_of(knowledge)).all():
+        raise UnikeError(
+            f"the edit {edit.facts[0].prompt!r} was made with other knowledge of {edit.source!r} than there is now "
+            f"({knowledge.fingerprint}); bring that back, or make the edit anew"
+        )
+
+
 def side_by_side(edits: Sequence[Edit], name: str) -> Tensor:
-    """A tensor of several edits, ``[B, ...]``, next to each other; one that stands for all rows is repeated."""
-    rows = max(map(len, edits))
-    parts = [edit.tensors[name].expand(rows, *edit.tensors[name].shape[1:]) for edit in edits]
-    return torch.cat(parts, dim=1)
+    """A tensor of several edits, ``[B, ...]``, next to each other; those of smaller batches serve several rows each."""
+    rows, parts = math.lcm(*map(len, edits)), [edit.tensors[name] for edit in edits]
+    return torch.cat([p if len(p) == rows else p.repeat_interleave(rows // len(p), dim=0) for p in parts], dim=1)
 
 
 def patch_of(edits: Sequence[Edit], layer: int) -> FFNPatch:
@@ -329,7 +358,8 @@ class UniKE(Editor[UniKEConfig]):
         config = self.config
         lowest = min(map(backbone.layer_index, config.layers))
         anchors = self.anchors.ffn_inputs(backbone, config.layers) if self._uses_anchors and self.anchors else {}
-        below = backbone.run_to_split(backbone.encode(facts), self.split(backbone))
+        batch, stacked = backbone.encode(facts), bool(backbone.edits)
+        below = backbone.run_to_split(batch, self.split(backbone))
         tensors = self._start(backbone, below, backbone.advance(below, lowest), anchors)
         trained = [tensor.requires_grad_() for name, tensor in tensors.items() if self._is_trained(name)]
         if not trained:
@@ -337,7 +367,8 @@ class UniKE(Editor[UniKEConfig]):
 
         edit = UniKEEdit(config, tensors, facts, fingerprint=backbone.fingerprint(), source=backbone.source)
         with edit.attached(backbone):
-            state = backbone.advance(below, lowest)  # once more: now the edit's own gate is read on the way
+            # Once more: now the edit's own gate is read on the way, and those of older edits, put on anew, below it.
+            state = backbone.run_to_split(batch, lowest) if stacked else backbone.advance(below, lowest)
             positions = target_positions(state.labels)
 
             def loss() -> Tensor:
@@ -375,6 +406,8 @@ class UniKE(Editor[UniKEConfig]):
         config = self.config
         tensors: dict[str, Tensor] = {}
         knowledge = knowledge_of(backbone, config.knowledge) if config.needs_knowledge else None
+        if knowledge is not None:
+            tensors[KNOWLEDGE] = fingerprint_of(knowledge).to(backbone.device).repeat(len(state), 1)
         if config.has_gate:
             tensors[GATE_KEYS] = gate_of(knowledge).read(backbone, below).unsqueeze(1)
         if config.has_memory and config.own_entry:
