@@ -23,7 +23,7 @@ from typing import Any
 from typing_extensions import Self
 
 from unike.errors import UnikeError
-from unike.metrics import METRICS, PROTOCOLS
+from unike.metrics import METRICS, PROTOCOLS, the_protocol
 from unike.types import Asked, CaseResult
 
 FORMAT = 1
@@ -288,6 +288,23 @@ def summarise(run: Run, *, resamples: int = RESAMPLES) -> list[dict[str, Any]]:
         row = shared | {"setting": setting, "k": header["k"], "protocol": protocol, "scorer": scorer, "metric": metric}
         rows.append(row | {"value": value, "low": low, "high": high, "n": n, "seed": header["seed"]})
     return rows
+
+
+def column(rows: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """The rows of one column of a table, by their metric.
+
+    Args:
+        rows: From `summarise`, of one setting and at most one scorer for each metric.
+
+    Raises:
+        UnikeError: They are of several protocols, whose numbers do not compare.
+        ValueError: A metric comes twice.
+    """
+    the_protocol([row["protocol"] for row in rows])
+    found = {row["metric"]: row for row in rows}
+    if len(found) != len(rows):
+        raise ValueError("a metric comes twice: choose one scorer and one setting")
+    return found
 
 
 def interval(

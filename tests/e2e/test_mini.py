@@ -7,6 +7,7 @@ import torch
 
 import unike
 from unike import Query
+from unike.answers import Answers
 from unike.api import default_anchors
 from unike.backbones import mini
 from unike.cli.demo import DEMO_CASE, PROBES, questions
@@ -14,7 +15,10 @@ from unike.datasets.pocket import Pocket, image, read
 from unike.editors.ft import FT
 from unike.hooks import Hooks
 from unike.images import load_image
+from unike.metrics import PROTOCOLS
 from unike.modules.ffn_patch import FFNPatch, install_patch
+from unike.probing import Examiner
+from unike.probing import questions as questions_of
 
 pytestmark = pytest.mark.xdist_group("mini")  # one worker loads it, once
 
@@ -147,3 +151,23 @@ def test_anchors_are_read_anew_while_an_edit_is_attached(model):
         model.edits.clear()
     assert not torch.equal(plain, changed)
     assert torch.equal(plain, anchors.ffn_inputs(model, [-1])[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["unike", "ft"])
+@pytest.mark.parametrize("task", ["vqa", "caption"])
+def test_replayed_answers_are_those_that_are_generated(model, name, task):
+    cases = Pocket(task).cases("dev")[::60][:3]
+    known = Answers(model, 32)
+    known.ask([query for case in cases for _, query in questions_of(case)])
+    editor = unike.make_editor(name)
+    edits = editor.edit(model, [case.edit for case in cases])
+    found = []
+    for engine in ("fast", "plain"):
+        examiner = Examiner(model, editor, known, protocols=PROTOCOLS, engine=engine)
+        found.append(examiner.examine([examiner.read(case) for case in cases], edits))
+    fast, plain = ([answer for asked in each for answer in asked] for each in found)
+    assert [answer.after for answer in fast] == [answer.after for answer in plain]
+    for one, other in zip(fast, plain, strict=True):
+        for key in one.scores:  # the ten best of every position change places by rounding
+            assert one.scores[key] == pytest.approx(other.scores[key], abs=0.05 if key == "mmedit/top10" else 0)

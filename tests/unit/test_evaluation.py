@@ -101,7 +101,7 @@ def test_answers_have_room_for_every_target(taught: Backbone, cases: list[EditCa
 # ---------------------------------------------------------------------- sequences
 
 
-@pytest.mark.parametrize("editor", [Scatter(lr=0.1), Prefix()], ids=lambda editor: editor.name)
+@pytest.mark.parametrize("editor", [Scatter(lr=0.3), Prefix()], ids=lambda editor: editor.name)
 def test_sequences_are_asked_after_each_and_after_the_last(
     taught: Backbone, source: Source, tmp_path: Path, editor: Editor[Any]
 ) -> None:
@@ -279,7 +279,7 @@ draw = random.Random(int(sys.argv[5]))
 def run(folder, plan):
     os.environ["UNIKE_HOME"] = str(folder / "home")
     source = Source("miniature", "eval", cases, image_root=pictures[0].parent)
-    evaluate(backbone, Scatter(lr=0.1), source, folder / "run", plan)
+    evaluate(backbone, Scatter(lr=0.3), source, folder / "run", plan)
 
 for name, plan in {"one-step": Plan(batch=2), "sequential": Plan(setting="sequential", k=2)}.items():
     started = time.perf_counter()

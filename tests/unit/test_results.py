@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from unike.errors import UnikeError
-from unike.results import COLUMNS, ResultsFile, Run, interval, read_header, read_run, summarise
+from unike.results import COLUMNS, ResultsFile, Run, column, interval, read_header, read_run, summarise
 from unike.types import Asked, CaseResult
 
 HEADER = {
@@ -162,6 +162,15 @@ def test_a_summary_has_a_row_for_every_score(tmp_path: Path) -> None:
     }
     assert [row["metric"] for row in rows[:2]] == ["reliability", "t_locality"]
     assert {row["editor"] for row in rows} == {"ft"}
+
+
+def test_a_column_has_one_protocol_and_one_scorer() -> None:
+    rows = summarise(Run(HEADER, {"a": [result("a"), result("a", 0.0, "t_locality")]}))
+    assert {name: row["value"] for name, row in column(rows[:2]).items()} == {"reliability": 1.0, "t_locality": 0.0}
+    with pytest.raises(UnikeError, match=r"cannot mix protocols \(strict, teacher_forced\)"):
+        column(rows)
+    with pytest.raises(ValueError, match="a metric comes twice"):
+        column([rows[0], rows[0] | {"scorer": "other"}])
 
 
 def test_what_is_not_defined_is_a_row_without_a_value() -> None:

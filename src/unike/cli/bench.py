@@ -1,6 +1,6 @@
 """``unike bench``: edit the cases of a data set, and measure what became of the model."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -150,14 +150,20 @@ def progress_bars() -> "Iterator[Report]":
 
 def show(header: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
     """The main scorer of each protocol, side by side, each under its name."""
+    from unike.results import column
+
     counts = header["counts"]
     shared.OUT.print(
         f"{header['editor']} on {header['model']}, {header['dataset']} {header['split']}, {header['setting']}: "
         f"{counts['edited']} edits ({counts['right']} left out as already right, {counts['skipped']} skipped)"
     )
     for setting in dict.fromkeys(row["setting"] for row in rows):
-        found = {name: column(rows, name, setting) for name in COLUMNS}
-        found = {name: cells for name, cells in found.items() if cells}
+        found = {}
+        for name, scorers in COLUMNS.items():
+            wanted = (setting, name.partition("/")[0])
+            chosen = [row for row in rows if (row["setting"], row["protocol"]) == wanted and row["scorer"] in scorers]
+            if chosen:
+                found[name] = column(chosen)
         grid = Table(title=setting)
         grid.add_column("metric")
         grid.add_column("n", justify="right")
@@ -170,14 +176,7 @@ def show(header: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
         shared.OUT.print(grid)
 
 
-def column(rows: Sequence[dict[str, Any]], name: str, setting: str) -> dict[str, dict[str, Any]]:
-    """The rows of one column by their metric."""
-    protocol = name.split("/")[0]
-    found = [row for row in rows if (row["protocol"], row["setting"]) == (protocol, setting)]
-    return {row["metric"]: row for row in found if row["scorer"] in COLUMNS[name]}
-
-
-def cell(row: dict[str, Any] | None) -> str:
+def cell(row: Mapping[str, Any] | None) -> str:
     """Percent with the 95 % interval."""
     if row is None:
         return ""

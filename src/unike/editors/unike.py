@@ -61,6 +61,9 @@ from unike.types import Query, SplitState
 PAPER: dict[str, Any] = {
     "gate": False,
     "centred_retrieval": False,
+    "k": 40,
+    "entry": "last",
+    "train_entry": False,
     "key_init": "raw",
     "threshold": 0.0,
 }
@@ -131,13 +134,13 @@ class UniKEConfig(EditorConfig):
     margin: float = 0.1
     train_keys: bool = True
     seed: int = 0
-    k: int = Field(40, ge=1)
+    k: int = Field(10, ge=1)
     site: SiteName = "projected"
     centred_retrieval: bool = True
     memory_size: int | None = Field(None, ge=0)
     own_entry: bool = True
-    entry: Literal["last", "every"] = "last"
-    train_entry: bool = False
+    entry: Literal["last", "every"] = "every"
+    train_entry: bool = True
     fixed_alpha: float | None = Field(None, ge=0, le=1)
     alpha_slope: float = 1.0
     alpha_offset: float = 0.0
@@ -200,8 +203,8 @@ class UniKEEdit(Edit):
 
     For each edited layer ``{layer}.keys [B, N, D]``, ``{layer}.bias [B, N]``, ``{layer}.values [B, N, D]``: the pairs;
     ``{layer}.shift [B, 1, D]``: ``beta zeta'``; ``{layer}.own_keys``, ``{layer}.own_values [B, E, D]``: its entries in
-    the memory. And ``gate.keys [B, 1, D]``, the key that relevance compares with, ``gate.at_prompt [B, N]``, which pairs
-    were made at the end of the prompt, and ``knowledge [B, 8]`` uint8: the fingerprint of the knowledge that the edit
+    the memory. And ``gate.keys [B, 1, D]``, the key that relevance compares with, ``gate.at_prompt [B, N]``, which
+    pairs were made at the end of the prompt, and ``knowledge [B, 8]`` uint8: the fingerprint of the knowledge that the edit
     was made with, because it acts only together with that.
     """
 
