@@ -204,8 +204,8 @@ class UniKEEdit(Edit):
     For each edited layer ``{layer}.keys [B, N, D]``, ``{layer}.bias [B, N]``, ``{layer}.values [B, N, D]``: the pairs;
     ``{layer}.shift [B, 1, D]``: ``beta zeta'``; ``{layer}.own_keys``, ``{layer}.own_values [B, E, D]``: its entries in
     the memory. And ``gate.keys [B, 1, D]``, the key that relevance compares with, ``gate.at_prompt [B, N]``, which
-    pairs were made at the end of the prompt, and ``knowledge [B, 8]`` uint8: the fingerprint of the knowledge that the edit
-    was made with, because it acts only together with that.
+    pairs were made at the end of the prompt, and ``knowledge [B, 8]`` uint8: the fingerprint of the knowledge that the
+    edit was made with, because it acts only together with that.
     """
 
     editor = "unike"
