@@ -19,7 +19,7 @@ from unike import api
 from unike.answers import Answers
 from unike.backbones import load_backbone
 from unike.datasets.base import open_dataset
-from unike.evaluation import Plan, Source, choose, room, silent
+from unike.evaluation import Plan, Source, choose, room
 from unike.probing import Examiner, questions
 
 
@@ -37,8 +37,7 @@ def main() -> None:
     backbone, data = load_backbone(args.model), open_dataset(args.dataset)
     source = Source(args.dataset, args.split, data.cases(args.split), image_root=data.image_root)
     editor, answers = api.make_editor(args.editor), Answers(backbone, room(backbone, source.cases))
-    plan = Plan(limit=args.limit)
-    (cases,), _ = choose(backbone, editor, [source], plan, answers, skip_bad=False, progress=silent)
+    (cases,), _ = choose(backbone, editor, [source], Plan(limit=args.limit), answers)
     _, cold = timed(lambda: answers.ask([query for case in cases for _, query in questions(case)]))
     edits, editing = timed(lambda: editor.edit(backbone, [case.edit for case in cases]))
 
@@ -63,9 +62,7 @@ def main() -> None:
         "seconds_per_edit": round(editing / count, 3),
         "seconds_per_case_asking_before": round(cold / count, 3),
     }
-    print(
-        json.dumps(report, indent=2) if args.json else "\n".join(f"{key:32} {value}" for key, value in report.items())
-    )
+    print(json.dumps(report, indent=2))
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:

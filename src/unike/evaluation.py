@@ -247,9 +247,9 @@ def choose(
     plan: Plan,
     answers: Answers,
     *,
-    skip_bad: bool,
-    progress: Progress,
-    team: Team,
+    skip_bad: bool = False,
+    progress: Progress = silent,
+    team: Team = ALONE,
 ) -> tuple[list[list[EditCase]], dict[str, int]]:
     """The cases to edit, in the order of the seed, and how many were left out why.
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -168,6 +169,16 @@ def test_progress_is_shown_on_a_terminal_alone(
         report("nothing", 0, 0)
     told = capsys.readouterr().err
     assert "editing" in told and "1/2" in told and "nothing" not in told
+
+
+def test_the_speed_of_evaluation_can_be_measured(
+    cli: Cli, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = Path(__file__).parents[2] / "benchmarks" / "evaluation_speed.py"
+    monkeypatch.setattr(sys, "argv", [script.name, "--model", str(tiny_folder), "--limit", "1"])
+    runpy.run_path(str(script), run_name="__main__")
+    report = json.loads(capsys.readouterr().out)
+    assert report["cases"] == 1 and report["ratio"] > 0
 
 
 # ---------------------------------------------------------------------- several
