@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from unike.backbones.base import FFNSite
 from unike.hooks import Hooks
-from unike.modules.ffn_patch import FFNPatch, install_patch, per_edit
+from unike.modules.ffn_patch import FFNPatch, PairGate, install_patch, per_edit
 from unike.modules.linear_delta import install_delta
 
 D, F, N = 6, 9, 4
@@ -112,17 +112,17 @@ def test_every_row_gets_its_own_pairs(network: Network, flat: bool, beams: int) 
 
 
 @pytest.mark.parametrize("flat", [True, False])
-def test_a_gate_scales_each_pair_of_each_row(network: Network, flat: bool) -> None:
+def test_a_gate_scales_each_pair_of_each_row_and_lowers_its_threshold(network: Network, flat: bool) -> None:
     patch, rows = some_patch(2), draw(4, 5, D)
-    gate = torch.rand(4, N, generator=torch.Generator().manual_seed(4))
-    gate[0], gate[1] = 0, 1
+    scale, slack = torch.rand(2, 4, N, generator=torch.Generator().manual_seed(4))
+    scale[0], scale[1], slack[1] = 0, 1, 0
     x = rows.reshape(-1, D) if flat else rows
     plain = network(x).reshape(rows.shape)
     with Hooks() as hooks:
-        install_patch(lambda: patch, flat_site(network), hooks, lambda: gate)
+        install_patch(lambda: patch, flat_site(network), hooks, lambda: PairGate(scale, slack))
         out = network(x).reshape(rows.shape)
     for row in range(4):
-        scaled = FFNPatch(patch.keys, patch.bias, patch.values * gate[row].unsqueeze(-1))
+        scaled = FFNPatch(patch.keys, patch.bias + slack[row], patch.values * scale[row].unsqueeze(-1))
         assert torch.allclose(out[row], widened(network, scaled, row // 2)(rows[row]), atol=1e-6)
     assert torch.equal(out[0], plain[0]), "a closed gate is the network itself, bit for bit"
     assert torch.allclose(out[1], widened(network, patch, 0)(rows[1]), atol=1e-6)

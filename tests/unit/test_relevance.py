@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from unike.backbones.base import Backbone
 from unike.errors import UnikeError
 from unike.hooks import Hooks, trace
-from unike.modules.ffn_patch import FFNPatch, install_patch
+from unike.modules.ffn_patch import FFNPatch, PairGate, install_patch
 from unike.modules.knowledge import Knowledge
 from unike.modules.latent_memory import FixedAlpha, LatentInjection, LatentMemory
 from unike.modules.relevance import MIN_RAMP, Gate, Ramp, Relevance, calibrate, separation, whitening
@@ -241,6 +242,11 @@ def watched(relevance: Relevance, keys: Tensor, backbone: Backbone) -> Iterator[
         yield seen
 
 
+def every_pair(gate: Gate) -> PairGate:
+    """The gate of one edit's five pairs."""
+    return PairGate(gate().expand(-1, 5), torch.zeros(1))
+
+
 @contextmanager
 def gated(backbone: Backbone, relevance: Relevance | None, keys: Tensor) -> Iterator[None]:
     """Pairs beside the last two networks, and a memory of the last layer, gated by relevance (or not, for None)."""
@@ -250,8 +256,7 @@ def gated(backbone: Backbone, relevance: Relevance | None, keys: Tensor) -> Iter
     with Hooks() as hooks:
         gate: Gate | None = relevance and relevance.install(keys, backbone, hooks)
         for layer in LAYERS:
-            pairs = gate and (lambda gate=gate: gate().expand(-1, 5))
-            install_patch(lambda: patch, backbone.ffn(layer), hooks, pairs)
+            install_patch(lambda: patch, backbone.ffn(layer), hooks, gate and partial(every_pair, gate))
         LatentInjection(memory, k=4, alpha=FixedAlpha(0.5)).install(backbone, -1, hooks, one(gate))
         yield
 
@@ -307,7 +312,7 @@ def test_answer_tokens_have_no_say(backbone: Backbone, relevance: Relevance, key
     for factors in seen[beams:]:
         assert torch.allclose(factors, first.repeat_interleave(2, dim=0), atol=1e-4)
     assert len(seen) - beams > 1
-    assert all(factors is seen[greedy] for factors in seen[greedy:beams]), "worked out once"
+    assert all(torch.equal(factors, seen[greedy]) for factors in seen[greedy:beams])
     for row, query in enumerate(asked):
         with watched(relevance, keys[row : row + 1], backbone) as alone:
             forward(backbone, query)

@@ -31,7 +31,14 @@ from unike.modules.latent_memory import LatentInjection, RecallLog
 from unike.types import Query
 
 LAYERS = (-2, -1)
-SETTINGS: dict[str, Any] = {"layers": LAYERS, "k": 5, "n_pairs": 4, "alpha_slope": 0.7, "alpha_offset": 0.3}
+SETTINGS: dict[str, Any] = {
+    "entry": "last",
+    "layers": LAYERS,
+    "k": 5,
+    "n_pairs": 4,
+    "alpha_slope": 0.7,
+    "alpha_offset": 0.3,
+}
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -169,19 +176,20 @@ def by_hand(
 ) -> Iterator[None]:
     """Let the model compute Eq. 2, 3, 6, 7 and 8 in loops; rows come in as many copies as there are beams."""
     knowledge = knowledge_of(backbone, config.knowledge)
-    gates: dict[int, list[float]] = {}
+    gates: dict[int, list[tuple[float, float]]] = {}
 
     def of_row(row: int, rows: int) -> tuple[list[dict[str, Tensor]], int]:
         own = row * len(acting) // rows
         return acting[own], int(prompt_last[own])
 
-    def gate_of(tensors: dict[str, Tensor], at_p: Tensor) -> float:
+    def gate_of(tensors: dict[str, Tensor], at_p: Tensor) -> tuple[float, float]:
         gate = knowledge.gate
         assert gate is not None
         key, state = tensors["gate.keys"][0] - gate.mean, at_p - gate.mean
-        similarities = cosine(key, state), cosine(gate.whitening @ key, gate.whitening @ state)
-        ramps = gate.question, gate.fact
-        return math.prod(clamp((s - r.low) / (r.high - r.low)) for s, r in zip(similarities, ramps, strict=True))
+        question, fact = cosine(key, state), cosine(gate.whitening @ key, gate.whitening @ state)
+        ramps = (question, gate.question), (fact, gate.fact)
+        asked, about = (clamp((s - ramp.low) / (ramp.high - ramp.low)) for s, ramp in ramps)
+        return asked, about
 
     def shifted(layer: int, row: int, edits: list[dict[str, Tensor]], x: Tensor, h_input: Tensor, p: int) -> Tensor:
         known, site = knowledge.layer(layer), backbone.attention(layer)
@@ -202,7 +210,9 @@ def by_hand(
             alpha = clamp(config.alpha_slope * cosine(encode(known, h_know[p]), h_input[p]) + config.alpha_offset)
         elif alpha is None:
             alpha = 0.1
-        weight = (1 - alpha if config.literal_eq7 else alpha) * max(gates.get(row, [1.0]))
+        weight = (1 - alpha if config.literal_eq7 else alpha) * max(
+            math.prod(both) for both in gates.get(row, [(1.0, 1.0)])
+        )
         return (1 - weight) * h_input + weight * h_know
 
     def new_attention(layer: int, original: Any) -> Any:
@@ -224,11 +234,13 @@ def by_hand(
         found = torch.zeros_like(q)
         for row in range(rows):
             for number, edit in enumerate(of_row(row, rows)[0]):
-                factor = gates[row][number] if row in gates else 1.0
+                asked, about = gates[row][number] if row in gates else (0.0, 1.0)
                 shift = edit[f"{layer}.shift"][0] if f"{layer}.shift" in edit else 0
                 pairs = (edit[f"{layer}.{part}"] for part in ("keys", "bias", "values"))
-                for key, bias, value in zip(*pairs, strict=True):
-                    found[row] += torch.relu(q[row] @ key + bias).unsqueeze(1) * factor * (value + shift)
+                first = edit["gate.at_prompt"] if row in gates else torch.zeros(config.n_pairs)
+                for key, bias, value, of_prompt in zip(*pairs, first, strict=True):
+                    activation = torch.relu(q[row] @ key + bias + config.slack * asked).unsqueeze(1)
+                    found[row] += activation * about * (asked if of_prompt else 1) * (value + shift)
         return found
 
     def new_network(layer: int) -> None:
@@ -463,29 +475,29 @@ def test_gradients_are_those_of_finite_differences(
 
 
 PAIRS, OWN = {"keys", "bias", "values"}, {"own_keys", "own_values"}
-OF_GATE = {"gate.keys"}
+OF_GATE = {"gate.keys", "gate.at_prompt"}
+TRAINED = PAIRS | {"own_values"}
 
 PARTS: list[tuple[dict[str, Any], set[str], set[str]]] = [
-    ({}, PAIRS | OWN | {"shift"} | OF_GATE, PAIRS),
+    ({}, PAIRS | OWN | {"shift"} | OF_GATE, TRAINED),
     ({"only_intrinsic": True}, PAIRS, PAIRS),
-    ({"only_latent": True}, OWN, set()),
-    ({"only_latent": True, "train_entry": True}, OWN, {"own_values"}),
+    ({"only_latent": True, "train_entry": False}, OWN, set()),
+    ({"only_latent": True}, OWN, {"own_values"}),
     ({"only_latent": True, "own_entry": False}, set(), set()),
-    ({"no_collaboration": True}, PAIRS | OWN, PAIRS),
-    ({"fixed_alpha": 0.3}, PAIRS | OWN | {"shift"} | OF_GATE, PAIRS),
+    ({"no_collaboration": True}, PAIRS | OWN, TRAINED),
+    ({"fixed_alpha": 0.3}, PAIRS | OWN | {"shift"} | OF_GATE, TRAINED),
     ({"fixed_alpha": 0}, PAIRS | {"shift"} | OF_GATE, PAIRS),
-    ({"fixed_alpha": 0, "literal_eq7": True}, PAIRS | OWN | {"shift"} | OF_GATE, PAIRS),
-    ({"zeta": "off"}, PAIRS | OWN | OF_GATE, PAIRS),
-    ({"zeta": "semantic"}, PAIRS | OWN | {"shift"} | OF_GATE, PAIRS),
-    ({"zeta": "random"}, PAIRS | OWN | {"shift"} | OF_GATE, PAIRS),
-    ({"zeta": "learned"}, PAIRS | OWN | {"shift"} | OF_GATE, PAIRS | {"shift"}),
-    ({"gate": False}, PAIRS | OWN | {"shift"}, PAIRS),
+    ({"zeta": "off"}, PAIRS | OWN | OF_GATE, TRAINED),
+    ({"zeta": "semantic"}, PAIRS | OWN | {"shift"} | OF_GATE, TRAINED),
+    ({"zeta": "random"}, PAIRS | OWN | {"shift"} | OF_GATE, TRAINED),
+    ({"zeta": "learned"}, PAIRS | OWN | {"shift"} | OF_GATE, TRAINED | {"shift"}),
+    ({"gate": False}, PAIRS | OWN | {"shift"}, TRAINED),
     ({"own_entry": False}, PAIRS | {"shift"} | OF_GATE, PAIRS),
-    ({"train_entry": True}, PAIRS | OWN | {"shift"} | OF_GATE, PAIRS | {"own_values"}),
-    ({"train_entry": True, "entry": "every"}, PAIRS | OWN | {"shift"} | OF_GATE, PAIRS | {"own_values"}),
-    ({"train_keys": False}, PAIRS | OWN | {"shift"} | OF_GATE, {"values"}),
-    ({"site": "raw"}, PAIRS | OWN | {"shift"} | OF_GATE, PAIRS),
-    ({"literal_eq7": True}, PAIRS | OWN | {"shift"} | OF_GATE, PAIRS),
+    ({"train_entry": False}, PAIRS | OWN | {"shift"} | OF_GATE, PAIRS),
+    ({"entry": "every"}, PAIRS | OWN | {"shift"} | OF_GATE, TRAINED),
+    ({"train_keys": False}, PAIRS | OWN | {"shift"} | OF_GATE, {"values", "own_values"}),
+    ({"site": "raw"}, PAIRS | OWN | {"shift"} | OF_GATE, TRAINED),
+    ({"literal_eq7": True}, PAIRS | OWN | {"shift"} | OF_GATE, TRAINED),
     ({"paper": True}, PAIRS | OWN | {"shift"}, PAIRS),
 ]
 
@@ -543,8 +555,9 @@ def test_the_rows_of_table_4_are_the_method_with_switches_off(llava: Backbone, e
 
     plain = {"fixed_alpha": PLAIN_ALPHA, "zeta": "off", "gate": False}
     assert torch.equal(logits(no_collaboration=True, steps=3), logits(**plain, steps=3))
-    assert torch.equal(logits(only_latent=True), logits(**plain, steps=0))
-    assert torch.equal(logits(only_latent=True, fixed_alpha=0.4), logits(**plain | {"fixed_alpha": 0.4}, steps=0))
+    untrained = {"only_latent": True, "train_entry": False}
+    assert torch.equal(logits(**untrained), logits(**plain, steps=0))
+    assert torch.equal(logits(**untrained, fixed_alpha=0.4), logits(**plain | {"fixed_alpha": 0.4}, steps=0))
     assert not torch.equal(logits(no_collaboration=True, steps=3), logits(only_latent=True))
     assert torch.equal(logits(only_latent=True, fixed_alpha=0), llava.forward(batch))
 
@@ -599,7 +612,14 @@ def test_the_same_without_a_split(llava: Backbone, editor: Any, facts: list[Quer
 
 def test_paper_is_what_the_paper_says_and_can_be_overridden() -> None:
     assert UniKEConfig(paper=True) == UniKEConfig(
-        paper=True, gate=False, centred_retrieval=False, key_init="raw", threshold=0.0, locality=0.0
+        paper=True,
+        gate=False,
+        centred_retrieval=False,
+        k=40,
+        entry="last",
+        train_entry=False,
+        key_init="raw",
+        threshold=0.0,
     )
     assert UniKEConfig(paper=True).model_dump() == UniKEConfig().model_dump() | PAPER | {"paper": True}
     assert UniKEConfig(paper=True, gate=True, threshold=0.2).gate
@@ -616,8 +636,6 @@ def test_settings_that_exclude_each_other_are_refused_in_one_line() -> None:
         for second in set(rows) - {first}:
             with pytest.raises(UnikeError, match=r"^settings do not go together: choose one of only_intrinsic, .*"):
                 UniKEConfig.parse({first: True, second: True})
-    with pytest.raises(UnikeError, match=r"^settings do not go together: train_entry needs own_entry$"):
-        UniKEConfig.parse({"train_entry": True, "own_entry": False})
     for wrong in ({"fixed_alpha": 1.5}, {"k": 0}, {"zeta": "true"}, {"layers": []}, {"beta": -1}, {"site": "both"}):
         with pytest.raises(UnikeError, match=f"setting {next(iter(wrong))}="):
             UniKEConfig.parse(wrong)
@@ -715,9 +733,9 @@ def test_what_an_edit_is_not_about_keeps_its_answer_bit_for_bit(
     """The promise of the gate, with a real edit: closed for other prompts, open for its own."""
     gate = make_knowledge(tiny, gate_layer=1).gate
     states = gate.read(tiny, tiny.run_to_split(tiny.encode(facts), 0))
-    centred = gate.similarities(states[:1], states)[0][:, 0]
-    low = max(centred[1:].tolist()) + 1e-3
-    ramps = ((low, (low + 1) / 2), (-3.0, -2.0))
+    whitened = gate.similarities(states[:1], states)[1][:, 0]
+    low = max(whitened[1:].tolist()) + 1e-3
+    ramps = ((-3.0, -2.0), (low, (low + 1) / 2))
     make_knowledge(tiny, layers=LAYERS, gate_layer=1, ramps=ramps).save_pretrained(tmp_path)
     edit = UniKE(**SETTINGS, steps=3, lr=0.05, knowledge=str(tmp_path)).edit(tiny, facts[0])
     batch = tiny.encode(facts)

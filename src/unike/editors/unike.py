@@ -161,12 +161,6 @@ class UniKEConfig(EditorConfig):
             raise ValueError("choose one of only_intrinsic, only_latent and no_collaboration")
         return self
 
-    @model_validator(mode="after")
-    def _an_entry_to_train(self) -> "UniKEConfig":
-        if self.train_entry and not self.own_entry:
-            raise ValueError("train_entry needs own_entry")
-        return self
-
     @property
     def collaborates(self) -> bool:
         """Whether zeta, Eq. 7's alpha and the gate take part."""
@@ -239,15 +233,16 @@ class UniKEEdit(Edit):
         patches: dict[int, FFNPatch] = {}
         if config.has_pairs:
             for layer in config.layers:
-                at_prompt = side_by_side(edits, AT_PROMPT)
-                pair_gate = None if gate is None else partial(gate_of_pairs, gate, at_prompt, config)
+                pair_gate = None
+                if gate is not None:
+                    pair_gate = partial(gate_of_pairs, gate, side_by_side(edits, AT_PROMPT), config)
                 install_patch(partial(patches.__getitem__, layer), backbone.ffn(layer), hooks, pair_gate)
 
         def refresh(*_: Any) -> None:
             for layer in config.layers if config.has_pairs else ():
                 patches[layer] = patch_of(edits, layer)
             for layer, memory in memories.items():
-                if config.train_entry:
+                if config.own_entry and config.train_entry:
                     memory.own_values = side_by_side(edits, f"{layer}.own_values")
 
         refresh()
@@ -418,7 +413,8 @@ class UniKE(Editor[UniKEConfig]):
                 tensors |= {f"{layer}.own_keys": keys, f"{layer}.own_values": values}
         if config.has_pairs:
             where = cycle(wrong_positions(backbone, state), config.n_pairs)[1]  # [B, N]
-            tensors[AT_PROMPT] = (where == state.prompt_last.unsqueeze(1)).float()
+            if config.has_gate:
+                tensors[AT_PROMPT] = (where == state.prompt_last.unsqueeze(1)).float()
             for layer, (keys, bias) in self._keys(backbone, state, where, anchors).items():
                 tensors |= {f"{layer}.keys": keys, f"{layer}.bias": bias, f"{layer}.values": torch.zeros_like(keys)}
         if config.has_pairs and config.has_zeta and knowledge is not None:
