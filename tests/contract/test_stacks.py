@@ -267,8 +267,8 @@ def test_locality_does_not_erode_with_the_number_of_edits(
         return relevance.read(backbone, backbone.run_to_split(backbone.encode(queries), 0))
 
     keys = states([fact(number) for number in range(20)])
-    low = max(relevance.similarities(keys, state)[0].max().item() for state in states(asked)) + 1e-3
-    ramps = ((low, (low + 1) / 2), (-3.0, -2.0))
+    low = max(relevance.similarities(keys, state)[1].max().item() for state in states(asked)) + 1e-3
+    ramps = ((-3.0, -2.0), (low, (low + 1) / 2))
     make_knowledge(backbone, gate_layer=1, ramps=ramps).save_pretrained(tmp_path)
     edits = one_after_the_other([an_editor("unike", str(tmp_path), steps=1)] * 20, backbone)
     batch, own = backbone.encode(asked), backbone.encode([fact(7)])

@@ -1,6 +1,7 @@
 """The bundled model, the real one: built from its parts, asked about real pictures, and edited."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -117,10 +118,10 @@ def test_generation_under_an_edit_equals_decoding_without_a_cache(model, case, e
     query = Query(case.edit.prompt, case.edit.image)
     with edit.attached(model), torch.no_grad():
         answer = model.generate([query], max_new_tokens=6)[0]
-        inputs = dict(model.encode([query]).inputs)
-        new = []
+        batch = model.encode([query])
+        inputs, new = dict(batch.inputs), []
         for _ in range(6):
-            token = model.model(**inputs, use_cache=False).logits[:, -1].argmax(-1, keepdim=True)
+            token = model.forward(replace(batch, inputs=inputs))[:, -1].argmax(-1, keepdim=True)
             if token.item() == model.tokenizer.eos_token_id:
                 break
             new.append(token.item())
