@@ -11,13 +11,14 @@ At each edited layer, with the attention's input ``x``, the last prompt token ``
 
        FFN_edit(q) = FFN(q) + relu(q K^T + b) (V + beta zeta'),    zeta' = W_zeta zeta
 
-Only ``K, b, V`` are trained, on the answer's NLL, with the memory active, from ``V = 0``. The parts are in
+Only ``K, b, V`` are trained, on the answer's NLL, with the memory active, from ``V = 0``; by default also the values of
+the edit's own entry in the memory, without which it has little to say (``train_entry``). The parts are in
 `unike.modules`: `latent_memory` (1 and 2), `ffn_patch` (3), `disentangle` (the encoders and zeta), and `knowledge`,
 what `unike prepare` made of them for a backbone.
 
 Note:
-    Beyond the paper, unless ``paper=True``: the memory's relevance gates *both* halves (`unike.modules.relevance`), so
-    that an input that the edit is not about keeps the unedited model's answer, bit for bit.
+    Beyond the paper, unless ``paper=True``: the memory's relevance gates *both* halves (`gate_of_pairs`), so that an
+    input about something else keeps the unedited model's answer, bit for bit.
 
 Note:
     The paper does not say how keys start. T-Patcher, which it builds on, takes ``k = q_e / |q_e|^2`` for the network's

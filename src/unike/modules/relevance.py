@@ -8,13 +8,13 @@ similarities of an input to that key say whether it is about the edited fact:
 - the *whitened* cosine, of states scaled to unit covariance, hears all directions alike: what the question is about.
   It tells "what is this?" about one thing from the same question about another.
 
-An input counts as far as both say so::
+Each becomes a factor, and the gate is their product::
 
-    gate = ramp(centred) * ramp(whitened),    ramp(s) = clamp((s - low) / (high - low), 0, 1)
+    question = ramp(centred),    fact = ramp(whitened),    ramp(s) = clamp((s - low) / (high - low), 0, 1)
 
 Note:
     In the paper relevance scales only what the memory injects (alpha, Eq. 7). Here it also scales the new pairs of the
-    feed-forward networks, so that an input that an edit is not about keeps the unedited model's answer, bit for bit.
+    feed-forward networks, so that an input whose ``fact`` is 0 keeps the unedited model's answer, bit for bit.
 """
 
 from collections.abc import Callable, Mapping
