@@ -205,6 +205,35 @@ def test_what_only_the_model_can_refuse(cli: Cli, tiny_folder: Path, args: list[
     assert not Path("edits").exists()
 
 
+def test_a_model_that_was_not_prepared(cli: Cli, tiny_folder: Path, tmp_path: Path) -> None:
+    made = cli("edit", "--model", tiny_folder, *GOOD, "--set", "steps=1", "--out", "made")
+    assert made.code == 0, made
+    shutil.rmtree(tmp_path / "home" / "knowledge")
+    for command in (["edit", *GOOD], ["demo"]):
+        result = cli(*command, "--model", tiny_folder)
+        assert result.is_error(f"no in-context knowledge of '{tiny_folder}' yet; run: unike prepare --model"), result
+    assert cli("ask", "--model", tiny_folder, *GOOD[:2], "--edit", "made").is_error("no in-context knowledge")
+    result = cli("edit", "--model", tiny_folder, *GOOD, "--set", "only_intrinsic=true", "--set", "steps=1")
+    assert (result.code, result.err) == (0, "")
+
+
+def test_knowledge_that_was_made_anew(
+    cli: Cli, tiny_folder: Path, tmp_path: Path, make_knowledge: Callable[..., Any]
+) -> None:
+    assert cli("edit", "--model", tiny_folder, *GOOD, "--set", "steps=1", "--out", "made").code == 0
+    backbone = load_backbone(tiny_folder)
+    make_knowledge(backbone, seed=1).save_pretrained(tmp_path / "home" / "knowledge" / backbone.fingerprint())
+    result = cli("ask", "--model", tiny_folder, *GOOD[:2], "--edit", "made")
+    assert result.is_error("the edit '2 + 2?' was made with other knowledge", "make the edit anew"), result
+    (tmp_path / "home" / "knowledge" / backbone.fingerprint() / "knowledge.json").write_text("{")
+    assert cli("ask", "--model", tiny_folder, *GOOD[:2], "--edit", "made").is_error("knowledge.json is damaged")
+
+
+def test_settings_that_exclude_each_other(early: Cli) -> None:
+    result = early("edit", *GOOD, "--set", "only_latent=true", "--set", "only_intrinsic=true")
+    assert result.is_error("settings do not go together: choose one of only_intrinsic, only_latent"), result
+
+
 # ---------------------------------------------------------------------- saved edits
 
 
