@@ -64,11 +64,13 @@ class Guesses:
         ids: The most likely token for each token of the text and, where texts end with one, for the end.
         leads: By how much its logit leads the second best.
         ranks: The most likely ids at every position of the line, best first, if asked for.
+        notes: What the method says about the line.
     """
 
     ids: list[int]
     leads: list[float]
     ranks: list[list[int]] | None
+    notes: dict[str, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -284,9 +286,16 @@ class Examiner:
         leads = best.values[:, 0] - best.values[:, 1]
         lengths = at_text.sum(dim=1).tolist()
         return [
-            Guesses(ids.tolist(), lead.tolist(), rank)
-            for ids, lead, rank in zip(best.indices[:, 0].split(lengths), leads.split(lengths), ranks, strict=True)
+            Guesses(ids.tolist(), lead.tolist(), rank, note)
+            for ids, lead, rank, note in zip(
+                best.indices[:, 0].split(lengths), leads.split(lengths), ranks, self._notes(len(queries)), strict=True
+            )
         ]
+
+    def _notes(self, rows: int) -> list[dict[str, float]]:
+        """What hooks said about each row of the latest pass."""
+        said = {name: torch.stack(values).mean(dim=0).tolist() for name, values in self.backbone.notes.items()}
+        return [{name: round(values[row], 4) for name, values in said.items()} for row in range(rows)]
 
     def _prove(self, reading: Reading, found: list[list[Guesses]]) -> list[str | None]:
         """The answers that the replay shows, None for the others."""
@@ -344,7 +353,9 @@ class Examiner:
             scores |= self._mmedit(reading, found, question)
         query = question.query
         image = image_name(query.image, self.image_root)
-        return Asked(question.kind, query.prompt, image, query.target, question.before, after, scores)
+        place = question.gold or question.own
+        notes = {} if place is None else found[place[0]][place[1]].notes
+        return Asked(question.kind, query.prompt, image, query.target, question.before, after, scores, notes)
 
     def _teacher_forced(self, reading: Reading, found: list[list[Guesses]], question: Question, after: str) -> Scores:
         if question.kind not in UNCHANGED:

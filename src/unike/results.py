@@ -179,10 +179,11 @@ def read_run(folder: Path) -> Run:
 
 
 def to_json(case: CaseResult) -> dict[str, Any]:
-    """A result as a line has it; an empty log is left out."""
+    """A result as a line has it; questions without notes have no such key."""
     entry = asdict(case)
-    if not entry["log"]:
-        del entry["log"]
+    for asked in entry["asked"]:
+        if not asked["notes"]:
+            del asked["notes"]
     return entry
 
 

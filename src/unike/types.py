@@ -97,6 +97,7 @@ class Asked:
         before: The greedy answer before the first edit.
         after: The greedy answer under the edits.
         scores: ``"protocol/scorer"`` to a value from 0 to 1; None where the method leaves it undefined.
+        notes: What the method says about the question, see `Prefill.note`.
     """
 
     kind: str
@@ -106,6 +107,7 @@ class Asked:
     before: str
     after: str
     scores: dict[str, float | None]
+    notes: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,6 @@ class CaseResult:
         sequence: Number of the sequence it was edited in, None in one-step editing.
         position: The how-manieth edit of its sequence, from 0.
         when: ``"end"`` (after the last edit of the sequence), ``"own"`` (right after this), ``"at-10"`` (after ten).
-        log: What the method says about itself, for reports.
     """
 
     case_id: str
@@ -130,7 +131,6 @@ class CaseResult:
     sequence: int | None = None
     position: int = 0
     when: str = "end"
-    log: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -225,10 +225,14 @@ class Prefill:
     Args:
         prompt_last: ``[B]`` long, index of the last prompt token ``p`` of each row.
         kept: What has been worked out so far, by its owner.
+        notes: What hooks have to say about the rows, see `note`.
+        passes: Rows and tokens, ``(R, S)``, of each pass so far: the prompts, then token after token of the answers.
     """
 
     prompt_last: Tensor
     kept: dict[object, Any] = field(default_factory=dict, repr=False)
+    notes: dict[str, list[Tensor]] = field(default_factory=dict, repr=False)
+    passes: list[tuple[int, int]] = field(default_factory=list)
 
     def at_prompt_last(self, hidden: Tensor) -> Tensor:
         """The state at ``p``: ``[R, S, D]`` to ``[R, D]``, where R is B or, with beams, a multiple of it.
@@ -242,6 +246,22 @@ class Prefill:
         rows = torch.arange(len(hidden), device=hidden.device)
         return hidden[rows, self.prompt_last.to(hidden.device).repeat_interleave(repeats)]
 
+    def from_prompt_last(self, hidden: Tensor) -> Tensor:
+        """Which positions of the running pass are not before ``p``.
+
+        Args:
+            hidden: ``[R, S, D]``, or flattened to ``[R * S, D]``.
+
+        Returns:
+            Bool, ``[R, S, 1]`` or ``[R * S, 1]``.
+        """
+        rows, length = self.passes[-1]
+        if len(self.passes) > 1:  # an answer is continued
+            return torch.ones(*hidden.shape[:-1], 1, dtype=torch.bool, device=hidden.device)
+        last = self.prompt_last.to(hidden.device).repeat_interleave(rows // len(self.prompt_last))
+        since = torch.arange(length, device=hidden.device) >= last.unsqueeze(1)
+        return since.reshape(*hidden.shape[:-1], 1)
+
     def once(self, owner: object, compute: Callable[[], T]) -> T:
         """What ``compute`` returned when this was first called for ``owner`` during this prefill.
 
@@ -253,6 +273,15 @@ class Prefill:
             self.kept[owner] = compute()
         kept: T = self.kept[owner]
         return kept
+
+    def note(self, name: str, values: Tensor) -> None:
+        """Put down a figure for each row, for reports; several of one name, of several layers, are averaged.
+
+        Args:
+            name: For example ``"alpha"``.
+            values: ``[R]``.
+        """
+        self.notes.setdefault(name, []).append(values.detach().float())
 
 
 def _map_tensors(value: Any, function: Any) -> Any:

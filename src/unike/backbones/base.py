@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from unike.errors import UnikeError
-from unike.hooks import inject, trace
+from unike.hooks import Args, Hooks, Kwargs, inject, trace
 from unike.types import IGNORE, Batch, Prefill, Query, SplitState
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -120,6 +120,7 @@ class Backbone:
         self.text_stack = _find_text_stack(model, source)
         self.edits: list[Sized] = []  # what is attached at present, oldest first; kept by `Edit.attached`
         self.prefill: Prefill | None = None  # where the prompts end that are being read or continued; None at rest
+        self.notes: dict[str, list[Tensor]] = {}  # of the latest pass, see `Prefill.note`
         self._tokens_per_image: dict[tuple[int, ...], int] = {}
         for find in (self.ffn, self.attention, self.input_norm):
             find(0)  # an unknown layer is refused here, not in the middle of an edit
@@ -475,11 +476,18 @@ class Backbone:
     def _prefilling(self, prompt_last: Tensor, kept: dict[object, Any] | None = None) -> Iterator[Prefill]:
         """Tell hooks, through `prefill`, where the prompts of the pass within the block end."""
         outer, prefill = self.prefill, Prefill(prompt_last, dict(kept or {}))
+
+        def count(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
+            given = next(v for v in [*args, kwargs.get("inputs_embeds"), kwargs.get("input_ids")] if v is not None)
+            prefill.passes.append((given.shape[0], given.shape[1]))
+
         self.prefill = prefill
         try:
-            yield prefill
+            with Hooks() as hooks:
+                hooks.add_pre(self.text_stack, count)
+                yield prefill
         finally:
-            self.prefill = outer
+            self.prefill, self.notes = outer, prefill.notes
 
     def forward(self, batch: Batch) -> Tensor:
         """The ordinary forward pass.

@@ -52,6 +52,7 @@ from unike.modules.latent_memory import (
     LatentInjection,
     LatentMemory,
     SiteName,
+    current_prefill,
     last_answer_token,
     read_entries,
 )
@@ -67,6 +68,7 @@ PAPER: dict[str, Any] = {
     "train_entry": False,
     "key_init": "raw",
     "threshold": 0.0,
+    "everywhere": True,
 }
 """What ``paper=True`` changes; other settings still override it."""
 
@@ -115,6 +117,8 @@ class UniKEConfig(EditorConfig):
         beta: Length of the move, relative to the norm of what the layer's feed-forward network writes.
         gate: Whether relevance scales both halves.
         slack: How much lower a key's threshold is where the question is of the edit's kind.
+        everywhere: Whether an edit acts on every position, as in the paper, or only from the prompt's last token on.
+            Then what was read before that, pictures above all, stays as it was and need not be computed again.
     """
 
     paper: bool = False
@@ -125,7 +129,7 @@ class UniKEConfig(EditorConfig):
     knowledge: str | None = None
     n_pairs: int = Field(10, ge=1)
     steps: int = Field(20, ge=0)
-    lr: float = Field(5e-3, gt=0)
+    lr: float = Field(1e-2, gt=0)
     clip: float | None = 1.0
     key_init: Literal["raw", "centred", "whitened"] = "centred"
     shrinkage: float = Field(0.1, ge=1e-4, le=1)
@@ -150,6 +154,7 @@ class UniKEConfig(EditorConfig):
     beta: float = Field(0.01, ge=0)
     gate: bool = True
     slack: float = Field(0.3, ge=0)
+    everywhere: bool = False
 
     @model_validator(mode="before")
     @classmethod
@@ -229,7 +234,9 @@ class UniKEEdit(Edit):
                     own = (side_by_side(edits, f"{layer}.{part}") for part in ("own_keys", "own_values"))
                     memories[layer] = memories[layer].with_own(*own)
                 alpha = alpha_of(knowledge, layer, config)
-                injection = LatentInjection(memories[layer], config.k, config.site, alpha, config.literal_eq7)
+                injection = LatentInjection(
+                    memories[layer], config.k, config.site, alpha, config.literal_eq7, config.everywhere
+                )
                 injection.install(backbone, layer, hooks, gate and partial(strongest, gate))
         patches: dict[int, FFNPatch] = {}
         if config.has_pairs:
@@ -237,7 +244,8 @@ class UniKEEdit(Edit):
                 pair_gate = None
                 if gate is not None:
                     pair_gate = partial(gate_of_pairs, gate, side_by_side(edits, AT_PROMPT), config)
-                install_patch(partial(patches.__getitem__, layer), backbone.ffn(layer), hooks, pair_gate)
+                patch, passing = partial(patches.__getitem__, layer), partial(acting, backbone, config)
+                install_patch(patch, backbone.ffn(layer), hooks, pair_gate, passing)
 
         def refresh(*_: Any) -> None:
             for layer in config.layers if config.has_pairs else ():
@@ -305,6 +313,16 @@ def gate_of_pairs(gate: Gate, at_prompt: Tensor, config: UniKEConfig) -> PairGat
     question, fact = (each.repeat_interleave(config.n_pairs, dim=1) for each in (gate.question(), gate.fact()))
     first = at_prompt.repeat_interleave(len(question) // len(at_prompt), dim=0)
     return PairGate(fact * torch.where(first > 0, question, 1), config.slack * question)
+
+
+def acting(backbone: Backbone, config: UniKEConfig, activations: Tensor) -> Tensor:
+    """Of the pairs' activations ``[B, T, N]``, those that take effect; the strongest for each prompt is noted."""
+    prefill = current_prefill(backbone)
+    if not config.everywhere:
+        since = prefill.from_prompt_last(activations.flatten(0, 1))  # [B * T, 1]
+        activations = activations * since.reshape(*activations.shape[:2], 1)
+    prefill.note("activation", activations.reshape(len(prefill.prompt_last), -1).amax(dim=1))
+    return activations
 
 
 def alpha_of(knowledge: Knowledge, layer: int, config: UniKEConfig) -> Alpha:
