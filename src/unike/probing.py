@@ -12,6 +12,7 @@ Methods that rewrite or route questions (`Editor.split` is None) are asked every
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +80,10 @@ class Lines:
 
     Args:
         lines: R of them.
-        labels: ``[R, S]``, as in `unike.types.Batch`.
+        labels: ``[R, S]``, as in `unike.types.Batch`, or from where the state begins.
         real: ``[R, S]`` bool, false at padding.
-        state: Run to the lowest edited layer, or None where every reading starts from the beginning.
+        state: Run to the lowest edited layer, or None where every reading starts from the beginning. Shortened where
+            edits leave what comes before as it is.
         before: What the unedited model predicts along each line.
     """
 
@@ -129,7 +131,8 @@ class Reading:
     def nbytes(self) -> int:
         """Memory of the split states, in bytes."""
         states = [batch.state for batch in self.batches if batch.state is not None]
-        return sum(t.nbytes for s in states for t in (s.hidden, *s.kwargs.values()) if isinstance(t, Tensor))
+        kept = [t for s in states for t in (s.hidden, *s.kwargs.values(), *chain.from_iterable(s.past.values()))]
+        return sum(tensor.nbytes for tensor in kept if isinstance(tensor, Tensor))
 
 
 def questions(case: EditCase) -> list[tuple[str, Query]]:
@@ -176,6 +179,7 @@ class Examiner:
         self.hooked = split is not None
         self.split = split if engine == "fast" else None
         self.ranked = "mmedit" in protocols and self.hooked
+        self.short = editor.keeps_prefix and not self.ranked
         self.lead = SURE.get(backbone.dtype, SURE_OTHERWISE)
         self.stops = frozenset(backbone.stop_ids)
         self.ends = backbone.append_eos and backbone.tokenizer.eos_token_id is not None
@@ -214,8 +218,12 @@ class Examiner:
         for query, labels in zip(queries, batch.labels, strict=True):
             tokens = labels[labels != IGNORE].tolist()
             lines.append(Line(query, tokens[:-1] if self.ends else tokens, self._provable(query)))
+        labels, real = batch.labels, batch.inputs["attention_mask"].bool()
         state = None if self.split is None else self.backbone.run_to_split(batch, self.split)
-        read = Lines(lines, batch.labels, batch.inputs["attention_mask"].bool(), state, [])
+        if state is not None and self.short:
+            state = self.backbone.shorten(state)
+            labels, real = state.labels, real[:, state.start :]
+        read = Lines(lines, labels, real, state, [])
         return replace(read, before=self._guess(read, []))
 
     def _provable(self, query: Query) -> bool:

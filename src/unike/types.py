@@ -173,6 +173,9 @@ class SplitState:
         labels: As in `Batch`.
         prompt_last: As in `Batch`.
         kept: What hooks below ``layer`` worked out from the prompts, see `Prefill.once`.
+        start: Position that ``hidden``, ``labels`` and ``prompt_last`` begin at; above 0 in a state from
+            `Backbone.shorten`.
+        past: Keys and values ``[B, heads, start, head_dim]`` of what comes before, for layers from ``layer`` on.
 
     All tensors are detached: no gradient reaches below ``layer``.
     """
@@ -184,10 +187,30 @@ class SplitState:
     labels: Tensor
     prompt_last: Tensor
     kept: dict[object, Any] = field(default_factory=dict)
+    start: int = 0
+    past: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """B."""
         return self.hidden.shape[0]
+
+    def since(self, start: int, past: dict[int, tuple[Tensor, Tensor]]) -> Self:
+        """What is left of a whole state when everything before a position is in ``past``.
+
+        Raises:
+            NotImplementedError: The text stack was given a tensor whose position dimension is not known.
+        """
+        if self.start or self.args:
+            raise NotImplementedError("cannot shorten a state twice, or a text stack's positional arguments")
+        return replace(
+            self,
+            hidden=self.hidden[:, start:],
+            kwargs=_since(self.kwargs, start),
+            labels=self.labels[:, start:],
+            prompt_last=self.prompt_last - start,
+            start=start,
+            past=past,
+        )
 
     def detach(self) -> Self:
         """The same state with every tensor cut from the graph that made it."""
@@ -212,6 +235,7 @@ class SplitState:
             labels=self.labels[index],
             prompt_last=self.prompt_last[index],
             kept={},  # of other rows
+            past={layer: (keys[index], values[index]) for layer, (keys, values) in self.past.items()},
         )
 
 
@@ -292,6 +316,25 @@ def _map_tensors(value: Any, function: Any) -> Any:
     if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
         return type(value)(_map_tensors(item, function) for item in value)
     return value
+
+
+def _since(kwargs: dict[str, Any], start: int) -> dict[str, Any]:
+    """A text stack's keyword arguments without the positions before ``start``, which its cache will hold."""
+    rest: dict[str, Any] = {}
+    for key, value in kwargs.items():
+        if key == "deepstack_visual_embeds" and value is not None:
+            # One row per visual token of the whole batch; those of a row come in the order of its positions.
+            kept = kwargs["visual_pos_masks"].nonzero()[:, 1] >= start
+            rest[key] = [feature[kept] for feature in value]
+        elif not isinstance(value, Tensor) or (key == "attention_mask" and value.ndim == 2):
+            rest[key] = value  # the mask covers the cache, too
+        elif key in ("input_ids", "inputs_embeds", "visual_pos_masks", "token_type_ids"):
+            rest[key] = value[:, start:]
+        elif key == "position_ids":  # [B, S] or [3 or 4, B, S]
+            rest[key] = value[..., start:]
+        else:
+            raise NotImplementedError(f"cannot shorten the text stack's argument {key!r}")
+    return rest
 
 
 def _pick_rows(kwargs: dict[str, Any], batch: int, index: Tensor) -> dict[str, Any]:

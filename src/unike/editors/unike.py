@@ -58,7 +58,7 @@ from unike.modules.latent_memory import (
 )
 from unike.modules.optimise import optimise
 from unike.modules.relevance import Gate, Relevance
-from unike.types import Query, SplitState
+from unike.types import Batch, Query, SplitState
 
 PAPER: dict[str, Any] = {
     "gate": False,
@@ -352,6 +352,11 @@ class UniKE(Editor[UniKEConfig]):
     config_class = UniKEConfig
     edit_class = UniKEEdit
 
+    @property
+    def keeps_prefix(self) -> bool:
+        """Unless it acts everywhere."""
+        return not self.config.everywhere
+
     def prepare(self, backbone: Backbone) -> None:
         """Read the anchors and the knowledge."""
         if self.config.needs_knowledge:
@@ -376,7 +381,7 @@ class UniKE(Editor[UniKEConfig]):
         lowest = min(map(backbone.layer_index, config.layers))
         anchors = self.anchors.ffn_inputs(backbone, config.layers) if self._uses_anchors and self.anchors else {}
         batch, stacked = backbone.encode(facts), bool(backbone.edits)
-        below = backbone.run_to_split(batch, self.split(backbone))
+        below = self._run_to(backbone, batch, self.split(backbone))
         tensors = self._start(backbone, below, backbone.advance(below, lowest), anchors)
         trained = [tensor.requires_grad_() for name, tensor in tensors.items() if self._is_trained(name)]
         if not trained:
@@ -385,7 +390,7 @@ class UniKE(Editor[UniKEConfig]):
         edit = UniKEEdit(config, tensors, facts, fingerprint=backbone.fingerprint(), source=backbone.source)
         with edit.attached(backbone):
             # Once more: now the edit's own gate is read on the way, and those of older edits, put on anew, below it.
-            state = backbone.run_to_split(batch, lowest) if stacked else backbone.advance(below, lowest)
+            state = self._run_to(backbone, batch, lowest) if stacked else backbone.advance(below, lowest)
             positions = target_positions(state.labels)
 
             def loss() -> Tensor:
@@ -397,6 +402,10 @@ class UniKE(Editor[UniKEConfig]):
 
             optimise(trained, loss, steps=config.steps, lr=config.lr, clip=config.clip)
         return tensors
+
+    def _run_to(self, backbone: Backbone, batch: Batch, layer: int) -> SplitState:
+        state = backbone.run_to_split(batch, layer)
+        return backbone.shorten(state) if self.keeps_prefix else state
 
     def _is_trained(self, name: str) -> bool:
         part = name.rpartition(".")[2]
