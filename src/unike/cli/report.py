@@ -14,7 +14,7 @@ FORMATS = ("md", "html", "csv")
 
 def report(
     folders: Annotated[
-        list[Path], typer.Argument(metavar="DIR...", help="Folders of runs (`unike bench --out`), or above them.")
+        list[Path], typer.Argument(metavar="DIR", help="Folders of runs (`unike bench --out`), or above them.")
     ],
     format: Annotated[str, typer.Option("--format", help="md, html or csv.")] = "md",
     out: Annotated[
@@ -49,10 +49,13 @@ def report(
     with progress_bars() as progress:
         measurements = reports.read(folders, progress=progress)
         views = reports.views_of(measurements, protocol)
+        tables = reports.report_tables(measurements, views)
         if format == "csv":
             text = reports.to_csv(measurements, protocol)
+        elif format == "md":
+            text = reports.to_markdown(measurements, tables)
         else:
-            text = reports.to_markdown(measurements, reports.report_tables(measurements, views))
+            text = reports.to_html(measurements, tables, views[0], count=cases, data=data, progress=progress)
     if out is None:
         typer.echo(text, nl=False)
     else:

@@ -1,6 +1,7 @@
 """Reports of benchmark runs: tables in the layout of the paper, figures, and a page; from the results' lines alone."""
 
 from unike.report.measurements import Measurement, measure, read
+from unike.report.page import to_html
 from unike.report.tables import (
     Block,
     Entry,
@@ -27,6 +28,7 @@ __all__ = [
     "score_table",
     "summary_tables",
     "to_csv",
+    "to_html",
     "to_markdown",
     "views_of",
 ]

@@ -63,7 +63,10 @@ class Cell:
     @property
     def interval_text(self) -> str:
         """The interval in percent, or nothing."""
-        return "" if self.interval is None else "[{:.1f}, {:.1f}]".format(*(100 * end for end in self.interval))
+        if self.interval is None:
+            return ""
+        low, high = (f"{100 * end:.1f}".removesuffix(".0") for end in self.interval)
+        return f"[{low}, {high}]"
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,7 @@ class Table:
         heads: For each block, its title and the heads of its columns.
         rows: The method, and its cells through all blocks.
         notes: Sentences below it.
-        blocks: What it was made of, for figures.
+        blocks: Whose scores it has, for figures; none if it sums up or compares.
     """
 
     title: str
@@ -283,7 +286,7 @@ def gap_table(strict: Sequence[Block], kinder: Sequence[Block]) -> Table:
 
     notes = ["Gen. and Loc. are means of their two metrics (text, multimodal). gap: teacher-forced minus strict."]
     title = _title(strict, "strict/exact beside teacher_forced/em, percent, and the gap in points")
-    return _table(title, strict, titles, cells, notes)
+    return replace(_table(title, strict, titles, cells, notes), blocks=())
 
 
 def summary_tables(measurements: Sequence[Measurement], view: str) -> list[Table]:
