@@ -37,11 +37,6 @@ class Failure:
     case_id: str
     asked: Asked
 
-    @property
-    def wanted(self) -> str:
-        """The answer it should have: the gold one, or the old one where nothing should change."""
-        return self.asked.before if self.asked.kind in UNCHANGED else self.asked.target or ""
-
 
 @dataclass(frozen=True)
 class Failures:
@@ -58,6 +53,11 @@ class Failures:
     failed: int
     of: int
     drawn: tuple[Failure, ...]
+
+    @property
+    def wanted(self) -> str:
+        """What the answer should have been."""
+        return "the answer before" if self.kind in UNCHANGED else "the target"
 
 
 def failures(run: Run, view: str, count: int) -> list[Failures]:

@@ -6,6 +6,7 @@ each with a contrast of 3 or more to both white and near-black.
 
 import html
 import io
+import itertools
 import math
 import re
 from collections import defaultdict
@@ -34,6 +35,8 @@ STYLE: dict[Any, Any] = {
 }
 
 INCHES_A_BAR = 0.16
+A_ROW = 4
+"""Histograms side by side."""
 
 
 def bars(block: Block, label: str) -> str:
@@ -99,14 +102,19 @@ def alphas(cases: Iterable[CaseResult], label: str, *, what: str = "alpha") -> s
         return None
     end = max(1.0, *(max(found[kind]) for kind in kinds))
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(1.5 * len(kinds) + 0.6, 1.9), layout="constrained")
-        for axes, kind in zip(figure.subplots(1, len(kinds), squeeze=False)[0], kinds, strict=True):
+        rows, columns = math.ceil(len(kinds) / A_ROW), min(len(kinds), A_ROW)
+        figure = Figure(figsize=(1.5 * A_ROW, 1.6 * rows), layout="constrained")
+        grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
+        for axes, kind in itertools.zip_longest(grid, kinds):
+            if kind is None:
+                axes.remove()
+                continue
             shares = [100 / len(found[kind])] * len(found[kind])
             axes.hist(found[kind], bins=20, range=(min(0.0, *found[kind]), end), weights=shares, color=COLOURS[0])
             axes.set_title(f"{SHORT[kind]} (n {len(found[kind])})", fontsize=9)
-            axes.set_xlabel(what)
-            axes.set_ylim(0, 105)
-        figure.axes[0].set_ylabel("percent")
+            axes.tick_params(labelbottom=True)
+        figure.supxlabel(what, fontsize=9)
+        figure.supylabel("percent of questions", fontsize=9)
         return _svg(figure, label)
 
 

@@ -101,6 +101,7 @@ def failed_runs(measurement: Measurement, view: str, count: int, pictures: Pictu
                 "kind": group.kind,
                 "failed": group.failed,
                 "of": group.of,
+                "wanted": group.wanted,
                 "cases": [_shown(failure, run.header["dataset"], pictures) for failure in group.drawn],
             }
             for group in failures(run, view, count)
@@ -120,7 +121,7 @@ def origins(measurement: Measurement) -> list[tuple[dict[str, str], str]]:
 def origin(cell: Cell) -> str:
     """Where the number of a cell is from, in a line."""
     assert cell.source is not None
-    between = f"95 % interval {cell.interval_text}, n = {cell.n}; " if cell.interval else ""
+    between = f"95 % interval {cell.aside}, n = {cell.n}; " if cell.interval else ""
     return f"{between}{cell.source.method}: {', '.join(map(str, cell.source.runs))}"
 
 
@@ -129,7 +130,7 @@ def _shown(failure: Failure, dataset: str, pictures: Pictures) -> dict[str, str 
     return {
         "case_id": failure.case_id,
         "prompt": asked.prompt,
-        "wanted": failure.wanted,
+        "target": "none" if asked.target is None else asked.target,
         "before": asked.before,
         "after": asked.after,
         "image": asked.image,

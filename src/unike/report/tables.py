@@ -51,6 +51,7 @@ class Cell:
         n: How many questions the number is a mean of.
         source: Whose number it is.
         best: Whether no finished method has a better one in this column.
+        remark: What else is to be said of it.
     """
 
     text: str = "n/a"
@@ -59,12 +60,13 @@ class Cell:
     n: int | None = None
     source: Measurement | None = None
     best: bool = False
+    remark: str = ""
 
     @property
-    def interval_text(self) -> str:
-        """The interval in percent, or nothing."""
+    def aside(self) -> str:
+        """The interval in percent, or the remark, or nothing."""
         if self.interval is None:
-            return ""
+            return self.remark
         low, high = (f"{100 * end:.1f}".removesuffix(".0") for end in self.interval)
         return f"[{low}, {high}]"
 
@@ -203,7 +205,7 @@ def arrange(measurements: Sequence[Measurement], view: str) -> list[tuple[Block,
         else:
             # The end, "own", and all intermediate times, are a table each.
             side = (header["dataset"], header["cases"], header["max_new_tokens"], when.partition("-")[0])
-            title = f"K = {header['k']}" + (f", {times(when)}" if when else "")
+            title = f"K = {header['k']}" + (f", {times(when)}" if when.startswith("at-") else "")
         shared = (header["setting"], *(header[key] for key in MODEL), header["split"])
         tables[(*shared, *side)].append(Block(title, tuple(found)))
     arranged: list[tuple[Block, ...]] = []
@@ -325,7 +327,7 @@ def _summary(settings: Mapping[str, Sequence[Block]], view: str) -> Table:
     measured = [f"{title}: {', '.join(' '.join(map(str, _place(b))) for b in settings[title])}" for title in settings]
     unfinished = {entry.method for b in all_blocks for entry in b.entries if not entry.source.finished}
     return Table(
-        f"Summary over tasks and sub-metrics, {_model(all_blocks[0])}: {view}, percent",
+        f"Summary over tasks and sub-metrics; {_model(all_blocks[0])}: {view}, percent",
         tuple((f"{title} editing", tuple(PROPERTIES)) for title in settings),
         _with_best(rows, unfinished),
         (f"Means over {'; '.join(measured)}. n/a: not measured in all of them.",),
@@ -405,7 +407,7 @@ def _difference(one: Cell, other: Cell) -> Cell:
 def _count(entry: Entry, found: Mapping[str, Mapping[str, Any]]) -> Cell:
     """How many edits were asked about, and how far an unfinished run is."""
     text, source = str(found["reliability"]["n"]) if "reliability" in found else "n/a", entry.source
-    return Cell(text if source.finished else f"{text} (unfinished: {source.done} of {source.planned})", source=source)
+    return Cell(text, source=source, remark="" if source.finished else f"unfinished: {source.done} of {source.planned}")
 
 
 def _value(cell: Cell) -> float:
@@ -413,11 +415,10 @@ def _value(cell: Cell) -> float:
 
 
 def _title(blocks: Sequence[Block], what: str) -> str:
-    setting = blocks[0].entries[0].rows[0]["setting"].partition(":")
-    when = f" ({times(setting[2])})" if setting[2] == "own" else " (at intermediate times)" if setting[2] else ""
-    name = SETTINGS.get(setting[0], setting[0])
-    data = "" if setting[0] == "one-step" else f" on {_data(blocks[0].header['dataset'])}"
-    return f"{name} editing{data}{when}, {_model(blocks[0])}: {what}"
+    setting, _, when = blocks[0].entries[0].rows[0]["setting"].partition(":")
+    on = "" if setting == "one-step" else f" on {_data(blocks[0].header['dataset'])}"
+    then = {"": "", "own": f", asked {times(when)}"}.get(when, ", asked on the way")
+    return f"{SETTINGS.get(setting, setting)} editing{on}{then}; {_model(blocks[0])}: {what}"
 
 
 def _data(dataset: str) -> str:

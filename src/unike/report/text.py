@@ -53,7 +53,7 @@ def _table(table: Table) -> str:
 
 def _cell(cell: Cell) -> str:
     text = f"**{cell.text}**" if cell.best else cell.text
-    return f"{text} {cell.interval_text}".rstrip()
+    return f"{text} {cell.aside}".rstrip()
 
 
 def _origin(measurement: Measurement) -> str:
