@@ -29,6 +29,7 @@ def report(
         typer.Option(help="Folder of the data set's files, for pictures.", show_default="in the cache folder"),
     ] = None,
     cases: Annotated[int, typer.Option(min=0, help="Failed cases to show, per kind of question and run (html).")] = 3,
+    as_json: shared.Json = False,
 ) -> None:
     """Show what runs measured: tables in the layout of the paper, and where each number is from.
 
@@ -55,12 +56,19 @@ def report(
         elif format == "md":
             text = reports.to_markdown(measurements, tables)
         else:
-            text = reports.to_html(measurements, tables, views[0], count=cases, data=data, progress=progress)
-    if out is None:
-        typer.echo(text, nl=False)
-    else:
+            view = views[0] if views else None
+            text = reports.to_html(measurements, tables, view, count=cases, data=data, progress=progress)
+    if out is not None:
         files.replace_file(out, text.encode())
-        typer.echo(f"report: {out}")
+    if as_json:
+        told = [
+            {"method": m.method, "runs": [str(folder) for folder in m.runs], "done": m.done, "planned": m.planned}
+            for m in measurements
+        ]
+        rows = [row for m in measurements for row in m.rows if protocol is None or row["protocol"] in protocol]
+        shared.print_json({"out": out and str(out), "measurements": told, "summary": rows})
+    else:
+        typer.echo(text if out is None else f"report: {out}\n", nl=False)
 
 
 def check_file(path: Path) -> None:

@@ -96,11 +96,12 @@ def alphas(cases: Iterable[CaseResult], label: str, *, what: str = "alpha") -> s
     found: dict[str, list[float]] = defaultdict(list)
     for case in cases:
         for kind, values in case.log.get(what, {}).items():
-            found[kind] += [value for value in values if value is not None and math.isfinite(value)]
+            found[kind] += [value for value in values if value is not None]
     kinds = [kind for kind in METRICS if found.get(kind)]
     if not kinds:
         return None
-    end = max(1.0, *(max(found[kind]) for kind in kinds))
+    everything = [value for kind in kinds for value in found[kind]]
+    ends = min(0.0, *everything), max(1.0, *everything)
     with matplotlib.rc_context(STYLE):
         rows, columns = math.ceil(len(kinds) / A_ROW), min(len(kinds), A_ROW)
         figure = Figure(figsize=(1.5 * A_ROW, 1.6 * rows), layout="constrained")
@@ -110,7 +111,7 @@ def alphas(cases: Iterable[CaseResult], label: str, *, what: str = "alpha") -> s
                 axes.remove()
                 continue
             shares = [100 / len(found[kind])] * len(found[kind])
-            axes.hist(found[kind], bins=20, range=(min(0.0, *found[kind]), end), weights=shares, color=COLOURS[0])
+            axes.hist(found[kind], bins=20, range=ends, weights=shares, color=COLOURS[0])
             axes.set_title(f"{SHORT[kind]} (n {len(found[kind])})", fontsize=9)
             axes.tick_params(labelbottom=True)
         figure.supxlabel(what, fontsize=9)

@@ -26,7 +26,7 @@ LOGS = ("alpha", "gate")
 def to_html(
     measurements: Sequence[Measurement],
     tables: Sequence[Table],
-    view: str,
+    view: str | None,
     *,
     count: int = 3,
     data: Path | None = None,
@@ -37,7 +37,7 @@ def to_html(
     Args:
         measurements: What was measured.
         tables: Of it.
-        view: Of `unike.results.VIEWS`: the protocol that says which cases failed.
+        view: Of `unike.results.VIEWS`: the protocol that says which cases failed; None if nothing was measured yet.
         count: Failed cases to show of each kind of question and run; 0 for none.
         data: Folder of the data set's files, see `Pictures`.
         progress: Told how many figures are drawn and runs looked through.
@@ -51,7 +51,7 @@ def to_html(
     for number, measurement in enumerate(measurements):
         progress("looking for failures", number, len(measurements))
         logs += logged(measurement)
-        failed += failed_runs(measurement, view, count, pictures)
+        failed += [] if view is None else failed_runs(measurement, view, count, pictures)
     progress("looking for failures", len(measurements), len(measurements))
     sections = {
         "tables": "Tables",

@@ -154,7 +154,6 @@ def report_tables(measurements: Sequence[Measurement], views: Sequence[str]) -> 
     Raises:
         UnikeError: No such view.
     """
-    check_names("view", views, list(VIEWS))
     tables = [score_table(blocks, view) for view in views for blocks in arrange(measurements, view)]
     if {"strict/exact", "teacher_forced/em"} <= {*views}:
         tables += gap_tables(measurements)
@@ -187,7 +186,11 @@ def arrange(measurements: Sequence[Measurement], view: str) -> list[tuple[Block,
 
     Blocks stand side by side if their titles tell them apart. If they do not (two versions of the data, for example),
     each is a table of its own.
+
+    Raises:
+        UnikeError: No such view.
     """
+    check_names("view", [view], list(VIEWS))
     entries: dict[tuple[Any, ...], list[Entry]] = defaultdict(list)
     for measurement in measurements:
         for setting in measurement.settings:
