@@ -124,6 +124,7 @@ def test_unfinished_runs_are_marked(tmp_path: Path) -> None:
     assert (cells[0].text, cells[0].remark) == ("1", "unfinished: 1 of 4")
     text = to_markdown(measurements, report_tables(measurements, ["strict/exact"]))
     assert "| ft | 1 unfinished: 1 of 4 | 100.0 [100, 100] |" in text and "cases 1 of 4" in text
+    assert all("Unfinished: ft, E-VQA: 1 of 4 cases." in table.notes for table in gap_tables(measurements))
     assert "(unfinished: 1 of 4)" in to_html(measurements, [], "strict/exact")
 
 
@@ -193,6 +194,7 @@ def test_the_summary_is_over_what_all_its_numbers_share(tmp_path: Path) -> None:
     for k in (2, 4):
         changes = {"setting": "sequential", "k": k, "counts": {"edited": k}}
         write(tmp_path / f"k{k}", sequence(0, k, {"0-0": ["t_locality"]}), **changes)
+    assert not any("own" in table.title or "right after" in table.title for table in gap_tables(read([tmp_path])))
     (table,) = summary_tables(read([tmp_path]), "strict/exact")
     assert [title for title, _ in table.heads] == ["One-step editing", "Sequential editing"]
     # Gen.: (100 + 75 + 100 + 100) / 4; Loc. of sequences: (50 + 100 + 75 + 100) / 4
@@ -551,6 +553,11 @@ def test_the_command_writes_each_format(cli: Cli, tmp_path: Path) -> None:
     assert told["out"] is None and told["summary"] == summarise(read_run(tmp_path / "runs" / "deep" / "run"))
     (measured,) = told["measurements"]
     assert measured == {"method": "ft", "runs": [str(tmp_path / "runs" / "deep" / "run")], "done": 4, "planned": 4}
+    write(tmp_path / "half", {"a": [CaseResult("a", "", (asked("reliability", 0.0),), 0.5)]})
+    path = tmp_path / "half" / "results.jsonl"
+    path.write_text(path.read_text().replace('"old"', r'"\ud800!"'))
+    assert cli("report", path.parent, "--format", "html", "--out", "half.html").code == 0
+    assert "?!" in Page(Path("half.html").read_text()).text
     only = cli("report", tmp_path / "runs", "--protocol", "teacher_forced").out
     assert "teacher_forced/em" in only and "strict/exact" not in only
 

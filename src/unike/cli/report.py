@@ -59,7 +59,7 @@ def report(
             view = views[0] if views else None
             text = reports.to_html(measurements, tables, view, count=cases, data=data, progress=progress)
     if out is not None:
-        files.replace_file(out, text.encode())
+        files.replace_file(out, text.encode(errors="replace"))  # JSON can name half a character
     if as_json:
         told = [
             {"method": m.method, "runs": [str(folder) for folder in m.runs], "done": m.done, "planned": m.planned}

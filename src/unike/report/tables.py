@@ -227,6 +227,11 @@ def times(when: str) -> str:
     return {"": "at the end", "own": "right after each edit"}.get(when, when.replace("at-", "after "))
 
 
+def at_the_end(block: Block) -> bool:
+    """Whether its questions were asked after the last edit; in one-step editing, all are."""
+    return ":" not in block.entries[0].rows[0]["setting"]
+
+
 # ---------------------------------------------------------------------- tables
 
 
@@ -260,10 +265,10 @@ def score_table(blocks: Sequence[Block], view: str) -> Table:
 
 
 def gap_tables(measurements: Sequence[Measurement]) -> list[Table]:
-    """How much kinder ``teacher_forced`` is than ``strict``, wherever both were measured."""
+    """How much kinder ``teacher_forced`` is than ``strict``, wherever both were measured; at the end of sequences."""
     both = [m for m in measurements if {"strict", "teacher_forced"} <= {row["protocol"] for row in m.rows}]
     sides = (arrange(both, view) for view in ("strict/exact", "teacher_forced/em"))
-    return [gap_table(strict, kinder) for strict, kinder in zip(*sides, strict=True)]
+    return [gap_table(strict, kinder) for strict, kinder in zip(*sides, strict=True) if at_the_end(strict[0])]
 
 
 def gap_table(strict: Sequence[Block], kinder: Sequence[Block]) -> Table:
@@ -304,7 +309,7 @@ def summary_tables(measurements: Sequence[Measurement], view: str) -> list[Table
     for blocks in arrange(measurements, view):
         for block in blocks:
             header = block.header
-            if block.entries[0].rows[0]["setting"] == header["setting"] != "cross-task":  # at the end
+            if at_the_end(block) and header["setting"] != "cross-task":
                 data = (*(header[key] for key in MODEL), header["dataset"].partition("-")[0], header["split"])
                 sides[data][SETTINGS[header["setting"]]].append(block)
     return [
@@ -333,7 +338,7 @@ def _summary(settings: Mapping[str, Sequence[Block]], view: str) -> Table:
         f"Summary over tasks and sub-metrics; {_model(all_blocks[0])}: {view}, percent",
         tuple((f"{title} editing", tuple(PROPERTIES)) for title in settings),
         _with_best(rows, unfinished),
-        (f"Means over {'; '.join(measured)}. n/a: not measured in all of them.",),
+        (f"Means over {'; '.join(measured)}. n/a: not measured in all of them.", *_unfinished(all_blocks)),
     )
 
 
@@ -366,9 +371,20 @@ def _table(
         title,
         tuple((block.title, titles) for block in blocks),
         _with_best(rows, unfinished),
-        (about, *notes),
+        (about, *notes, *_unfinished(blocks)),
         tuple(blocks),
     )
+
+
+def _unfinished(blocks: Iterable[Block]) -> list[str]:
+    """A note that names what is not finished, if anything."""
+    found = [
+        f"{entry.method}, {block.title}: {entry.source.done} of {entry.source.planned} cases"
+        for block in blocks
+        for entry in block.entries
+        if not entry.source.finished
+    ]
+    return [f"Unfinished: {'; '.join(found)}."] if found else []
 
 
 def _with_best(
