@@ -34,7 +34,7 @@ from unike.report import (
     views_of,
 )
 from unike.report.failures import failures
-from unike.report.figures import alphas, bars
+from unike.report.figures import bars, histograms
 from unike.report.measurements import chosen_settings, method_names
 from unike.report.page import logged
 from unike.report.text import command
@@ -435,10 +435,16 @@ def page(measurements: list[Measurement], **options: Any) -> tuple[str, Page]:
 
 def hostile(folder: Path) -> None:
     wrong = asked(
-        "reliability", 0.0, prompt="<script>alert(1)</script>", image="gone/<b>.png", target="a&b", after='"><i>'
+        "reliability",
+        0.0,
+        prompt="<script>alert(1)</script>",
+        image="gone/<b>.png",
+        target="a&b",
+        after='"><i>',
+        notes={"alpha": 0.25},
     )
-    log = {"alpha": {"reliability": [0.25, None], "t_locality": [2.0]}}
-    write(folder, {"a": [CaseResult("<u>", "", (wrong, asked("t_locality", 1.0)), 0.5, log=log)]}, editor="<em>$x$")
+    right = asked("t_locality", 1.0, notes={"alpha": 2.0})
+    write(folder, {"a": [CaseResult("<u>", "", (wrong, right), 0.5)]}, editor="<em>$x$")
 
 
 def test_the_page_stands_alone_and_escapes_what_models_say(tmp_path: Path) -> None:
@@ -532,8 +538,12 @@ def test_alpha_is_drawn_where_it_was_logged(tmp_path: Path) -> None:
     write(tmp_path / "b")
     without, with_log = sorted(read([tmp_path]), key=lambda measurement: measurement.method != "ft")
     ((caption, svg),) = logged(with_log)
-    assert caption.startswith("alpha of <em>$x$: one-step") and "Rel. (n 1)" in svg and "T-Loc. (n 1)" in svg
-    assert logged(without) == [] and alphas([], "x") is None
+    assert (
+        caption.startswith("alpha (weight of the memory) of <em>$x$: one-step")
+        and "Rel. (n 1)" in svg
+        and "T-Loc. (n 1)" in svg
+    )
+    assert logged(without) == [] and histograms([], "alpha", "x") is None
 
 
 # ---------------------------------------------------------------------- the command line

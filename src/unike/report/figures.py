@@ -82,21 +82,22 @@ def bars(block: Block, label: str) -> str:
         return _svg(figure, label)
 
 
-def alphas(cases: Iterable[CaseResult], label: str, *, what: str = "alpha") -> str | None:
-    """How a value of the method's log is distributed, for each kind of question: small multiples.
+def histograms(cases: Iterable[CaseResult], what: str, label: str) -> str | None:
+    """How one of the notes on questions is distributed, for each kind of question: small multiples.
 
     Args:
-        cases: Whose ``log`` may have ``{what: {kind: [a value a question]}}``.
+        cases: The method may have said something about their questions, see `unike.types.Asked`.
+        what: Name of the note, for example ``"alpha"``.
         label: What the figure shows.
-        what: ``"alpha"``, the weight of the memory (Eq. 7), or ``"gate"``.
 
     Returns:
         An ``<svg>``; None if no case has such values.
     """
     found: dict[str, list[float]] = defaultdict(list)
     for case in cases:
-        for kind, values in case.log.get(what, {}).items():
-            found[kind] += [value for value in values if value is not None]
+        for asked in case.asked:
+            if what in asked.notes:
+                found[asked.kind].append(asked.notes[what])
     kinds = [kind for kind in METRICS if found.get(kind)]
     if not kinds:
         return None

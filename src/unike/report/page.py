@@ -14,13 +14,13 @@ from jinja2 import Environment, StrictUndefined
 from unike._version import __version__
 from unike.evaluation import Progress, silent
 from unike.report.failures import SEED, Failure, Pictures, failures
-from unike.report.figures import alphas, bars
+from unike.report.figures import bars, histograms
 from unike.report.measurements import Measurement
 from unike.report.tables import Cell, Table
 from unike.report.text import provenance, where
 
-LOGS = ("alpha", "gate")
-"""Values a method may log for each question."""
+NOTES = {"alpha": "weight of the memory", "gate": "relevance", "activation": "strongest pair"}
+"""What a method may say about each question."""
 
 
 def to_html(
@@ -87,8 +87,8 @@ def figures(table: Table) -> list[tuple[str, str]]:
 def logged(measurement: Measurement) -> list[tuple[str, str]]:
     """A caption and an ``<svg>`` for each kind of value that the method logged."""
     cases = [case for run in measurement.runs.values() for case in run.cases if case.when == "end"]
-    captions = {what: f"{what} of {measurement.method}: {where(measurement)}" for what in LOGS}
-    drawn = ((caption, alphas(cases, caption, what=what)) for what, caption in captions.items())
+    captions = {what: f"{what} ({name}) of {measurement.method}: {where(measurement)}" for what, name in NOTES.items()}
+    drawn = ((caption, histograms(cases, what, caption)) for what, caption in captions.items())
     return [(caption, svg) for caption, svg in drawn if svg is not None]
 
 
