@@ -25,7 +25,7 @@ import torch
 from unike._version import __version__
 from unike.answers import ALONE, Answers, Team
 from unike.backbones.base import Backbone
-from unike.editors.base import Edit, Editor, attached
+from unike.editors.base import Edit, Editor
 from unike.errors import UnikeError
 from unike.images import load_image
 from unike.metrics import PROTOCOLS, exact_match
@@ -385,7 +385,7 @@ class Bench:
                         readings[position] = reading
 
         for position, case in enumerate(unit.cases):
-            with attached(self.backbone, edits):
+            with self.examiner.on(edits):
                 edit, took = self._edit([case])
             edits.append(edit)
             seconds.append(took)

@@ -48,8 +48,16 @@ def image_hashes(image: Path) -> ImageHashes:
 
 
 def content_hash(image: Path) -> str:
-    """SHA-256 of the file, its first 16 digits."""
-    return hashlib.sha256(image.read_bytes()).hexdigest()[:16]
+    """SHA-256 of the file, its first 16 digits.
+
+    Raises:
+        UnikeError: It cannot be read.
+    """
+    try:
+        return hashlib.sha256(image.read_bytes()).hexdigest()[:16]
+    except OSError:
+        load_image(image)  # says what is wrong with it
+        raise
 
 
 def perceptual_hash(image: Image.Image) -> str:
