@@ -31,6 +31,7 @@ from unike.files import SealedFolder, replace_folder
 from unike.functional import target_positions
 from unike.hooks import Args, Hooks, Kwargs
 from unike.modules.anchors import Anchors
+from unike.modules.leak_guard import Trace
 from unike.settings import Settings
 from unike.types import Query, SplitState
 
@@ -351,6 +352,10 @@ class Editor(ABC, Generic[ConfigT]):
 
     def prepare(self, backbone: Backbone) -> None:
         """Read what does not depend on the facts, so that the first edit takes no longer than the next; optional."""
+
+    def sources(self, backbone: Backbone) -> Sequence[Trace]:
+        """What the method learned from before its first edit; the bench refuses what it is to be evaluated on."""
+        return ()
 
     def edit(self, backbone: Backbone, facts: Query | Sequence[Query]) -> Edit:
         """Edit one fact, or several independent ones in one pass. The backbone is left as it was.
