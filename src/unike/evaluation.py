@@ -175,6 +175,7 @@ def evaluate(
     plan = plan or Plan()
     sources = [sources] if isinstance(sources, Source) else list(sources)
     check_sources(sources, plan)
+    check_method(editor, plan)
     check_leaks(backbone, editor, sources, progress if team.rank == 0 else silent)
     everything = [case for source in sources for case in source.cases]
     answers = Answers(backbone, plan.max_new_tokens or room(backbone, everything))
@@ -243,6 +244,19 @@ def check_sources(sources: Sequence[Source], plan: Plan) -> None:
         raise UnikeError(f"k is {plan.k}, which {len(sources)} tasks cannot share evenly; choose an even one")
 
 
+def check_method(editor: Editor[Any] | type[Editor[Any]], plan: Plan) -> None:
+    """Refuse a setting that is not defined for a method.
+
+    Raises:
+        UnikeError: With one that is.
+    """
+    if plan.setting != "one-step" and not editor.sequential:
+        raise UnikeError(
+            f"{editor.name!r} holds one edit at a time, so {plan.setting} editing is not defined for it (n/a); "
+            "choose the setting one-step"
+        )
+
+
 def check_leaks(
     backbone: Backbone, editor: Editor[Any], sources: Sequence[Source], progress: Progress = silent
 ) -> None:
@@ -261,8 +275,8 @@ def check_leaks(
         prompt, leak = leaks[0]
         raise UnikeError(
             f"{editor.name!r} learned from what is to be evaluated: {len(leaks)} of its {len(learned)} sources are in "
-            f"{' and '.join(source.dataset for source in sources)}, the first is {prompt!r} ({leak}); prepare it anew "
-            "from other data"
+            f"{' and '.join(source.dataset for source in sources)}, the first is {prompt!r} ({leak}); let "
+            "it learn from other data"
         )
 
 

@@ -345,6 +345,8 @@ class Editor(ABC, Generic[ConfigT]):
     name: ClassVar[str]
     config_class: ClassVar[type[EditorConfig]]
     edit_class: ClassVar[type[Edit]]
+    sequential: ClassVar[bool] = True
+    """Whether several edits can be in force at once."""
 
     def __init__(self, config: ConfigT | None = None, *, anchors: Anchors | None = None, **settings: Any) -> None:
         self.config: ConfigT = config if config is not None else self.config_class.parse(settings)  # type: ignore[assignment]
