@@ -17,6 +17,7 @@ import subprocess
 import time
 from collections.abc import Callable, Container, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,11 @@ import torch
 from unike._version import __version__
 from unike.answers import ALONE, Answers, Team
 from unike.backbones.base import Backbone
-from unike.editors.base import Edit, Editor, attached
+from unike.editors.base import Edit, Editor
 from unike.errors import UnikeError
 from unike.images import load_image
 from unike.metrics import PROTOCOLS, exact_match
+from unike.modules.leak_guard import LeakGuard
 from unike.probing import ENGINES, TOGETHER, Examiner, Reading, image_name, questions
 from unike.registry import did_you_mean
 from unike.results import ResultsFile, Run, check_same_run, read_run
@@ -173,6 +175,8 @@ def evaluate(
     plan = plan or Plan()
     sources = [sources] if isinstance(sources, Source) else list(sources)
     check_sources(sources, plan)
+    check_method(editor, plan)
+    check_leaks(backbone, editor, sources, progress if team.rank == 0 else silent)
     everything = [case for source in sources for case in source.cases]
     answers = Answers(backbone, plan.max_new_tokens or room(backbone, everything))
     described = describe(backbone, editor, sources, plan, answers.max_new_tokens)
@@ -238,6 +242,42 @@ def check_sources(sources: Sequence[Source], plan: Plan) -> None:
         raise UnikeError("cross-task editing takes the cases of two tasks, every other setting those of one")
     if plan.k % len(sources):
         raise UnikeError(f"k is {plan.k}, which {len(sources)} tasks cannot share evenly; choose an even one")
+
+
+def check_method(editor: Editor[Any] | type[Editor[Any]], plan: Plan) -> None:
+    """Refuse a setting that is not defined for a method.
+
+    Raises:
+        UnikeError: With one that is.
+    """
+    if plan.setting != "one-step" and not editor.sequential:
+        raise UnikeError(
+            f"{editor.name!r} holds one edit at a time, so {plan.setting} editing is not defined for it (n/a); "
+            "choose the setting one-step"
+        )
+
+
+def check_leaks(
+    backbone: Backbone, editor: Editor[Any], sources: Sequence[Source], progress: Progress = silent
+) -> None:
+    """Refuse a method that learned from what it would be evaluated on: a picture, one like it, or a telling question.
+
+    Raises:
+        UnikeError: With how much is shared, and the first of it.
+    """
+    if not (learned := editor.sources(backbone)):
+        return
+    asked = [query for source in sources for case in source.cases for _, query in questions(case)]
+    # A picture that cannot be read is no leak; `choose` names the case that it belongs to.
+    guard = LeakGuard(asked, asked, partial(progress, "reading pictures"), traces=learned, skip_bad=True)
+    leaks = [(trace.prompt, leak) for trace in learned if (leak := guard.leak(trace)) is not None]
+    if leaks:
+        prompt, leak = leaks[0]
+        raise UnikeError(
+            f"{editor.name!r} learned from what is to be evaluated: {len(leaks)} of its {len(learned)} sources are in "
+            f"{' and '.join(source.dataset for source in sources)}, the first is {prompt!r} ({leak}); let "
+            "it learn from other data"
+        )
 
 
 def choose(
@@ -385,7 +425,7 @@ class Bench:
                         readings[position] = reading
 
         for position, case in enumerate(unit.cases):
-            with attached(self.backbone, edits):
+            with self.examiner.on(edits):
                 edit, took = self._edit([case])
             edits.append(edit)
             seconds.append(took)

@@ -249,10 +249,10 @@ class Examiner:
         """
         found = []
         shared = [] if isinstance(edits, Edit) else edits
-        with self._on(shared):
+        with self.on(shared):
             for row, reading in enumerate(readings):
                 own = [edits[row]] if isinstance(edits, Edit) else []
-                with self._on(own):
+                with self.on(own):
                     unattached = [] if self.hooked else [*shared, *own]
                     found.append([self._guess(batch, unattached) for batch in reading.batches])
         after = [self._prove(reading, guesses) for reading, guesses in zip(readings, found, strict=True)]
@@ -266,7 +266,7 @@ class Examiner:
             for reading, guesses, answers in zip(readings, found, after, strict=True)
         ]
 
-    def _on(self, stack: Sequence[Edit]) -> AbstractContextManager[None]:
+    def on(self, stack: Sequence[Edit]) -> AbstractContextManager[None]:
         """Attach a stack, if its method works by being attached."""
         return attached(self.backbone, stack) if self.hooked else nullcontext()
 

@@ -1,4 +1,6 @@
-"""What every editor promises, on a tiny random model of every family; both are found, not listed."""
+"""What every editor that acts within the model promises, on a tiny random model of every family; both are found, not
+listed. Those that rewrite or route questions instead are in ``test_routing.py``.
+"""
 
 import json
 import os
@@ -18,7 +20,7 @@ from torch import Tensor
 
 from unike import registry
 from unike.backbones.base import Backbone
-from unike.editors.base import Edit, Editor, attached
+from unike.editors.base import Edit, Editor, RoutingEdit, attached
 from unike.errors import UnikeError
 from unike.functional import token_nll
 from unike.modules.anchors import Anchors
@@ -43,6 +45,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
 ONLY_TRAINED: dict[str, dict[str, Any]] = {"unike": {"only_intrinsic": True}}
 """What leaves out the parts of an edit that act without any training, such as a memory."""
 
+WITHIN = [
+    name for name in registry.editors.names() if not issubclass(registry.editors.get(name).edit_class, RoutingEdit)
+]
+
 ATOL, RTOL = 5e-4, 1e-3
 """Between logits, and between tensors (distance over norm), of an edit made in a batch and of the same edit made alone.
 
@@ -65,7 +71,7 @@ def anchors(pictures: list[Path]) -> Anchors:
     )
 
 
-@pytest.fixture(scope="module", params=registry.editors.names())
+@pytest.fixture(scope="module", params=WITHIN)
 def make_editor(request: pytest.FixtureRequest, anchors: Anchors) -> Callable[..., Editor[Any]]:
     """A function ``(**settings) -> Editor`` for each editor."""
 

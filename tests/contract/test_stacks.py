@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_backbones import hooks_on
+from test_editors import WITHIN
 from torch import Tensor
 
 from unike import registry
@@ -61,7 +62,7 @@ def an_editor(name: str, folder: str, **settings: Any) -> Editor[Any]:
     return editor
 
 
-@pytest.fixture(scope="module", params=registry.editors.names())
+@pytest.fixture(scope="module", params=WITHIN)
 def editor(request: pytest.FixtureRequest, folder: str) -> Editor[Any]:
     return an_editor(request.param, folder)
 

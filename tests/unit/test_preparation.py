@@ -36,6 +36,8 @@ from unike.preparation import (
 )
 from unike.types import EditCase, Probe, Query
 
+pytestmark = pytest.mark.usefixtures("at_home")
+
 FAST = {
     "layers": (-2, -1),
     "hidden": 8,

@@ -171,11 +171,10 @@ def edited(
 def answers(
     backbone: "Backbone", queries: "Sequence[Query]", edits: "Sequence[Edit]", max_new_tokens: int = 16
 ) -> list[str]:
-    """Ask every question with a stack of edits attached."""
-    from unike.editors.base import attached
+    """Ask every question under a stack of edits."""
+    from unike.editors.base import answer
 
-    with attached(backbone, edits):
-        return backbone.generate(queries, max_new_tokens=max_new_tokens)
+    return answer(edits, backbone, queries, max_new_tokens=max_new_tokens)
 
 
 def room(backbone: "Backbone", target: str) -> int:

@@ -66,9 +66,10 @@ def bench(
     chosen = shared.parse_settings(settings or [])
     with shared.working("starting"):
         from unike import registry, results, workers
-        from unike.evaluation import Plan
+        from unike.evaluation import Plan, check_method
 
-        registry.editors.get(editor).config_class.parse(chosen)
+        method = registry.editors.get(editor)
+        method.config_class.parse(chosen)
         shared.check_hardware(device, dtype)
         plan = Plan(
             setting=setting,
@@ -82,6 +83,7 @@ def bench(
             max_new_tokens=max_new_tokens,
             engine=engine,
         )
+        check_method(method, plan)
         results.check_place(out)
         skip_bad = on_error == "skip"
         job = workers.Job(model, editor, chosen, dataset, split, data, out, plan, skip_bad, device, dtype)

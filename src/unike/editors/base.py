@@ -31,6 +31,7 @@ from unike.files import SealedFolder, replace_folder
 from unike.functional import target_positions
 from unike.hooks import Args, Hooks, Kwargs
 from unike.modules.anchors import Anchors
+from unike.modules.leak_guard import Trace
 from unike.settings import Settings
 from unike.types import Query, SplitState
 
@@ -134,12 +135,20 @@ class Edit(ABC):
     def check_rows(self, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         """Here and not at the layers: OPT flattens rows and positions, and any number of them would seem to fit."""
         given = [*args, kwargs.get("inputs_embeds"), kwargs.get("input_ids")]
-        rows = next(len(value) for value in given if isinstance(value, Tensor))
+        self.shared_out(next(len(value) for value in given if isinstance(value, Tensor)))
+
+    def shared_out(self, rows: int) -> list[int]:
+        """Which of the B edits each of several rows sees: as many rows in turn for each.
+
+        Raises:
+            UnikeError: They cannot be shared out evenly.
+        """
         if rows % len(self):
             raise UnikeError(
                 f"{len(self)} independent edits are attached, but the model runs on {rows} rows; "
                 "ask one question for each edit, or attach one alone: edit[i]"
             )
+        return [row * len(self) // rows for row in range(rows)]
 
     def to(self, device: torch.device | str) -> Self:
         """The same edit on another device."""
@@ -225,6 +234,61 @@ class Edit(ABC):
             raise SAVED.damaged(folder, repr(error)) from None
 
 
+class RoutingEdit(Edit):
+    """Edits whose method does not act within the model, but rewrites or routes a question before the model reads it.
+
+    They override `answer` and `target_logits`, and are asked through these: ``edit.generate(backbone, queries)``.
+    """
+
+    def install(self, backbone: Backbone, hooks: Hooks) -> None:
+        """Refuse: with hooks alone it would do nothing.
+
+        Raises:
+            UnikeError: Always.
+        """
+        raise UnikeError(
+            f"{self.editor!r} does not act within the model, so its edits cannot be attached; "
+            "ask through the edit: edit.generate(model, queries)"
+        )
+
+    @classmethod
+    def check_stack(cls, edits: Sequence[Edit], backbone: Backbone) -> None:
+        """Refuse a stack that does not fit a backbone or whose edits do not fit each other.
+
+        Raises:
+            UnikeError: As `check_fits`; or they were made with different settings.
+        """
+        for edit in {edit.fingerprint: edit for edit in edits}.values():
+            edit.check_fits(backbone)
+        if len({edit.config for edit in edits}) > 1:
+            raise UnikeError(f"edits of {cls.editor!r} act together only with the same settings; make them anew")
+
+
+def answer(edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query], **kwargs: Any) -> list[str]:
+    """Answer queries under a stack of edits of any methods.
+
+    Those that act within the model are attached; one more method may rewrite or route the questions to it.
+
+    Args:
+        edits: The stack, oldest first.
+        backbone: The model.
+        queries: Their targets are not looked at.
+        **kwargs: As in `Backbone.generate`.
+
+    Raises:
+        UnikeError: As `Edit.attached`; or two methods would rewrite the questions.
+    """
+    routing = [edit for edit in edits if isinstance(edit, RoutingEdit)]
+    kinds = {type(edit) for edit in routing}
+    if not kinds:
+        return Edit.answer(edits, backbone, queries, **kwargs)
+    if len(kinds) > 1:
+        names = " and ".join(sorted(repr(kind.editor) for kind in kinds))
+        raise UnikeError(f"{names} both rewrite or route questions; use edits of one of them at a time")
+    with attached(backbone, [edit for edit in edits if not isinstance(edit, RoutingEdit)]):
+        return kinds.pop().answer(routing, backbone, queries, **kwargs)
+
+
 @contextmanager
 def attached(backbone: Backbone, edits: Sequence[Edit]) -> Iterator[None]:
     """Attach a stack of edits, oldest first, on top of those that are attached.
@@ -233,7 +297,7 @@ def attached(backbone: Backbone, edits: Sequence[Edit]) -> Iterator[None]:
     whole stack is put on anew. So a stack without one of its edits is, bit for bit, the stack of the others.
 
     Raises:
-        UnikeError: As `Edit.attached`.
+        UnikeError: As `Edit.attached`; or a method does not act within the model, see `RoutingEdit`.
     """
     edits = list(edits)  # the caller's may grow within the block
     if not edits:
@@ -281,6 +345,8 @@ class Editor(ABC, Generic[ConfigT]):
     name: ClassVar[str]
     config_class: ClassVar[type[EditorConfig]]
     edit_class: ClassVar[type[Edit]]
+    sequential: ClassVar[bool] = True
+    """Whether several edits can be in force at once."""
 
     def __init__(self, config: ConfigT | None = None, *, anchors: Anchors | None = None, **settings: Any) -> None:
         self.config: ConfigT = config if config is not None else self.config_class.parse(settings)  # type: ignore[assignment]
@@ -293,6 +359,10 @@ class Editor(ABC, Generic[ConfigT]):
 
     def prepare(self, backbone: Backbone) -> None:
         """Read what does not depend on the facts, so that the first edit takes no longer than the next; optional."""
+
+    def sources(self, backbone: Backbone) -> Sequence[Trace]:
+        """What the method learned from before its first edit; the bench refuses what it is to be evaluated on."""
+        return ()
 
     def edit(self, backbone: Backbone, facts: Query | Sequence[Query]) -> Edit:
         """Edit one fact, or several independent ones in one pass. The backbone is left as it was.
@@ -329,7 +399,7 @@ class Editor(ABC, Generic[ConfigT]):
     def split(self, backbone: Backbone) -> int | None:
         """The lowest layer an edit acts on, counted from 0: what is below need not be computed twice.
 
-        None for a method that does not act through hooks on the decoder, but rewrites or routes the question.
+        None for a method that does not act through hooks on the decoder, but makes `RoutingEdit`.
         """
 
     @abstractmethod

@@ -56,6 +56,7 @@ from unike.modules.latent_memory import (
     last_answer_token,
     read_entries,
 )
+from unike.modules.leak_guard import ImageHashes, Trace
 from unike.modules.optimise import optimise
 from unike.modules.relevance import Gate, Relevance
 from unike.types import Batch, Query, SplitState
@@ -363,6 +364,15 @@ class UniKE(Editor[UniKEConfig]):
             knowledge_of(backbone, self.config.knowledge)
         if self._uses_anchors and self.anchors:
             self.anchors.ffn_inputs(backbone, self.config.layers)
+
+    def sources(self, backbone: Backbone) -> Sequence[Trace]:
+        """The triplets of the knowledge."""
+        if not self.config.needs_knowledge:
+            return ()
+        return [
+            Trace(triplet.prompt, ImageHashes(triplet.image_hash, triplet.perceptual_hash))
+            for triplet in knowledge_of(backbone, self.config.knowledge).triplets
+        ]
 
     @property
     def _uses_anchors(self) -> bool:

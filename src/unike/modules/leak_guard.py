@@ -5,6 +5,7 @@ question and say by themselves what they are about. "What is this?" is asked abo
 """
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from unike import home
+from unike.errors import UnikeError
+from unike.files import replace_file
 from unike.images import load_image
 from unike.types import Query
 
@@ -38,18 +42,17 @@ class ImageHashes:
     perceptual: str
 
 
-def image_hashes(image: Path) -> ImageHashes:
-    """Both hashes of a picture.
+def content_hash(image: Path) -> str:
+    """SHA-256 of the file, its first 16 digits.
 
     Raises:
         UnikeError: It cannot be read.
     """
-    return ImageHashes(perceptual=perceptual_hash(load_image(image)), content=content_hash(image))
-
-
-def content_hash(image: Path) -> str:
-    """SHA-256 of the file, its first 16 digits."""
-    return hashlib.sha256(image.read_bytes()).hexdigest()[:16]
+    try:
+        return hashlib.sha256(image.read_bytes()).hexdigest()[:16]
+    except OSError:
+        load_image(image)  # says what is wrong with it
+        raise
 
 
 def perceptual_hash(image: Image.Image) -> str:
@@ -82,6 +85,19 @@ def bits_apart(one: str, other: str) -> int:
     return (int(one, 16) ^ int(other, 16)).bit_count()
 
 
+@dataclass(frozen=True)
+class Trace:
+    """What is kept of a question that was learned from, enough to recognise it.
+
+    Args:
+        prompt: The question.
+        image: Of its picture, or None.
+    """
+
+    prompt: str
+    image: ImageHashes | None
+
+
 class LeakGuard:
     """Tells which candidates have something in common with what an evaluation asks.
 
@@ -89,6 +105,8 @@ class LeakGuard:
         protected: Every query of the evaluation, edits and probes.
         candidates: Every query that is to be learned from; they show which questions are generic.
         progress: Called with the number of pictures that are read, and of all.
+        traces: Of queries that were learned from already; they show it too.
+        skip_bad: Pass over pictures that cannot be read.
 
     Attributes:
         hashes: Of every picture of either.
@@ -102,32 +120,82 @@ class LeakGuard:
         protected: Sequence[Query],
         candidates: Sequence[Query],
         progress: Callable[[int, int], None] = lambda done, total: None,
+        *,
+        traces: Sequence[Trace] = (),
+        skip_bad: bool = False,
     ) -> None:
         images = sorted({query.image for query in [*protected, *candidates] if query.image is not None})
-        self.hashes: dict[Path, ImageHashes] = {}
-        for image in images:
-            self.hashes[image] = image_hashes(image)
-            progress(len(self.hashes), len(images))
-        seen = {self.hashes[query.image] for query in protected if query.image is not None}
+        self.hashes = read_hashes(images, progress, skip_bad=skip_bad)
+        seen = {self.hashes[query.image] for query in protected if query.image in self.hashes}
         self._contents = {each.content for each in seen}
         self._bits = _as_bits([each.perceptual for each in seen])
-        self._questions = {worded(query.prompt) for query in protected} - self._generic(candidates)
+        self._questions = {worded(query.prompt) for query in protected}
+        self._questions -= _generic([*map(self.trace, candidates), *traces])
 
-    def _generic(self, queries: Sequence[Query]) -> set[str]:
-        """The questions that are asked about at least `GENERIC` different pictures."""
-        asked = {(worded(query.prompt), self.hashes[query.image].content) for query in queries if query.image}
-        counts = Counter(question for question, _ in asked)
-        return {question for question, count in counts.items() if count >= GENERIC}
+    def trace(self, query: Query) -> Trace:
+        """What to recognise a query by, if its picture has been read."""
+        return Trace(query.prompt, None if query.image is None else self.hashes.get(query.image))
 
-    def leak(self, query: Query) -> str | None:
-        """What a candidate has in common with the evaluation, one of `LEAKS`, or None."""
-        if query.image is not None:
-            own = self.hashes[query.image]
-            if own.content in self._contents:
+    def leak(self, learned: Query | Trace) -> str | None:
+        """What a candidate, or what is kept of it, has in common with the evaluation, one of `LEAKS`, or None."""
+        trace = self.trace(learned) if isinstance(learned, Query) else learned
+        if trace.image is not None:
+            if trace.image.content in self._contents:
                 return LEAKS[0]
-            if ((self._bits != _as_bits([own.perceptual])).sum(dim=1) <= NEAR).any():
+            if ((self._bits != _as_bits([trace.image.perceptual])).sum(dim=1) <= NEAR).any():
                 return LEAKS[1]
-        return LEAKS[2] if worded(query.prompt) in self._questions else None
+        return LEAKS[2] if worded(trace.prompt) in self._questions else None
+
+
+def _generic(traces: Sequence[Trace]) -> set[str]:
+    """The questions that are asked about at least `GENERIC` different pictures."""
+    asked = {(worded(trace.prompt), trace.image.content) for trace in traces if trace.image is not None}
+    counts = Counter(question for question, _ in asked)
+    return {question for question, count in counts.items() if count >= GENERIC}
+
+
+def read_hashes(
+    images: Sequence[Path], progress: Callable[[int, int], None] = lambda done, total: None, *, skip_bad: bool = False
+) -> dict[Path, ImageHashes]:
+    """The hashes of pictures; those that were ever worked out are kept in the cache folder, by the file's content.
+
+    Args:
+        images: Each once.
+        progress: As in `LeakGuard`.
+        skip_bad: As in `LeakGuard`.
+
+    Raises:
+        UnikeError: A picture cannot be read, or the cache folder cannot be written.
+    """
+    place = home.folder() / f"perceptual_hashes_{SIDE}.json"
+    known = _read_known(place)
+    count, hashes = len(known), {}
+    for number, image in enumerate(images, start=1):
+        try:
+            content = content_hash(image)
+            if content not in known:
+                known[content] = perceptual_hash(load_image(image))
+            hashes[image] = ImageHashes(content, known[content])
+        except UnikeError:
+            if not skip_bad:
+                raise
+        progress(number, len(images))
+    if len(known) > count:
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UnikeError(f"cannot write {place.parent}: {error.strerror}; set UNIKE_HOME") from None
+        replace_file(place, json.dumps(known).encode())
+    return hashes
+
+
+def _read_known(place: Path) -> dict[str, str]:
+    """Content to perceptual hash; nothing if the file is not there or not whole, as it can be made again."""
+    try:
+        known = json.loads(place.read_bytes())
+        return {key: value for key, value in known.items() if len(value) == 3 * SIDE**2 // 4 and int(value, 16) >= 0}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
 
 
 def worded(prompt: str) -> str:

@@ -1,0 +1,187 @@
+"""IKE: in-context knowledge editing (Zheng et al., arXiv 2305.12740; the paper's appendix D.2). Nothing is trained.
+
+The edited fact is put before every question, behind demonstrations of what that means: facts of a train split that say
+something similar, each with its own question again (copy), in other words (update), or with an unrelated question whose
+answer stays (retain)::
+
+    New Fact: {prompt} {target}        } the nearest facts of the pool, nearest last,
+    Prompt: {question} {answer}        } each with one of the three kinds of questions
+
+    New Fact: {prompt} {target}        } the edited fact, copied
+    Prompt: {prompt} {target}
+
+    New Fact: {prompt} {target}
+    Prompt: {question}                 } what is asked
+
+The same text stands before questions that have nothing to do with the fact. Demonstrations are text; the picture is
+that of the question asked.
+
+Note:
+    Meaningless in sequential editing: one fact is new at a time, and the paper leaves it out, too.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from unike.backbones.base import Backbone
+from unike.editors.base import Edit, Editor, EditorConfig, RoutingEdit
+from unike.errors import UnikeError
+from unike.functional import target_positions
+from unike.images import load_image
+from unike.modules.demonstrations import COPY, RETAIN, UPDATE, Pool, asked_under, demonstration, pool_of, stated
+from unike.modules.leak_guard import Trace
+from unike.modules.sentence_encoder import MINILM
+from unike.types import Query, SplitState
+
+ROOM = 0.75
+"""The part of what a model reads that demonstrations may take; the rest is for picture, question and answer."""
+
+
+class IKEConfig(EditorConfig):
+    """Settings of `IKE`.
+
+    Attributes:
+        encoder: Of facts: a folder or hub id that `sentence-transformers` reads.
+        pool: The data set whose train split demonstrations come from, or one of its tasks.
+        pool_folder: Folder of its files, if it does not ship with the package.
+        pool_size: Use only so many of its facts, evenly spread; None for all.
+        n_copy: Demonstrations that ask the fact's own question.
+        n_update: Demonstrations that ask it in other words.
+        n_retain: Demonstrations that ask something unrelated.
+        max_prompt_tokens: The longest text before the question; the least similar demonstrations are left out of a
+            longer one. None for `ROOM` of what the backbone reads.
+        seed: Of the order of the three kinds.
+    """
+
+    encoder: str = MINILM
+    pool: str = "pocket"
+    pool_folder: str | None = None
+    pool_size: int | None = Field(None, ge=1)
+    n_copy: int = Field(3, ge=0)
+    n_update: int = Field(12, ge=0)
+    n_retain: int = Field(17, ge=0)
+    max_prompt_tokens: int | None = Field(None, ge=1)
+    seed: int = 0
+
+    @property
+    def kinds(self) -> list[str]:
+        """The kind of each demonstration, that of the nearest fact first."""
+        kinds = [COPY] * self.n_copy + [UPDATE] * self.n_update + [RETAIN] * self.n_retain
+        return random.Random(self.seed).sample(kinds, len(kinds))
+
+    def read_pool(self) -> Pool:
+        """The pool, read once in a process."""
+        return pool_of(self.pool, self.pool_folder, self.pool_size)
+
+
+class IKEEdit(RoutingEdit):
+    """``demonstrations [B, K]``, facts of the pool, nearest first, and ``pool [B, 8]`` uint8, its fingerprint."""
+
+    editor = "ike"
+    config_class = IKEConfig
+
+    @classmethod
+    def rewritten(cls, edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query]) -> list[Query]:
+        """The queries with demonstrations and the fact before them; targets stay what they are.
+
+        Raises:
+            UnikeError: The stack has several edits, or was made with another pool.
+        """
+        cls.check_stack(edits, backbone)
+        if not edits:
+            return list(queries)
+        if len(edits) > 1:
+            raise UnikeError(f"'ike' puts one new fact before a question, and {len(edits)} are given; use one of them")
+        (edit,) = edits
+        prefixes = [prefix(edit, row, backbone) for row in range(len(edit))]
+        seen = zip(queries, edit.shared_out(len(queries)), strict=True)
+        return [
+            replace(query, prompt=prefixes[row] + asked_under(text_of(edit.facts[row]), query.prompt))
+            for query, row in seen
+        ]
+
+    @classmethod
+    def answer(cls, edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query], **kwargs: Any) -> list[str]:
+        """What the model answers to the rewritten queries."""
+        return backbone.generate(cls.rewritten(edits, backbone, queries), **kwargs)
+
+    @classmethod
+    @torch.no_grad()
+    def target_logits(
+        cls, edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query], state: SplitState | None = None
+    ) -> Tensor:
+        """Logits of the targets behind the rewritten queries; a state of the queries as they were is of no use."""
+        batch = backbone.encode(cls.rewritten(edits, backbone, queries))
+        # In two steps, for the head's sake: thousands of positions, of which a handful are needed.
+        return backbone.run_from_split(backbone.run_to_split(batch, 0), target_positions(batch.labels))
+
+
+def text_of(fact: Query) -> str:
+    """An edited fact in one line."""
+    return stated(fact.prompt, fact.target or "")
+
+
+def prefix(edit: Edit, row: int, backbone: Backbone) -> str:
+    """What stands before every question: as many demonstrations as there is room for, and the edit's own.
+
+    Raises:
+        UnikeError: The edit was made with another pool.
+    """
+    config, fact = cast(IKEConfig, edit.config), edit.facts[row]
+    pool = config.read_pool()
+    if not torch.equal(edit.tensors["pool"][row].cpu(), pool.fingerprint):
+        raise UnikeError(
+            f"the edit {fact.prompt!r} was made with other demonstrations than {config.pool!r} has now; make it anew"
+        )
+    nearest = zip(edit.tensors["demonstrations"][row].tolist(), config.kinds, strict=False)  # a small pool has fewer
+    texts = [demonstration(text_of(fact), fact.prompt, fact.target or "")]
+    texts += [pool.facts[index].demonstration(kind) for index, kind in nearest]
+    lengths = torch.tensor([len(ids) for ids in backbone.tokenizer(texts, add_special_tokens=False)["input_ids"]])
+    fitting = int((lengths.cumsum(0) <= limit(config, backbone)).sum())
+    return "".join(reversed(texts[: max(fitting, 1)]))  # the fact itself is never left out
+
+
+def limit(config: IKEConfig, backbone: Backbone) -> float:
+    """How many tokens may stand before the question."""
+    if config.max_prompt_tokens is not None:
+        return config.max_prompt_tokens
+    readable = getattr(backbone.text_config, "max_position_embeddings", None)
+    return float("inf") if readable is None else ROOM * readable
+
+
+class IKE(Editor[IKEConfig]):
+    """Puts the fact before every question, behind demonstrations of what an edit does."""
+
+    name: ClassVar[str] = "ike"
+    config_class = IKEConfig
+    edit_class = IKEEdit
+    sequential: ClassVar[bool] = False
+
+    def prepare(self, backbone: Backbone) -> None:
+        """Embed the pool."""
+        self.config.read_pool().embed(self.config.encoder, str(backbone.device))
+
+    def sources(self, backbone: Backbone) -> Sequence[Trace]:
+        """The questions of the pool."""
+        return self.config.read_pool().traces
+
+    def check(self, backbone: Backbone, fact: Query) -> None:
+        """As for every method, though the fact's own picture is only read with a question about it."""
+        super().check(backbone, fact)
+        if fact.image is not None:
+            load_image(fact.image)
+
+    def split(self, backbone: Backbone) -> None:
+        """No layer: the whole model reads another question."""
+
+    def make(self, backbone: Backbone, facts: list[Query]) -> dict[str, Tensor]:
+        """Find the facts of the pool that are most like these."""
+        config, pool = self.config, self.config.read_pool()
+        nearest = pool.nearest(facts, len(config.kinds), config.encoder, str(backbone.device))
+        return {"demonstrations": nearest, "pool": pool.fingerprint.repeat(len(facts), 1)}

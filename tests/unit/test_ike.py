@@ -1,0 +1,194 @@
+"""IKE: which demonstrations stand before a question, in which order, and how many."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from unike.backbones import tinies
+from unike.backbones.base import Backbone
+from unike.editors.base import Edit
+from unike.editors.ike import IKE, IKEConfig, IKEEdit, limit
+from unike.errors import UnikeError
+from unike.evaluation import Plan, Source, check_leaks, check_method
+from unike.modules import demonstrations
+from unike.modules.demonstrations import Pool
+from unike.types import EditCase, Probe, Query
+
+COUNTS = {"n_copy": 1, "n_update": 1, "n_retain": 1}
+
+FACTS = [
+    ("What animal is this?", "zebra"),
+    ("What colour is the car?", "red"),
+    ("Which country's flag is this?", "Kenya"),
+    ("What animal is shown?", "horse"),
+]
+
+
+def case(prompt: str, target: str, *, image: Path | None = None) -> EditCase:
+    probes = (
+        Probe("t_generality", Query(f"So, {prompt}", image, target)),
+        Probe("t_locality", Query(f"Not {prompt}", None, f"not {target}")),
+    )
+    return EditCase(prompt, Query(prompt, image, target), probes)
+
+
+@pytest.fixture
+def pool(monkeypatch: pytest.MonkeyPatch) -> Pool:
+    found = Pool([case(*fact) for fact in FACTS])
+    monkeypatch.setattr("unike.editors.ike.pool_of", lambda *_: found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return tinies()["llava"]()
+
+
+def read_by(edit: Edit, backbone: Backbone, *queries: Query) -> list[str]:
+    return [query.prompt for query in IKEEdit.rewritten([edit], backbone, queries)]
+
+
+# ---------------------------------------------------------------------- the text
+
+
+def test_the_whole_text(backbone: Backbone, pool: Pool) -> None:
+    """The nearest fact stands last but the edit itself; each kind as often as asked; nothing of the query's target."""
+    edit = IKE(**COUNTS, seed=1).edit(backbone, Query("Which animal do you see? ", None, " pony"))
+    kinds = edit.config.kinds
+    assert sorted(kinds) == ["copy", "retain", "update"]
+    indices = edit.tensors["demonstrations"][0].tolist()
+    assert indices[0] == 3 and indices[1] == 0, "horse, then zebra"
+    asked = {
+        "copy": lambda prompt, target: f"{prompt} {target}",
+        "update": lambda prompt, target: f"So, {prompt} {target}",
+        "retain": lambda prompt, target: f"Not {prompt} not {target}",
+    }
+    expected = "".join(
+        f"New Fact: {' '.join(FACTS[index])}\nPrompt: {asked[kind](*FACTS[index])}\n\n"
+        for index, kind in reversed(list(zip(indices, kinds, strict=True)))
+    )
+    expected += "New Fact: Which animal do you see? pony\nPrompt: Which animal do you see? pony\n\n"
+    expected += "New Fact: Which animal do you see? pony\nPrompt: Who wrote Hamlet?"
+    assert read_by(edit, backbone, Query(" Who wrote Hamlet?", None, "Bacon")) == [expected]
+
+
+def test_the_default_mix_is_the_paper_s_and_shuffled_by_the_seed() -> None:
+    kinds = IKEConfig().kinds
+    assert [kinds.count(kind) for kind in ("copy", "update", "retain")] == [3, 12, 17]
+    assert kinds == IKEConfig().kinds
+    assert kinds != IKEConfig(seed=1).kinds
+    assert kinds != sorted(kinds)
+
+
+def test_the_least_similar_are_left_out_where_there_is_no_room(backbone: Backbone, pool: Pool) -> None:
+    fact = Query("Which animal do you see?", None, "pony")
+    whole = IKE(**COUNTS, max_prompt_tokens=10_000).edit(backbone, fact)
+    (text,) = read_by(whole, backbone, fact)
+    parts = text.split("New Fact: ")[1:]
+    assert len(parts) == 5
+    sizes = [len(backbone.tokenizer("New Fact: " + part, add_special_tokens=False)["input_ids"]) for part in parts]
+    for kept in range(4):
+        most = sum(sizes[3 - kept : 4])  # of the demonstrations, and the edit's own
+        for room, count in ((most, kept), (most - 1, max(kept - 1, 0))):
+            edit = IKE(**COUNTS, max_prompt_tokens=room).edit(backbone, fact)
+            (text,) = read_by(edit, backbone, fact)
+            assert text.split("New Fact: ")[1:] == parts[3 - count :], "the edit's own is never left out"
+    assert limit(IKEConfig(), backbone) == 0.75 * 512
+    backbone.encode(IKEEdit.rewritten([IKE().edit(backbone, fact)], backbone, [fact]))
+
+
+def test_rows_have_the_demonstrations_of_their_own_fact(
+    backbone: Backbone, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taught = [Query("What animal is it?", None, "cow"), Query("What's the car's colour?", None, "blue")]
+    edits = IKE(n_copy=1, n_update=0, n_retain=0).edit(backbone, taught)
+    asked = [Query("Who?"), Query("Where?"), Query("Why?"), Query("How?")]
+    alone = [read_by(edits[row // 2], backbone, query)[0] for row, query in enumerate(asked)]
+    assert read_by(edits, backbone, *asked) == alone
+    assert "horse" in alone[0] and "red" in alone[2] and "red" not in alone[0]
+    seen: list[Query] = []
+    monkeypatch.setattr(backbone, "generate", lambda queries, **_: seen.extend(queries) or ["x"] * len(queries))
+    edits.generate(backbone, asked)
+    assert [query.prompt for query in seen] == alone
+
+
+def test_logits_are_those_behind_the_whole_text(backbone: Backbone, pool: Pool, facts: list[Query]) -> None:
+    edit = IKE(n_copy=1, n_update=0, n_retain=0).edit(backbone, facts[0])
+    expected = Edit.target_logits([], backbone, IKEEdit.rewritten([edit], backbone, facts))
+    assert torch.allclose(IKEEdit.target_logits([edit], backbone, facts), expected, atol=1e-5)
+
+
+# ---------------------------------------------------------------------- the pool
+
+
+def test_a_pool_has_each_fact_once_and_none_that_is_incomplete() -> None:
+    good, same = case(*FACTS[0]), case(*FACTS[0], image=Path("other.png"))
+    unanswered = Probe("t_locality", Query("Who?"))
+    silent = replace(good, edit=Query("What?", None, "x"), probes=(good.probes[0], unanswered))
+    lonely = replace(good, edit=Query("Whose?", None, "x"), probes=good.probes[1:])
+    assert [fact.prompt for fact in Pool([silent, good, lonely, same]).facts] == [FACTS[0][0]]
+    with pytest.raises(UnikeError, match="there are no demonstrations"):
+        Pool([silent, lonely])
+
+
+def test_a_pool_can_be_smaller_than_what_is_asked_of_it(backbone: Backbone, pool: Pool) -> None:
+    edit = IKE(n_copy=9).edit(backbone, Query("What animal?", None, "cow"))
+    assert edit.tensors["demonstrations"].shape == (1, 4)
+    bare = IKE(n_copy=0, n_update=0, n_retain=0).edit(backbone, Query("What animal?", None, "cow"))
+    (text,) = read_by(bare, backbone, Query("Who?"))
+    assert text.count("New Fact") == 2
+
+
+def test_an_edit_belongs_to_its_pool(backbone: Backbone, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    edit = IKE(**COUNTS).edit(backbone, Query("What animal?", None, "cow"))
+    other = Pool([case(*fact) for fact in [*FACTS[:3], ("What animal is shown?", "mule")]])
+    monkeypatch.setattr("unike.editors.ike.pool_of", lambda *_: other)
+    with pytest.raises(UnikeError, match=r"was made with other demonstrations than 'pocket' has now; make it anew"):
+        edit.generate(backbone, [Query("Who?")])
+
+
+def test_a_pool_is_a_train_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, Path | None, str]] = []
+
+    class Data:
+        def __init__(self, name: str, folder: Path | None) -> None:
+            self.name, self.folder = name, folder
+
+        def cases(self, split: str) -> list[EditCase]:
+            asked.append((self.name, self.folder, split))
+            return [case(f"{self.name}?", "x")]
+
+    monkeypatch.setattr(demonstrations, "open_dataset", Data)
+    find = demonstrations.pool_of.__wrapped__
+    assert [fact.prompt for fact in find("pocket", None, None).facts] == ["pocket-vqa?", "pocket-caption?"]
+    assert len(find("mmedit-vqa", "there", None).facts) == 1
+    assert asked[1:] == [("pocket-caption", None, "train"), ("mmedit-vqa", Path("there"), "train")]
+    monkeypatch.undo()
+    with pytest.raises(UnikeError, match="unknown data set 'pockets'"):
+        find("pockets", None, None)
+
+
+# ---------------------------------------------------------------------- the bench
+
+
+def test_sequences_are_refused_before_anything_is_loaded(cli: Callable[..., object]) -> None:
+    for setting in ("sequential", "cross-task"):
+        result = cli("bench", "--editor", "ike", "--dataset", "pocket-vqa", "--setting", setting, "--out", "run")
+        assert result.is_error(f"'ike' holds one edit at a time, so {setting} editing is not defined for it")  # type: ignore[attr-defined]
+    assert not Path("run").exists()
+    check_method(IKE, Plan())
+
+
+def test_a_pool_with_an_evaluated_question_is_refused(
+    backbone: Backbone, pool: Pool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, facts: list[Query]
+) -> None:
+    """Its own, the rephrased, or the unrelated one."""
+    monkeypatch.setenv("UNIKE_HOME", str(tmp_path))
+    for prompt in ("What animal is this?", "So, What animal is this?", "Not What animal is this?"):
+        shared = replace(case("Who is it?", "bob"), edit=Query(prompt.lower(), facts[0].image, "dog"))
+        with pytest.raises(UnikeError, match=rf"'ike' learned .* 1 of its 12 sources .*'{prompt[:-1]}\?'"):
+            check_leaks(backbone, IKE(), [Source("mine", "eval", [shared])])
+    check_leaks(backbone, IKE(), [Source("mine", "eval", [case("Who is it?", "bob")])])
