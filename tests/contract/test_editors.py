@@ -28,6 +28,7 @@ pytestmark = pytest.mark.usefixtures("at_home")
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "ft": {"lr": 1e-2, "steps": 30},
+    "t_patcher": {"lr": 3e-2, "steps": 120, "max_neurons": 8, "amplify": 2.0, "memory_weight": 0.0, "layers": (-2, -1)},
     "unike": {
         "lr": 3e-2,
         "steps": 80,
@@ -40,8 +41,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 """What makes a random model of width 32 learn a target quickly; an editor that is not named is run as it comes."""
 
-ONLY_TRAINED: dict[str, dict[str, Any]] = {"unike": {"only_intrinsic": True}}
-"""What leaves out the parts of an edit that act without any training, such as a memory."""
+ONLY_TRAINED: dict[str, dict[str, Any]] = {"unike": {"only_intrinsic": True}, "t_patcher": {"amplify": 0.0}}
+"""What leaves out the parts of an edit that act without any training: a memory, values that start at random."""
 
 ATOL, RTOL = 5e-4, 1e-3
 """Between logits, and between tensors (distance over norm), of an edit made in a batch and of the same edit made alone.

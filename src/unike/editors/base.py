@@ -10,6 +10,7 @@ Tensors of an edit carry a leading dimension B: one object holds B *independent*
 row ``i`` of a batch being seen by edit ``i``. ``edit[i]`` is that one alone.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -223,6 +224,12 @@ class Edit(ABC):
             )
         except (LookupError, TypeError, ValueError, AttributeError, SafetensorError) as error:
             raise SAVED.damaged(folder, repr(error)) from None
+
+
+def side_by_side(edits: Sequence[Edit], name: str) -> Tensor:
+    """A tensor of several edits, ``[B, ...]``, next to each other; those of smaller batches serve several rows each."""
+    rows, parts = math.lcm(*map(len, edits)), [edit.tensors[name] for edit in edits]
+    return torch.cat([p if len(p) == rows else p.repeat_interleave(rows // len(p), dim=0) for p in parts], dim=1)
 
 
 @contextmanager
