@@ -203,10 +203,9 @@ def choose(
     """
     order = [case for case in cases if probes_of(case)]
     random.Random(seed).shuffle(order)
-    answers = Answers(backbone, room(backbone, order))
     found: list[EditCase] = []
     for start in range(0, len(order), ASKED_TOGETHER):
-        part = order[start : start + ASKED_TOGETHER]
+        part, answers = order[start : start + ASKED_TOGETHER], Answers(backbone, room(backbone, order))
         answers.ask([case.edit for case in part])
         found += [case for case in part if not exact_match(answers[case.edit], case.edit.target or "")]
         progress(min(len(found), count), count)
@@ -214,8 +213,8 @@ def choose(
             break
     if not found:
         raise UnikeError(
-            f"none of {len(cases)} cases can be trained with: {len(order)} have a rephrasing of text and picture and "
-            f"unrelated questions with answers, all of which {backbone.source} gets right"
+            f"none of {len(cases)} cases can be trained with: {len(order)} have both rephrasings and unrelated "
+            f"questions with answers, and {backbone.source} gets all of those right"
         )
     return found[:count]
 
