@@ -149,10 +149,10 @@ class TPatcher(Editor[TPatcherConfig]):
 
     def _memory(self, backbone: Backbone) -> dict[int, tuple[Tensor, Tensor]]:
         """What neurons should not fire at, ``[M, D]`` for each layer: to train on, and held out."""
-        if not self.anchors or not self.config.memory_weight:
+        if not self.config.memory_weight:
             return {}
         found = {}
-        for layer, inputs in self.anchors.ffn_inputs(backbone, self.config.layers).items():
+        for layer, inputs in self.anchor_inputs(backbone, self.config.layers).items():
             held_out = torch.arange(len(inputs), device=inputs.device) % HELD_OUT == HELD_OUT - 1
             found[layer] = (inputs[~held_out], inputs[held_out])
         return found
