@@ -12,6 +12,7 @@ Methods that rewrite or route questions (`Editor.split` is None) are asked every
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +65,13 @@ class Guesses:
         ids: The most likely token for each token of the text and, where texts end with one, for the end.
         leads: By how much its logit leads the second best.
         ranks: The most likely ids at every position of the line, best first, if asked for.
+        notes: What the method says about the line.
     """
 
     ids: list[int]
     leads: list[float]
     ranks: list[list[int]] | None
+    notes: dict[str, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,9 +80,10 @@ class Lines:
 
     Args:
         lines: R of them.
-        labels: ``[R, S]``, as in `unike.types.Batch`.
+        labels: ``[R, S]``, as in `unike.types.Batch`, or from where the state begins.
         real: ``[R, S]`` bool, false at padding.
-        state: Run to the lowest edited layer, or None where every reading starts from the beginning.
+        state: Run to the lowest edited layer, or None where every reading starts from the beginning. Shortened where
+            edits leave what comes before as it is.
         before: What the unedited model predicts along each line.
     """
 
@@ -127,7 +131,8 @@ class Reading:
     def nbytes(self) -> int:
         """Memory of the split states, in bytes."""
         states = [batch.state for batch in self.batches if batch.state is not None]
-        return sum(t.nbytes for s in states for t in (s.hidden, *s.kwargs.values()) if isinstance(t, Tensor))
+        kept = [t for s in states for t in (s.hidden, *s.kwargs.values(), *chain.from_iterable(s.past.values()))]
+        return sum(tensor.nbytes for tensor in kept if isinstance(tensor, Tensor))
 
 
 def questions(case: EditCase) -> list[tuple[str, Query]]:
@@ -174,6 +179,7 @@ class Examiner:
         self.hooked = split is not None
         self.split = split if engine == "fast" else None
         self.ranked = "mmedit" in protocols and self.hooked
+        self.short = editor.keeps_prefix and not self.ranked
         self.lead = SURE.get(backbone.dtype, SURE_OTHERWISE)
         self.stops = frozenset(backbone.stop_ids)
         self.ends = backbone.append_eos and backbone.tokenizer.eos_token_id is not None
@@ -212,8 +218,12 @@ class Examiner:
         for query, labels in zip(queries, batch.labels, strict=True):
             tokens = labels[labels != IGNORE].tolist()
             lines.append(Line(query, tokens[:-1] if self.ends else tokens, self._provable(query)))
+        labels, real = batch.labels, batch.inputs["attention_mask"].bool()
         state = None if self.split is None else self.backbone.run_to_split(batch, self.split)
-        read = Lines(lines, batch.labels, batch.inputs["attention_mask"].bool(), state, [])
+        if state is not None and self.short:
+            state = self.backbone.shorten(state)
+            labels, real = state.labels, real[:, state.start :]
+        read = Lines(lines, labels, real, state, [])
         return replace(read, before=self._guess(read, []))
 
     def _provable(self, query: Query) -> bool:
@@ -284,9 +294,16 @@ class Examiner:
         leads = best.values[:, 0] - best.values[:, 1]
         lengths = at_text.sum(dim=1).tolist()
         return [
-            Guesses(ids.tolist(), lead.tolist(), rank)
-            for ids, lead, rank in zip(best.indices[:, 0].split(lengths), leads.split(lengths), ranks, strict=True)
+            Guesses(ids.tolist(), lead.tolist(), rank, note)
+            for ids, lead, rank, note in zip(
+                best.indices[:, 0].split(lengths), leads.split(lengths), ranks, self._notes(len(queries)), strict=True
+            )
         ]
+
+    def _notes(self, rows: int) -> list[dict[str, float]]:
+        """What hooks said about each row of the latest pass."""
+        said = {name: torch.stack(values).mean(dim=0).tolist() for name, values in self.backbone.notes.items()}
+        return [{name: round(values[row], 4) for name, values in said.items()} for row in range(rows)]
 
     def _prove(self, reading: Reading, found: list[list[Guesses]]) -> list[str | None]:
         """The answers that the replay shows, None for the others."""
@@ -344,7 +361,9 @@ class Examiner:
             scores |= self._mmedit(reading, found, question)
         query = question.query
         image = image_name(query.image, self.image_root)
-        return Asked(question.kind, query.prompt, image, query.target, question.before, after, scores)
+        place = question.gold or question.own
+        notes = {} if place is None else found[place[0]][place[1]].notes
+        return Asked(question.kind, query.prompt, image, query.target, question.before, after, scores, notes)
 
     def _teacher_forced(self, reading: Reading, found: list[list[Guesses]], question: Question, after: str) -> Scores:
         if question.kind not in UNCHANGED:

@@ -142,6 +142,20 @@ def check_same_run(folder: Path, header: Mapping[str, Any]) -> None:
         raise UnikeError(f"{folder} holds another run: there {told}; choose another folder")
 
 
+def find_runs(folder: Path) -> list[Path]:
+    """Every folder that holds a run, from this one downwards, in order of their names.
+
+    Raises:
+        UnikeError: There is no such folder, or no run in it.
+    """
+    if not folder.is_dir():
+        raise UnikeError(f"{folder} is not a folder; give one that `unike bench --out` wrote, or one above it")
+    found = sorted({path.parent for path in folder.rglob("results*.jsonl*") if path in _parts(path.parent)})
+    if not found:
+        raise UnikeError(f"no results in {folder}: it holds no results.jsonl, and neither does a folder in it")
+    return found
+
+
 def read_header(folder: Path) -> dict[str, Any] | None:
     """The header of a run; None where none was begun.
 
@@ -179,10 +193,11 @@ def read_run(folder: Path) -> Run:
 
 
 def to_json(case: CaseResult) -> dict[str, Any]:
-    """A result as a line has it; an empty log is left out."""
+    """A result as a line has it; questions without notes have no such key."""
     entry = asdict(case)
-    if not entry["log"]:
-        del entry["log"]
+    for asked in entry["asked"]:
+        if not asked["notes"]:
+            del asked["notes"]
     return entry
 
 
@@ -253,6 +268,14 @@ COLUMNS = (
 )
 """Keys of a summary's rows, in the order of a CSV file."""
 
+VIEWS = {
+    "strict/exact": ("exact",),
+    "teacher_forced/em": ("em",),
+    "teacher_forced/token": ("token",),
+    "mmedit": ("token", "top1", "top10"),
+}
+"""What one column or table shows, after its protocol, and the scorers in it: one a metric. Summaries hold more."""
+
 
 def summarise(run: Run, *, resamples: int = RESAMPLES) -> list[dict[str, Any]]:
     """Means with bootstrap 95 % intervals: a row for each setting, protocol, scorer and metric.
@@ -288,6 +311,18 @@ def summarise(run: Run, *, resamples: int = RESAMPLES) -> list[dict[str, Any]]:
         row = shared | {"setting": setting, "k": header["k"], "protocol": protocol, "scorer": scorer, "metric": metric}
         rows.append(row | {"value": value, "low": low, "high": high, "n": n, "seed": header["seed"]})
     return rows
+
+
+def select(rows: Iterable[Mapping[str, Any]], view: str, setting: str) -> list[Mapping[str, Any]]:
+    """The rows of one column of a table.
+
+    Args:
+        rows: From `summarise`.
+        view: One of `VIEWS`.
+        setting: As the rows have it, ``"sequential:own"`` for example.
+    """
+    wanted = (setting, view.partition("/")[0])
+    return [row for row in rows if (row["setting"], row["protocol"]) == wanted and row["scorer"] in VIEWS[view]]
 
 
 def column(rows: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:

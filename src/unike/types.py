@@ -97,6 +97,7 @@ class Asked:
         before: The greedy answer before the first edit.
         after: The greedy answer under the edits.
         scores: ``"protocol/scorer"`` to a value from 0 to 1; None where the method leaves it undefined.
+        notes: What the method says about the question, see `Prefill.note`.
     """
 
     kind: str
@@ -106,6 +107,7 @@ class Asked:
     before: str
     after: str
     scores: dict[str, float | None]
+    notes: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,6 @@ class CaseResult:
         sequence: Number of the sequence it was edited in, None in one-step editing.
         position: The how-manieth edit of its sequence, from 0.
         when: ``"end"`` (after the last edit of the sequence), ``"own"`` (right after this), ``"at-10"`` (after ten).
-        log: What the method says about itself, for reports.
     """
 
     case_id: str
@@ -130,7 +131,6 @@ class CaseResult:
     sequence: int | None = None
     position: int = 0
     when: str = "end"
-    log: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,6 +173,9 @@ class SplitState:
         labels: As in `Batch`.
         prompt_last: As in `Batch`.
         kept: What hooks below ``layer`` worked out from the prompts, see `Prefill.once`.
+        start: Position that ``hidden``, ``labels`` and ``prompt_last`` begin at; above 0 in a state from
+            `Backbone.shorten`.
+        past: Keys and values ``[B, heads, start, head_dim]`` of what comes before, for layers from ``layer`` on.
 
     All tensors are detached: no gradient reaches below ``layer``.
     """
@@ -184,10 +187,30 @@ class SplitState:
     labels: Tensor
     prompt_last: Tensor
     kept: dict[object, Any] = field(default_factory=dict)
+    start: int = 0
+    past: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """B."""
         return self.hidden.shape[0]
+
+    def since(self, start: int, past: dict[int, tuple[Tensor, Tensor]]) -> Self:
+        """What is left of a whole state when everything before a position is in ``past``.
+
+        Raises:
+            NotImplementedError: The text stack was given a tensor whose position dimension is not known.
+        """
+        if self.start or self.args:
+            raise NotImplementedError("cannot shorten a state twice, or a text stack's positional arguments")
+        return replace(
+            self,
+            hidden=self.hidden[:, start:],
+            kwargs=_since(self.kwargs, start),
+            labels=self.labels[:, start:],
+            prompt_last=self.prompt_last - start,
+            start=start,
+            past=past,
+        )
 
     def detach(self) -> Self:
         """The same state with every tensor cut from the graph that made it."""
@@ -212,6 +235,7 @@ class SplitState:
             labels=self.labels[index],
             prompt_last=self.prompt_last[index],
             kept={},  # of other rows
+            past={layer: (keys[index], values[index]) for layer, (keys, values) in self.past.items()},
         )
 
 
@@ -225,10 +249,14 @@ class Prefill:
     Args:
         prompt_last: ``[B]`` long, index of the last prompt token ``p`` of each row.
         kept: What has been worked out so far, by its owner.
+        notes: What hooks have to say about the rows, see `note`.
+        passes: Rows and tokens, ``(R, S)``, of each pass so far: the prompts, then token after token of the answers.
     """
 
     prompt_last: Tensor
     kept: dict[object, Any] = field(default_factory=dict, repr=False)
+    notes: dict[str, list[Tensor]] = field(default_factory=dict, repr=False)
+    passes: list[tuple[int, int]] = field(default_factory=list)
 
     def at_prompt_last(self, hidden: Tensor) -> Tensor:
         """The state at ``p``: ``[R, S, D]`` to ``[R, D]``, where R is B or, with beams, a multiple of it.
@@ -242,6 +270,22 @@ class Prefill:
         rows = torch.arange(len(hidden), device=hidden.device)
         return hidden[rows, self.prompt_last.to(hidden.device).repeat_interleave(repeats)]
 
+    def from_prompt_last(self, hidden: Tensor) -> Tensor:
+        """Which positions of the running pass are not before ``p``.
+
+        Args:
+            hidden: ``[R, S, D]``, or flattened to ``[R * S, D]``.
+
+        Returns:
+            Bool, ``[R, S, 1]`` or ``[R * S, 1]``.
+        """
+        rows, length = self.passes[-1]
+        if len(self.passes) > 1:  # an answer is continued
+            return torch.ones(*hidden.shape[:-1], 1, dtype=torch.bool, device=hidden.device)
+        last = self.prompt_last.to(hidden.device).repeat_interleave(rows // len(self.prompt_last))
+        since = torch.arange(length, device=hidden.device) >= last.unsqueeze(1)
+        return since.reshape(*hidden.shape[:-1], 1)
+
     def once(self, owner: object, compute: Callable[[], T]) -> T:
         """What ``compute`` returned when this was first called for ``owner`` during this prefill.
 
@@ -254,6 +298,15 @@ class Prefill:
         kept: T = self.kept[owner]
         return kept
 
+    def note(self, name: str, values: Tensor) -> None:
+        """Put down a figure for each row, for reports; several of one name, of several layers, are averaged.
+
+        Args:
+            name: For example ``"alpha"``.
+            values: ``[R]``.
+        """
+        self.notes.setdefault(name, []).append(values.detach().float())
+
 
 def _map_tensors(value: Any, function: Any) -> Any:
     if isinstance(value, Tensor):
@@ -263,6 +316,25 @@ def _map_tensors(value: Any, function: Any) -> Any:
     if isinstance(value, tuple | list) and not hasattr(value, "_fields"):
         return type(value)(_map_tensors(item, function) for item in value)
     return value
+
+
+def _since(kwargs: dict[str, Any], start: int) -> dict[str, Any]:
+    """A text stack's keyword arguments without the positions before ``start``, which its cache will hold."""
+    rest: dict[str, Any] = {}
+    for key, value in kwargs.items():
+        if key == "deepstack_visual_embeds" and value is not None:
+            # One row per visual token of the whole batch; those of a row come in the order of its positions.
+            kept = kwargs["visual_pos_masks"].nonzero()[:, 1] >= start
+            rest[key] = [feature[kept] for feature in value]
+        elif not isinstance(value, Tensor) or (key == "attention_mask" and value.ndim == 2):
+            rest[key] = value  # the mask covers the cache, too
+        elif key in ("input_ids", "inputs_embeds", "visual_pos_masks", "token_type_ids"):
+            rest[key] = value[:, start:]
+        elif key == "position_ids":  # [B, S] or [3 or 4, B, S]
+            rest[key] = value[..., start:]
+        else:
+            raise NotImplementedError(f"cannot shorten the text stack's argument {key!r}")
+    return rest
 
 
 def _pick_rows(kwargs: dict[str, Any], batch: int, index: Tensor) -> dict[str, Any]:

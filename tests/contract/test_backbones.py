@@ -2,7 +2,9 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,8 +17,8 @@ from unike.backbones import load_backbone
 from unike.backbones.base import Backbone
 from unike.errors import UnikeError
 from unike.functional import target_positions, token_nll
-from unike.hooks import Hooks, trace
-from unike.types import Query
+from unike.hooks import Args, Hooks, Kwargs, trace
+from unike.types import Query, SplitState
 
 
 @pytest.fixture
@@ -133,6 +135,57 @@ def test_gradients_through_the_split_equal_those_of_the_full_forward(backbone: B
         assert a.abs().max() > 0
         assert torch.allclose(a, b, atol=1e-5)
     assert not state.hidden.requires_grad
+
+
+@pytest.mark.parametrize("padding_side", ["right", "left"])
+@pytest.mark.usefixtures("attention_kernel")
+def test_a_shortened_state_ends_as_the_whole_one(backbone: Backbone, queries: list[Query], padding_side: str) -> None:
+    batch = backbone.encode(queries, padding_side=padding_side)
+    for layer in (0, 2, -1):
+        state = backbone.run_to_split(batch, layer)
+        short = backbone.shorten(state)
+        assert short.start == int(batch.prompt_last.min()) > 0
+        assert torch.equal(short.labels, batch.labels[:, short.start :])
+        whole, real = backbone.run_from_split(state), batch.inputs["attention_mask"].bool()[:, short.start :]
+        for _ in range(2):  # it may be used any number of times
+            found = backbone.run_from_split(short)
+            assert torch.allclose(found[real], whole[:, short.start :][real], atol=1e-5)
+        assert torch.equal(backbone.shorten(short).hidden, short.hidden)
+        further = backbone.advance(short, -1)
+        assert torch.allclose(backbone.run_from_split(further)[real], whole[:, short.start :][real], atol=1e-5)
+        rows = [2, 0, 0]
+        picked = backbone.run_from_split(short.expand(rows))
+        assert torch.allclose(picked[real[rows]], found[rows][real[rows]], atol=1e-5)
+
+
+def test_a_shortened_pass_reads_only_what_is_left(backbone: Backbone, queries: list[Query]) -> None:
+    short = backbone.shorten(backbone.run_to_split(backbone.encode(queries), 1))
+    with trace(backbone.layers[-1]) as record:
+        backbone.run_from_split(short)
+    assert record.input.shape[:2] == short.labels.shape
+
+
+def test_gradients_through_a_shortened_state_are_those_of_the_whole(backbone: Backbone, queries: list[Query]) -> None:
+    """Of whatever acts from the prompts' ends on: here, of a change of each layer's output there."""
+    state = backbone.run_to_split(backbone.encode(queries), -2)
+    shift = torch.zeros(2, backbone.width, requires_grad=True)
+
+    def gradient(state: SplitState) -> Tensor:
+        def push(number: int, module: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
+            assert backbone.prefill is not None
+            hidden = output[0] if isinstance(output, tuple) else output
+            moved = hidden + backbone.prefill.from_prompt_last(hidden) * shift[number]
+            return (moved, *output[1:]) if isinstance(output, tuple) else moved
+
+        with Hooks() as hooks:
+            for number in (0, 1):
+                hooks.add(backbone.layers[number - 2], partial(push, number))
+            logits = backbone.run_from_split(state, target_positions(state.labels))
+            return torch.autograd.grad(token_nll(logits, state.labels).sum(), shift)[0]
+
+    whole, short = gradient(state), gradient(backbone.shorten(state))
+    assert whole.abs().amax(dim=1).min() > 0
+    assert torch.allclose(whole, short, atol=1e-5)
 
 
 # ---------------------------------------------------------------------- nothing is left behind

@@ -1,5 +1,6 @@
 """A command line to call, with a tiny model in a folder and a cache folder of its own; a benchmark in miniature."""
 
+import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import miniature
 import pytest
+from PIL import Image
 
 from unike import api
 from unike.backbones import tinies
@@ -64,6 +66,35 @@ def cli(
 
 
 # ---------------------------------------------------------------------- a benchmark in miniature
+
+
+@pytest.fixture
+def mmedit(tmp_path: Path) -> Path:
+    """MMEdit as it is published, in miniature: six records of each task, one without a target."""
+    folder = tmp_path / "mmedit"
+    names = [f"val2014/COCO_val2014_{n:012d}.jpg" for n in range(3)] + ["val2014_image_rephrase/1.png"]
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (30, 30), (60 * number, 99, 200)).save(folder / name)
+    for task, file in (("vqa", "vqa_eval.json"), ("caption", "caption_eval_edit.json")):
+        records = [
+            {
+                "src": f"{task} {n}?",
+                "pred": "no",
+                "rephrase": f"So, {task} {n}?",
+                "alt": ("yes", "no", "red", 2, "blue", "")[n],
+                "image": names[n % 3],
+                "image_rephrase": names[3],
+                "loc": f"nq question: who is {n}",
+                "loc_ans": "bob",
+                "m_loc": names[(n + 1) % 3],
+                "m_loc_q": "What grows here?",
+                "m_loc_a": "roots",
+            }
+            for n in range(6)
+        ]
+        (folder / file).write_text(json.dumps(records))
+    return folder
 
 
 @pytest.fixture(scope="session")

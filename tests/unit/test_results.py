@@ -23,9 +23,16 @@ HEADER = {
 }
 
 
-def result(name: str, value: float | None = 1.0, kind: str = "reliability", **kwargs: Any) -> CaseResult:
+def result(
+    name: str,
+    value: float | None = 1.0,
+    kind: str = "reliability",
+    notes: dict[str, float] | None = None,
+    **kwargs: Any,
+) -> CaseResult:
     scores = {"strict/exact": value, "teacher_forced/token": None if value is None else value / 2}
-    return CaseResult(name, "flag", (Asked(kind, "Où?", "a/b.png", "là", "no", "là", scores),), 0.5, **kwargs)
+    asked = Asked(kind, "Où?", "a/b.png", "là", "no", "là", scores, notes or {})
+    return CaseResult(name, "flag", (asked,), 0.5, **kwargs)
 
 
 def write(folder: Path, *names: str, part: int | None = None) -> None:
@@ -38,14 +45,14 @@ def write(folder: Path, *names: str, part: int | None = None) -> None:
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    cases = [result("a"), result("b", 0.25, log={"alpha": [1, 2]}, sequence=3, position=1, when="own")]
+    cases = [result("a"), result("b", 0.25, notes={"alpha": 0.5}, sequence=3, position=1, when="own")]
     with ResultsFile(tmp_path / "new" / "run", HEADER) as file:
         file.append("sequence-3", cases)
     run = read_run(tmp_path / "new" / "run")
     assert run.header == {"format": 1, **HEADER}
     assert run.units == {"sequence-3": cases} and run.cases == cases
     line = json.loads((tmp_path / "new" / "run" / "results.jsonl").read_text().splitlines()[1])
-    assert "log" not in line["cases"][0] and "log" in line["cases"][1]
+    assert ["notes" in case["asked"][0] for case in line["cases"]] == [False, True]
 
 
 def test_a_run_goes_on_from_any_byte(tmp_path: Path) -> None:

@@ -213,7 +213,8 @@ def by_hand(
         weight = (1 - alpha if config.literal_eq7 else alpha) * max(
             math.prod(both) for both in gates.get(row, [(1.0, 1.0)])
         )
-        return (1 - weight) * h_input + weight * h_know
+        changed = (1 - weight) * h_input + weight * h_know
+        return changed if config.everywhere else torch.cat([h_input[:p], changed[p:]])
 
     def new_attention(layer: int, original: Any) -> Any:
         def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -233,14 +234,16 @@ def by_hand(
         q = q.reshape(rows, -1, q.shape[-1])
         found = torch.zeros_like(q)
         for row in range(rows):
-            for number, edit in enumerate(of_row(row, rows)[0]):
+            edits, p = of_row(row, rows)
+            begin = 0 if config.everywhere else p
+            for number, edit in enumerate(edits):
                 asked, about = gates[row][number] if row in gates else (0.0, 1.0)
                 shift = edit[f"{layer}.shift"][0] if f"{layer}.shift" in edit else 0
                 pairs = (edit[f"{layer}.{part}"] for part in ("keys", "bias", "values"))
                 first = edit["gate.at_prompt"] if row in gates else torch.zeros(config.n_pairs)
                 for key, bias, value, of_prompt in zip(*pairs, first, strict=True):
                     activation = torch.relu(q[row] @ key + bias + config.slack * asked).unsqueeze(1)
-                    found[row] += activation * about * (asked if of_prompt else 1) * (value + shift)
+                    found[row, begin:] += activation[begin:] * about * (asked if of_prompt else 1) * (value + shift)
         return found
 
     def new_network(layer: int) -> None:
@@ -293,7 +296,8 @@ def compare(backbone: Backbone, config: UniKEConfig, edits: Sequence[Edit], aske
         expected = backbone.forward(batch)
     assert torch.equal(backbone.forward(batch), plain), "both are off"
     real = batch.inputs["attention_mask"].bool()
-    assert (expected - plain)[real].abs().mean() > 0.05, "an edit that does nothing proves nothing"
+    acted_on = real & (torch.arange(real.shape[1]) >= batch.prompt_last.unsqueeze(1))
+    assert (expected - plain)[acted_on].abs().mean() > 0.05, "an edit that does nothing proves nothing"
     assert torch.allclose(found[real], expected[real], atol=1e-3, rtol=1e-3), (found - expected)[real].abs().max()
 
 
@@ -605,6 +609,36 @@ def test_the_same_without_a_split(llava: Backbone, editor: Any, facts: list[Quer
     assert torch.equal(
         UniKEEdit.target_logits([edit], llava, facts), UniKEEdit.target_logits([edit], llava, facts, state)
     )
+
+
+def test_what_is_read_before_the_end_of_the_prompt_stays(tiny: Backbone, editor: Any, facts: list[Query]) -> None:
+    batch = tiny.encode(facts)
+    before = batch.inputs["attention_mask"].bool() & (
+        torch.arange(batch.labels.shape[1]) < batch.prompt_last.unsqueeze(1)
+    )
+    for everywhere in (False, True):
+        edit = random_edit(editor(tiny)(everywhere=everywhere), tiny, facts)
+        plain = tiny.forward(batch)
+        with edit.attached(tiny):
+            found = tiny.forward(batch)
+        assert torch.equal(found[before], plain[before]) is not everywhere
+        rows = torch.arange(len(facts))
+        assert not torch.isclose(found[rows, batch.prompt_last], plain[rows, batch.prompt_last]).all()
+
+
+def test_what_the_method_says_about_each_row(tiny: Backbone, editor: Any, facts: list[Query]) -> None:
+    """Alpha and activations are means over the layers; the gate is open for an edit's own question."""
+    edit, notes = random_edit(editor(tiny)(), tiny, facts), {}
+    with edit.attached(tiny):
+        for kind, queries in (("own", facts), ("other", facts[1:] + facts[:1])):
+            tiny.forward(tiny.encode(queries))
+            notes[kind] = {name: torch.stack(values).mean(dim=0) for name, values in tiny.notes.items()}
+    assert notes["own"].keys() == {"alpha", "gate", "fact", "activation"}
+    assert torch.allclose(notes["own"]["gate"], torch.ones(3)) and (notes["other"]["gate"] < 1).all()
+    assert (notes["own"]["fact"] >= notes["own"]["gate"]).all()
+    assert all(((found["alpha"] >= 0) & (found["alpha"] <= 1)).all() for found in notes.values())
+    tiny.forward(tiny.encode(facts))
+    assert tiny.notes == {}, "nobody has anything to say about the plain model"
 
 
 # ---------------------------------------------------------------------- settings: what they mean

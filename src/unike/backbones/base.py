@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from unike.errors import UnikeError
-from unike.hooks import inject, trace
+from unike.hooks import Args, Hooks, Kwargs, inject, trace
 from unike.types import IGNORE, Batch, Prefill, Query, SplitState
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -120,6 +120,7 @@ class Backbone:
         self.text_stack = _find_text_stack(model, source)
         self.edits: list[Sized] = []  # what is attached at present, oldest first; kept by `Edit.attached`
         self.prefill: Prefill | None = None  # where the prompts end that are being read or continued; None at rest
+        self.notes: dict[str, list[Tensor]] = {}  # of the latest pass, see `Prefill.note`
         self._tokens_per_image: dict[tuple[int, ...], int] = {}
         for find in (self.ffn, self.attention, self.input_norm):
             find(0)  # an unknown layer is refused here, not in the middle of an edit
@@ -475,11 +476,18 @@ class Backbone:
     def _prefilling(self, prompt_last: Tensor, kept: dict[object, Any] | None = None) -> Iterator[Prefill]:
         """Tell hooks, through `prefill`, where the prompts of the pass within the block end."""
         outer, prefill = self.prefill, Prefill(prompt_last, dict(kept or {}))
+
+        def count(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
+            given = next(v for v in [*args, kwargs.get("inputs_embeds"), kwargs.get("input_ids")] if v is not None)
+            prefill.passes.append((given.shape[0], given.shape[1]))
+
         self.prefill = prefill
         try:
-            yield prefill
+            with Hooks() as hooks:
+                hooks.add_pre(self.text_stack, count)
+                yield prefill
         finally:
-            self.prefill = outer
+            self.prefill, self.notes = outer, prefill.notes
 
     def forward(self, batch: Batch) -> Tensor:
         """The ordinary forward pass.
@@ -526,18 +534,54 @@ class Backbone:
             self._resumed(state) as prefill,
             trace(self.layers[index], stop="input", prepend=True) as at_layer,
         ):
-            self.text_stack(*state.args, **state.kwargs)
+            self.text_stack(*state.args, **self._arguments(state))
         return replace(state, layer=index, hidden=at_layer.input, kept=prefill.kept).detach()
+
+    @torch.no_grad()
+    def shorten(self, state: SplitState) -> SplitState:
+        """Finish everything before the prompts' ends, once; what is left to run begins at the first row's ``p``.
+
+        For whatever acts from ``p`` on only: pictures and most of a question are then out of the way. Logits are those
+        of the whole state at the positions that are left, up to rounding.
+
+        Args:
+            state: From `run_to_split` or `advance`.
+        """
+        from transformers import DynamicCache
+
+        start = int(state.prompt_last.min())
+        if not start or state.start:
+            return state
+        cache: Any = DynamicCache()
+        with self._resumed(state):
+            self.text_stack(*state.args, **state.kwargs | {"past_key_values": cache, "use_cache": True})
+        read = cache.layers[state.layer : self.n_layers]
+        past = {
+            state.layer + above: (layer.keys[:, :, :start].clone(), layer.values[:, :, :start].clone())
+            for above, layer in enumerate(read)
+        }
+        return state.since(start, past).detach()
 
     @contextmanager
     def _resumed(self, state: SplitState) -> Iterator[Prefill]:
-        """Within the block the decoder, given the state's arguments, goes on where the state stopped."""
+        """Within the block the decoder, given the state's `_arguments`, goes on where the state stopped."""
         with (
             self._prefilling(state.prompt_last, state.kept) as prefill,
             _passing_through(self.text_stack, state.layer),
             inject(self.layers[state.layer], input=state.hidden),
         ):
             yield prefill
+
+    def _arguments(self, state: SplitState) -> dict[str, Any]:
+        """The text stack's keyword arguments, with a cache of its own for each pass: passes write into it."""
+        from transformers import DynamicCache
+
+        if not state.past:
+            return state.kwargs
+        cache = DynamicCache()
+        for layer in range(self.n_layers):  # those below the split do not run, but the first one tells the length
+            cache.update(*state.past[max(layer, state.layer)], layer)
+        return state.kwargs | {"past_key_values": cache, "use_cache": True}
 
     def run_from_split(self, state: SplitState, positions: Tensor | None = None) -> Tensor:
         """Finish a forward pass from where `run_to_split` stopped; equal to `forward`, bit for bit in fp32.
@@ -554,7 +598,7 @@ class Backbone:
             Logits ``[B, S, V]``, or ``[positions.sum(), V]`` row by row.
         """
         with self._resumed(state):
-            hidden: Tensor = self.text_stack(*state.args, **state.kwargs)[0]
+            hidden: Tensor = self.text_stack(*state.args, **self._arguments(state))[0]
         logits: Tensor = self.head(hidden if positions is None else hidden[positions])
         cap = getattr(self.text_config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap

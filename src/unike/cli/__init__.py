@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from unike._version import __version__
-from unike.cli import ask, bench, demo, edit, ls, models, prepare
+from unike.cli import ask, bench, demo, edit, ls, models, prepare, report
 from unike.errors import UnikeError
 
 
@@ -66,6 +66,7 @@ app.command("ask")(ask.ask)
 app.command("demo")(demo.demo)
 app.command("prepare")(prepare.prepare)
 app.command("bench")(bench.bench)
+app.command("report")(report.report)
 app.command("ls")(ls.ls)
 app.add_typer(models.app, name="models")
 

@@ -16,14 +16,6 @@ from unike.metrics import METRICS
 if TYPE_CHECKING:
     from unike.evaluation import Progress as Report
 
-COLUMNS = {
-    "strict/exact": ("exact",),
-    "teacher_forced/em": ("em",),
-    "teacher_forced/token": ("token",),
-    "mmedit": ("token", "top1", "top10"),
-}
-"""Columns of the table, after their protocol, and the scorers in them; the results hold more."""
-
 
 def bench(
     dataset: Annotated[str, typer.Option(help="pocket-vqa, pocket-caption, mmedit-vqa, mmedit-caption or vlkeb.")],
@@ -152,7 +144,7 @@ def progress_bars() -> "Iterator[Report]":
 
 def show(header: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
     """The main scorer of each protocol, side by side, each under its name."""
-    from unike.results import column
+    from unike.results import VIEWS, column, select
 
     counts = header["counts"]
     shared.OUT.print(
@@ -161,10 +153,8 @@ def show(header: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
     )
     for setting in dict.fromkeys(row["setting"] for row in rows):
         found = {}
-        for name, scorers in COLUMNS.items():
-            wanted = (setting, name.partition("/")[0])
-            chosen = [row for row in rows if (row["setting"], row["protocol"]) == wanted and row["scorer"] in scorers]
-            if chosen:
+        for name in VIEWS:
+            if chosen := select(rows, name, setting):
                 found[name] = column(chosen)
         grid = Table(title=setting)
         grid.add_column("metric")

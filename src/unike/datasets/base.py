@@ -17,7 +17,7 @@ raw key                 becomes
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 from typing_extensions import Self
@@ -62,6 +62,17 @@ class Dataset(ABC):
     @abstractmethod
     def image_root(self) -> Path:
         """The folder its pictures are in."""
+
+    def picture(self, name: str) -> Path:
+        """The file of a picture by the name that results have for it, its path below `image_root`.
+
+        Raises:
+            UnikeError: The name leads out of that folder.
+        """
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts:
+            raise UnikeError(f"{name} is not in the folder of {self.name}'s pictures")
+        return self.image_root / path
 
     @abstractmethod
     def cases(self, split: str, *, skip_bad: bool = False) -> list[EditCase]:

@@ -49,6 +49,10 @@ class Pocket(Dataset):
         """Where pictures are unpacked."""
         return home.folder() / "pocket"
 
+    def picture(self, name: str) -> Path:
+        """The file of a picture, unpacked if need be."""
+        return image(super().picture(name).relative_to(self.image_root).with_suffix("").as_posix())
+
     def cases(self, split: str, *, skip_bad: bool = False) -> list[EditCase]:
         """Every case of a split; its ``domain`` is photo, pictogram or flag."""
         self.check_split(split)

@@ -352,6 +352,11 @@ class Editor(ABC, Generic[ConfigT]):
         self.config: ConfigT = config if config is not None else self.config_class.parse(settings)  # type: ignore[assignment]
         self.anchors = anchors
 
+    @property
+    def keeps_prefix(self) -> bool:
+        """Whether an edit leaves what is read before a prompt's last token as it is, at every layer."""
+        return False
+
     def prepare(self, backbone: Backbone) -> None:
         """Read what does not depend on the facts, so that the first edit takes no longer than the next; optional."""
 

@@ -52,13 +52,14 @@ from unike.modules.latent_memory import (
     LatentInjection,
     LatentMemory,
     SiteName,
+    current_prefill,
     last_answer_token,
     read_entries,
 )
 from unike.modules.leak_guard import ImageHashes, Trace
 from unike.modules.optimise import optimise
 from unike.modules.relevance import Gate, Relevance
-from unike.types import Query, SplitState
+from unike.types import Batch, Query, SplitState
 
 PAPER: dict[str, Any] = {
     "gate": False,
@@ -68,6 +69,7 @@ PAPER: dict[str, Any] = {
     "train_entry": False,
     "key_init": "raw",
     "threshold": 0.0,
+    "everywhere": True,
 }
 """What ``paper=True`` changes; other settings still override it."""
 
@@ -116,6 +118,8 @@ class UniKEConfig(EditorConfig):
         beta: Length of the move, relative to the norm of what the layer's feed-forward network writes.
         gate: Whether relevance scales both halves.
         slack: How much lower a key's threshold is where the question is of the edit's kind.
+        everywhere: Whether an edit acts on every position, as in the paper, or only from the prompt's last token on.
+            Then what was read before that, pictures above all, stays as it was and need not be computed again.
     """
 
     paper: bool = False
@@ -126,7 +130,7 @@ class UniKEConfig(EditorConfig):
     knowledge: str | None = None
     n_pairs: int = Field(10, ge=1)
     steps: int = Field(20, ge=0)
-    lr: float = Field(5e-3, gt=0)
+    lr: float = Field(1e-2, gt=0)
     clip: float | None = 1.0
     key_init: Literal["raw", "centred", "whitened"] = "centred"
     shrinkage: float = Field(0.1, ge=1e-4, le=1)
@@ -151,6 +155,7 @@ class UniKEConfig(EditorConfig):
     beta: float = Field(0.01, ge=0)
     gate: bool = True
     slack: float = Field(0.3, ge=0)
+    everywhere: bool = False
 
     @model_validator(mode="before")
     @classmethod
@@ -230,7 +235,9 @@ class UniKEEdit(Edit):
                     own = (side_by_side(edits, f"{layer}.{part}") for part in ("own_keys", "own_values"))
                     memories[layer] = memories[layer].with_own(*own)
                 alpha = alpha_of(knowledge, layer, config)
-                injection = LatentInjection(memories[layer], config.k, config.site, alpha, config.literal_eq7)
+                injection = LatentInjection(
+                    memories[layer], config.k, config.site, alpha, config.literal_eq7, config.everywhere
+                )
                 injection.install(backbone, layer, hooks, gate and partial(strongest, gate))
         patches: dict[int, FFNPatch] = {}
         if config.has_pairs:
@@ -238,7 +245,8 @@ class UniKEEdit(Edit):
                 pair_gate = None
                 if gate is not None:
                     pair_gate = partial(gate_of_pairs, gate, side_by_side(edits, AT_PROMPT), config)
-                install_patch(partial(patches.__getitem__, layer), backbone.ffn(layer), hooks, pair_gate)
+                patch, passing = partial(patches.__getitem__, layer), partial(acting, backbone, config)
+                install_patch(patch, backbone.ffn(layer), hooks, pair_gate, passing)
 
         def refresh(*_: Any) -> None:
             for layer in config.layers if config.has_pairs else ():
@@ -308,6 +316,16 @@ def gate_of_pairs(gate: Gate, at_prompt: Tensor, config: UniKEConfig) -> PairGat
     return PairGate(fact * torch.where(first > 0, question, 1), config.slack * question)
 
 
+def acting(backbone: Backbone, config: UniKEConfig, activations: Tensor) -> Tensor:
+    """Of the pairs' activations ``[B, T, N]``, those that take effect; the strongest for each prompt is noted."""
+    prefill = current_prefill(backbone)
+    if not config.everywhere:
+        since = prefill.from_prompt_last(activations.flatten(0, 1))  # [B * T, 1]
+        activations = activations * since.reshape(*activations.shape[:2], 1)
+    prefill.note("activation", activations.reshape(len(prefill.prompt_last), -1).amax(dim=1))
+    return activations
+
+
 def alpha_of(knowledge: Knowledge, layer: int, config: UniKEConfig) -> Alpha:
     """How much is injected at a layer."""
     if config.fixed_alpha is not None:
@@ -334,6 +352,11 @@ class UniKE(Editor[UniKEConfig]):
     name: ClassVar[str] = "unike"
     config_class = UniKEConfig
     edit_class = UniKEEdit
+
+    @property
+    def keeps_prefix(self) -> bool:
+        """Unless it acts everywhere."""
+        return not self.config.everywhere
 
     def prepare(self, backbone: Backbone) -> None:
         """Read the anchors and the knowledge."""
@@ -368,7 +391,7 @@ class UniKE(Editor[UniKEConfig]):
         lowest = min(map(backbone.layer_index, config.layers))
         anchors = self.anchors.ffn_inputs(backbone, config.layers) if self._uses_anchors and self.anchors else {}
         batch, stacked = backbone.encode(facts), bool(backbone.edits)
-        below = backbone.run_to_split(batch, self.split(backbone))
+        below = self._run_to(backbone, batch, self.split(backbone))
         tensors = self._start(backbone, below, backbone.advance(below, lowest), anchors)
         trained = [tensor.requires_grad_() for name, tensor in tensors.items() if self._is_trained(name)]
         if not trained:
@@ -377,7 +400,7 @@ class UniKE(Editor[UniKEConfig]):
         edit = UniKEEdit(config, tensors, facts, fingerprint=backbone.fingerprint(), source=backbone.source)
         with edit.attached(backbone):
             # Once more: now the edit's own gate is read on the way, and those of older edits, put on anew, below it.
-            state = backbone.run_to_split(batch, lowest) if stacked else backbone.advance(below, lowest)
+            state = self._run_to(backbone, batch, lowest) if stacked else backbone.advance(below, lowest)
             positions = target_positions(state.labels)
 
             def loss() -> Tensor:
@@ -389,6 +412,10 @@ class UniKE(Editor[UniKEConfig]):
 
             optimise(trained, loss, steps=config.steps, lr=config.lr, clip=config.clip)
         return tensors
+
+    def _run_to(self, backbone: Backbone, batch: Batch, layer: int) -> SplitState:
+        state = backbone.run_to_split(batch, layer)
+        return backbone.shorten(state) if self.keeps_prefix else state
 
     def _is_trained(self, name: str) -> bool:
         part = name.rpartition(".")[2]

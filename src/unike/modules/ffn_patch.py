@@ -32,14 +32,17 @@ class FFNPatch:
         """``q K^T + b``: ``[B, T, D]`` (or ``[1, T, D]``, seen by every edit) to ``[B, T, N]``."""
         return q @ self.keys.transpose(1, 2) + self.bias.unsqueeze(1)
 
-    def __call__(self, q: Tensor, gate: "PairGate | None" = None) -> Tensor:
-        """The term that is added: ``[B, T, D]`` to ``[B, T, D]``."""
+    def activations(self, q: Tensor, gate: "PairGate | None" = None) -> Tensor:
+        """How much each pair fires: ``[B, T, D]`` to ``[B, T, N]``."""
         a = self.pre_activations(q)
         if gate is None:
-            return torch.relu(a) @ self.values
+            return torch.relu(a)
         rows = a.reshape(len(gate.scale), -1, a.shape[-1])  # [R, S, N]
-        activations = torch.relu(rows + gate.slack.unsqueeze(1)) * gate.scale.unsqueeze(1)
-        return activations.reshape(a.shape) @ self.values
+        return (torch.relu(rows + gate.slack.unsqueeze(1)) * gate.scale.unsqueeze(1)).reshape(a.shape)
+
+    def __call__(self, q: Tensor, gate: "PairGate | None" = None) -> Tensor:
+        """The term that is added: ``[B, T, D]`` to ``[B, T, D]``."""
+        return self.activations(q, gate) @ self.values
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +59,11 @@ class PairGate:
 
 
 def install_patch(
-    patch: Callable[[], FFNPatch], site: FFNSite, hooks: Hooks, gate: Callable[[], PairGate] | None = None
+    patch: Callable[[], FFNPatch],
+    site: FFNSite,
+    hooks: Hooks,
+    gate: Callable[[], PairGate] | None = None,
+    passing: Callable[[Tensor], Tensor] | None = None,
 ) -> None:
     """Put pairs beside a network; they stay until ``hooks`` are removed.
 
@@ -68,6 +75,7 @@ def install_patch(
         site: The network.
         hooks: Where the hooks are kept.
         gate: Called in each pass. None is no gate, which is the paper's form.
+        passing: Given the activations of each pass, ``[B, T, N]``, returns those that take effect.
     """
     read: list[Tensor] = []
 
@@ -77,8 +85,10 @@ def install_patch(
     def add(module: nn.Module, args: Args, kwargs: Kwargs, output: Tensor) -> Tensor:
         pairs = patch()
         q = per_edit(read.pop(), len(pairs.keys))
-        term = pairs(q.float(), None if gate is None else gate())
-        return output + term.reshape(output.shape).to(output.dtype)
+        activations = pairs.activations(q.float(), None if gate is None else gate())
+        if passing is not None:
+            activations = passing(activations)
+        return output + (activations @ pairs.values).reshape(output.shape).to(output.dtype)
 
     hooks.add_pre(site.inputs, remember)
     hooks.add(site.outputs, add)

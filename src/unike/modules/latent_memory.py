@@ -339,6 +339,7 @@ class LatentInjection:
             outputs, keys and the query for retrieval remain attention inputs.
         alpha: From ``h_know[p]`` and ``h_input[p]`` to the weight of the injection.
         literal_eq7: Make alpha the weight of ``h_input``, as Eq. 2 and 7 are printed.
+        everywhere: Whether every position is shifted, as the paper has it, or only those from ``p`` on.
     """
 
     memory: LatentMemory
@@ -346,6 +347,7 @@ class LatentInjection:
     site: SiteName = "projected"
     alpha: Alpha = DynamicAlpha()
     literal_eq7: bool = False
+    everywhere: bool = True
 
     def __post_init__(self) -> None:
         """Refuse settings that would fail in the middle of a pass."""
@@ -399,9 +401,12 @@ class LatentInjection:
                 weight = 1 - alpha if self.literal_eq7 else alpha
                 weight = weight if gate is None else weight * gate()
                 log.latest = Recall(indices, scores, alpha.detach(), weight.detach())
+                prefill.note("alpha", alpha)
                 return weight
 
             weight = prefill.once(log, weigh).reshape(-1, 1, 1)
+            if not self.everywhere:
+                weight = weight * prefill.from_prompt_last(h_input)
             shifted = (1 - weight) * h_input.float() + weight * h_know
             return (shifted.to(h_input.dtype), *output[1:])
 

@@ -167,7 +167,11 @@ class Relevance:
             prefill, x = current_prefill(backbone), first_input(args, kwargs)
 
             def compare() -> tuple[Tensor, Tensor]:  # not while answers are continued, where ``x`` is a new token alone
-                return self.opened(keys.repeat_interleave(len(x) // len(keys), dim=0), prefill.at_prompt_last(x))
+                rows = keys.repeat_interleave(len(x) // len(keys), dim=0)
+                question, fact = self.opened(rows, prefill.at_prompt_last(x))
+                prefill.note("gate", (question * fact).amax(dim=1))
+                prefill.note("fact", fact.amax(dim=1))
+                return question, fact
 
             prefill.once(owner, compare)
 

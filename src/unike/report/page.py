@@ -1,0 +1,138 @@
+"""A report as one page: a file that needs nothing else, no network and no script.
+
+`page.html` lays it out; what is put in there is escaped, for prompts and answers may be anything.
+"""
+
+import json
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+
+from unike._version import __version__
+from unike.evaluation import Progress, silent
+from unike.report.failures import SEED, Failure, Pictures, failures
+from unike.report.figures import bars, histograms
+from unike.report.measurements import Measurement
+from unike.report.tables import Cell, Table
+from unike.report.text import provenance, where
+
+NOTES = {"alpha": "weight of the memory", "gate": "relevance", "activation": "strongest pair"}
+"""What a method may say about each question."""
+
+
+def to_html(
+    measurements: Sequence[Measurement],
+    tables: Sequence[Table],
+    view: str | None,
+    *,
+    count: int = 3,
+    data: Path | None = None,
+    progress: Progress = silent,
+) -> str:
+    """The tables with figures, what the methods logged, failed cases with pictures, and where all of it is from.
+
+    Args:
+        measurements: What was measured.
+        tables: Of it.
+        view: Of `unike.results.VIEWS`: the protocol that says which cases failed; None if nothing was measured yet.
+        count: Failed cases to show of each kind of question and run; 0 for none.
+        data: Folder of the data set's files, see `Pictures`.
+        progress: Told how many figures are drawn and runs looked through.
+    """
+    drawn = []
+    for number, table in enumerate(tables):
+        progress("drawing figures", number, len(tables))
+        drawn.append((table, figures(table)))
+    progress("drawing figures", len(tables), len(tables))
+    logs, failed, pictures = [], [], Pictures(data)
+    for number, measurement in enumerate(measurements):
+        progress("looking for failures", number, len(measurements))
+        logs += logged(measurement)
+        failed += [] if view is None else failed_runs(measurement, view, count, pictures)
+    progress("looking for failures", len(measurements), len(measurements))
+    sections = {
+        "tables": "Tables",
+        **({"alpha": "How strongly the memory acts"} if logs else {}),
+        **({"failures": "What went wrong"} if failed else {}),
+        "provenance": "Provenance",
+    }
+    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
+        resources.files("unike.report").joinpath("page.html").read_text(encoding="utf-8")
+    )
+    return page.render(
+        version=__version__,
+        contents=sections.items(),
+        measurements=measurements,
+        tables=drawn,
+        logs=logs,
+        failed=failed,
+        view=view,
+        sequences=any(measurement.header["setting"] != "one-step" for measurement in measurements),
+        count=count,
+        seed=SEED,
+        origins=[(m, f"{m.method}: {where(m)}", origins(m)) for m in measurements],
+        origin=origin,
+    ).lstrip()
+
+
+def figures(table: Table) -> list[tuple[str, str]]:
+    """A caption and an ``<svg>`` for each block of a table of scores."""
+    captions = [f"{block.title}. {table.title}" for block in table.blocks]
+    return [(caption, bars(block, caption)) for block, caption in zip(table.blocks, captions, strict=True)]
+
+
+def logged(measurement: Measurement) -> list[tuple[str, str]]:
+    """A caption and an ``<svg>`` for each kind of value that the method logged."""
+    cases = [case for run in measurement.runs.values() for case in run.cases if case.when == "end"]
+    captions = {what: f"{what} ({name}) of {measurement.method}: {where(measurement)}" for what, name in NOTES.items()}
+    drawn = ((caption, histograms(cases, what, caption)) for what, caption in captions.items())
+    return [(caption, svg) for caption, svg in drawn if svg is not None]
+
+
+def failed_runs(measurement: Measurement, view: str, count: int, pictures: Pictures) -> list[dict[str, Any]]:
+    """For each run in which something failed, some of that, as the page shows it."""
+    found = []
+    for folder, run in measurement.runs.items():
+        groups = [
+            {
+                "kind": group.kind,
+                "failed": group.failed,
+                "of": group.of,
+                "wanted": group.wanted,
+                "cases": [_shown(failure, run.header["dataset"], pictures) for failure in group.drawn],
+            }
+            for group in failures(run, view, count)
+        ]
+        if groups:
+            title = f"{measurement.method}: {where(measurement)}, seed {run.header['seed']}"
+            found.append({"title": title, "folder": str(folder), "number": measurement.number, "groups": groups})
+    return found
+
+
+def origins(measurement: Measurement) -> list[tuple[dict[str, str], str]]:
+    """For each run its provenance, and the whole header as JSON."""
+    headers = [json.dumps(run.header, indent=1, ensure_ascii=False) for run in measurement.runs.values()]
+    return list(zip(provenance(measurement), headers, strict=True))
+
+
+def origin(cell: Cell) -> str:
+    """Where the number of a cell is from, in a line."""
+    assert cell.source is not None
+    between = f"95 % interval {cell.aside}, n = {cell.n}; " if cell.interval else ""
+    return f"{between}{cell.source.method}: {', '.join(map(str, cell.source.runs))}"
+
+
+def _shown(failure: Failure, dataset: str, pictures: Pictures) -> dict[str, str | None]:
+    asked = failure.asked
+    return {
+        "case_id": failure.case_id,
+        "prompt": asked.prompt,
+        "target": "none" if asked.target is None else asked.target,
+        "before": asked.before,
+        "after": asked.after,
+        "image": asked.image,
+        "address": None if asked.image is None else pictures.address(dataset, asked.image),
+    }

@@ -1,0 +1,145 @@
+"""Reports as text: Markdown for people, CSV for programs."""
+
+import csv
+import io
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from unike.report.measurements import Measurement, cases_done, chosen_settings
+from unike.report.tables import Cell, Table
+from unike.results import COLUMNS
+
+MARKED = re.compile(r"([\\`*|<>\[\]])")
+"""What Markdown would read as markup; ``_`` within a word is none."""
+
+
+def to_csv(measurements: Sequence[Measurement], protocols: Sequence[str] | None = None) -> str:
+    """Every number, in the columns of `unike.results.COLUMNS`: a row a measurement, time, protocol, scorer and metric.
+
+    Args:
+        measurements: What was measured.
+        protocols: Only of these; all if None.
+
+    Returns:
+        Shares are from 0 to 1, as ``unike bench --json`` has them, and empty where a score is not defined.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for measurement in measurements:
+        writer.writerows(row for row in measurement.rows if protocols is None or row["protocol"] in protocols)
+    return text.getvalue()
+
+
+def to_markdown(measurements: Sequence[Measurement], tables: Sequence[Table]) -> str:
+    """The tables, and where their numbers are from."""
+    parts = ["# Report", *(_table(table) for table in tables), "## Provenance", *(_origin(m) for m in measurements)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _table(table: Table) -> str:
+    # Markdown has no head over several columns, so the first of each block says what they are.
+    heads = [
+        f"{title} {head}" if not place else head for title, heads in table.heads for place, head in enumerate(heads)
+    ]
+    lines = [["method", *heads], ["---", *("---:" for _ in heads)]]
+    lines += [[_escaped(method), *(_cell(cell) for cell in cells)] for method, cells in table.rows]
+    grid = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"## {_escaped(table.title)}\n\n{grid}\n\n{_escaped(' '.join(table.notes))}"
+
+
+def _cell(cell: Cell) -> str:
+    text = f"**{cell.text}**" if cell.best else cell.text
+    return f"{text} {cell.aside}".rstrip()
+
+
+def _origin(measurement: Measurement) -> str:
+    lines = [f"### {measurement.number}. {_escaped(measurement.method)}: {_escaped(where(measurement))}"]
+    for fact in provenance(measurement):
+        told = "; ".join(f"{key} {_escaped(value)}" for key, value in fact.items() if key not in ("run", "command"))
+        lines.append(f"- {_escaped(fact['run'])}: {told}\n\n  ```sh\n  {fact['command']}\n  ```")
+    return "\n\n".join(lines)
+
+
+def _escaped(text: str) -> str:
+    return MARKED.sub(r"\\\1", " ".join(text.split()))
+
+
+# ---------------------------------------------------------------------- provenance
+
+
+def where(measurement: Measurement) -> str:
+    """Setting, data and model in a few words."""
+    header = measurement.header
+    k = "" if header["setting"] == "one-step" else f" K = {header['k']}"
+    return f"{header['setting']}{k}, {header['dataset']} {header['split']}, {header['model']}"
+
+
+def provenance(measurement: Measurement) -> list[dict[str, str]]:
+    """For each run, what its numbers depend on."""
+    return [
+        {
+            "run": str(folder),
+            "cases": f"{cases_done(run)} of {run.header['counts']['edited']}",
+            "left out": "{right} already right, {skipped} skipped".format_map(_Zeros(run.header["counts"])),
+            "seed": str(run.header["seed"]),
+            "protocols": ", ".join(run.header["protocols"]),
+            "model": f"{run.header['model']} ({run.header['fingerprint']}, {run.header['dtype']})",
+            "cases' hash": str(run.header["cases"]),
+            "unike": str(run.header.get("unike", "unknown")),
+            "commit": _commit(run.header.get("git")),
+            "seconds an edit": _seconds([case.edit_seconds for case in run.cases]),
+            "command": command(run.header),
+        }
+        for folder, run in measurement.runs.items()
+    ]
+
+
+class _Zeros(dict[str, Any]):
+    """Counts, 0 where there is none."""
+
+    def __missing__(self, key: str) -> int:
+        return 0
+
+
+def command(header: Mapping[str, Any]) -> str:
+    """The ``unike bench`` that measures this again, from its header; ``--data`` and ``--out`` are the reader's own."""
+    options: list[tuple[str, Any]] = [
+        ("--model", header["model"]),
+        ("--editor", header["editor"]),
+        *(
+            ("--set", f"{key}={_value(value)}")
+            for key, value in chosen_settings(header["editor"], header["config"]).items()
+        ),
+        ("--dataset", header["dataset"].partition("+")[0]),
+        ("--split", header["split"]),
+        ("--setting", header["setting"]),
+        ("--k", None if header["setting"] == "one-step" else header["k"]),
+        ("--limit", header["limit"]),
+        ("--seed", header["seed"]),
+        ("--evaluate-at", ",".join(map(str, header["evaluate_at"])) or None),
+        ("--sample", header["sample"]),
+        ("--batch", header.get("batch")),
+        *(("--protocol", protocol) for protocol in header["protocols"]),
+        ("--max-new-tokens", header["max_new_tokens"]),
+        ("--device", header.get("device")),
+        ("--dtype", header["dtype"]),
+    ]
+    return shlex.join(
+        ["unike", "bench", *(str(word) for option in options if option[1] is not None for word in option)]
+    )
+
+
+def _value(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _commit(git: Mapping[str, Any] | None) -> str:
+    return "unknown" if git is None else f"{git['commit']}{' (with changes)' if git['dirty'] else ''}"
+
+
+def _seconds(found: Sequence[float]) -> str:
+    return f"{sum(found) / len(found):.2f}" if found else "n/a"
