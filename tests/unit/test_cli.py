@@ -64,9 +64,8 @@ def test_edit_then_ask_in_processes_of_their_own(
     assert answer["answer_without_edits"] == result["answers"][0]["before"] != "Kenya"
 
 
-def test_edit_and_ask_with_a_method_that_acts_before_the_model(
-    cli: Cli, tiny_folder: Path, pictures: list[Path]
-) -> None:
+def test_edit_and_ask_before_the_model(cli: Cli, tiny_folder: Path, pictures: list[Path]) -> None:
+    """With a method that cannot be attached."""
     model = ("--model", tiny_folder, "--image", pictures[0], "--prompt", FLAG)
     made = cli("edit", *model, "--target", "Kenya", "--editor", "answer_cache", "--json")
     assert (made.code, made.err) == (0, "")
