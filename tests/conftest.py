@@ -2,16 +2,21 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from PIL import Image
 
+from unike import registry
 from unike.backbones import tinies
 from unike.backbones.base import Backbone
+from unike.editors._trained import TrainedEditor
+from unike.files import replace_folder
 from unike.modules.disentangle import Encoder
 from unike.modules.knowledge import Knowledge, LayerKnowledge, Triplet
 from unike.modules.relevance import Ramp, Relevance
+from unike.modules.trained import Trained
 from unike.types import Query
 
 TINIES: dict[str, Callable[..., Backbone]] = tinies()
@@ -108,13 +113,41 @@ def make_knowledge() -> Callable[..., Knowledge]:
     return some_knowledge
 
 
+NETWORK_SETTINGS: dict[str, dict[str, Any]] = {
+    "mend": {"layers": (-2, -1), "rank": 8, "step_size": 0.7},
+}
+"""Of networks for tiny models: small, and with an effect although nobody has trained them."""
+
+
+def some_network(editor: str, backbone: Backbone, seed: int = 0) -> Trained:
+    """A new network of an editor for a tiny model, as training would leave it."""
+    method: TrainedEditor[Any] = registry.editors.get(editor)()
+    settings = method.network_settings(**NETWORK_SETTINGS.get(editor, {}))
+    network = method.build(backbone, settings, seed)
+    description = {
+        "editor": editor,
+        "backbone": {"source": backbone.source, "fingerprint": backbone.fingerprint()},
+        "network": settings.model_dump(mode="json"),
+        "sources": {"images": {}, "questions": []},
+    }
+    return Trained(description, network.state_dict())
+
+
+def trained_editors() -> list[str]:
+    """Editors with a network."""
+    return [name for name in registry.editors.names() if issubclass(registry.editors.get(name), TrainedEditor)]
+
+
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache folder with knowledge of every tiny model, for ``UNIKE_HOME``."""
+    """A cache folder with knowledge of every tiny model and a network of every editor, for ``UNIKE_HOME``."""
     folder = tmp_path_factory.mktemp("home")
     for make in TINIES.values():
         backbone = make()
         some_knowledge(backbone).save_pretrained(folder / "knowledge" / backbone.fingerprint())
+        for editor in trained_editors():
+            network = folder / "trained" / editor / backbone.fingerprint()
+            replace_folder(network, some_network(editor, backbone).files(), known_by="trained.json")
     return folder
 
 

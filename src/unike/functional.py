@@ -59,6 +59,23 @@ def token_nll(logits: Tensor, labels: Tensor) -> Tensor:
     return total / count
 
 
+def all_right(logits: Tensor, labels: Tensor) -> Tensor:
+    """Whether every target token of a row is the most likely one, given those before it.
+
+    Args:
+        logits: As in `token_nll`.
+        labels: ``[B, S]`` long, `IGNORE` outside the target.
+
+    Returns:
+        ``[B]`` bool.
+    """
+    rows, tokens = target_tokens(labels)
+    if logits.ndim == 3:
+        logits = logits[target_positions(labels)]
+    wrong = rows[logits.argmax(dim=-1) != tokens]
+    return torch.bincount(wrong, minlength=labels.shape[0]) == 0
+
+
 def kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     """Kullback-Leibler divergence ``KL(p || q)`` of the distributions two sets of logits stand for, in fp32.
 

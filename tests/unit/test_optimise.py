@@ -90,3 +90,24 @@ def test_the_callers_no_grad_does_not_matter() -> None:
     with torch.no_grad():
         optimise([parameter], lambda: parameter.square().sum(dim=1), steps=1, lr=0.1)
     assert torch.allclose(parameter, torch.full((2, 3), 0.9))
+
+
+def test_it_stops_before_the_step_when_it_is_told_to() -> None:
+    parameters = [p.requires_grad_() for p in draw(0)]
+    history = optimise(
+        parameters,
+        lambda: loss_of(parameters, TARGETS, SCALES),
+        steps=8,
+        lr=0.05,
+        stop=iter([False, False, True]).__next__,
+    )
+    assert history.shape == (3, ROWS)
+    expected, losses = literally(2, 2, None)
+    assert history[:2, 2].tolist() == pytest.approx(losses, rel=1e-5)
+    assert all(torch.allclose(p[2:], e, atol=1e-6) for p, e in zip(parameters, expected, strict=True))
+
+
+def test_weight_decay_is_adams() -> None:
+    parameter = torch.ones(2, 3).requires_grad_()
+    optimise([parameter], lambda: 0 * parameter.sum(dim=1), steps=1, lr=0.1, weight_decay=0.01)
+    assert torch.allclose(parameter, torch.full((2, 3), 0.9)), "the first step of Adam is as long as its rate"

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from unike._version import __version__
-from unike.cli import ask, bench, demo, edit, ls, models, prepare, report
+from unike.cli import ask, bench, demo, edit, ls, models, prepare, report, train
 from unike.errors import UnikeError
 
 
@@ -65,6 +65,7 @@ app.command("edit")(edit.edit)
 app.command("ask")(ask.ask)
 app.command("demo")(demo.demo)
 app.command("prepare")(prepare.prepare)
+app.command("train")(train.train)
 app.command("bench")(bench.bench)
 app.command("report")(report.report)
 app.command("ls")(ls.ls)

@@ -10,6 +10,7 @@ Tensors of an edit carry a leading dimension B: one object holds B *independent*
 row ``i`` of a batch being seen by edit ``i``. ``edit[i]`` is that one alone.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -289,6 +290,12 @@ def answer(edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query], 
     kind.check_stack(routing, backbone)  # which also reads what the method needs of the unedited model
     with attached(backbone, [edit for edit in edits if not isinstance(edit, RoutingEdit)]):
         return kind.answer(routing, backbone, queries, **kwargs)
+
+
+def side_by_side(edits: Sequence[Edit], name: str) -> Tensor:
+    """A tensor of several edits, ``[B, ...]``, next to each other; those of smaller batches serve several rows each."""
+    rows, parts = math.lcm(*map(len, edits)), [edit.tensors[name] for edit in edits]
+    return torch.cat([p if len(p) == rows else p.repeat_interleave(rows // len(p), dim=0) for p in parts], dim=1)
 
 
 @contextmanager

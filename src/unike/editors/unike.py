@@ -29,7 +29,6 @@ Note:
     that is less than ``threshold`` of the way from the mean to ``q_e``, along the key, not at all.
 """
 
-import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar, Literal, cast
@@ -39,12 +38,12 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from unike.backbones.base import Backbone
-from unike.editors.base import Edit, Editor, EditorConfig
+from unike.editors.base import Edit, Editor, EditorConfig, side_by_side
 from unike.errors import UnikeError
 from unike.functional import target_positions, token_nll
 from unike.hooks import Hooks
 from unike.modules.anchors import ffn_inputs
-from unike.modules.ffn_patch import FFNPatch, PairGate, install_patch
+from unike.modules.ffn_patch import FFNPatch, PairGate, install_patch, wrong_positions
 from unike.modules.knowledge import Knowledge, knowledge_of
 from unike.modules.latent_memory import (
     Alpha,
@@ -279,12 +278,6 @@ def check_knowledge(edit: Edit, knowledge: Knowledge) -> None:
         )
 
 
-def side_by_side(edits: Sequence[Edit], name: str) -> Tensor:
-    """A tensor of several edits, ``[B, ...]``, next to each other; those of smaller batches serve several rows each."""
-    rows, parts = math.lcm(*map(len, edits)), [edit.tensors[name] for edit in edits]
-    return torch.cat([p if len(p) == rows else p.repeat_interleave(rows // len(p), dim=0) for p in parts], dim=1)
-
-
 def patch_of(edits: Sequence[Edit], layer: int) -> FFNPatch:
     """The pairs of several edits at a layer, their values moved in the direction of truth (Eq. 6)."""
     keys, bias, values = (side_by_side(edits, f"{layer}.{part}") for part in ("keys", "bias", "values"))
@@ -514,16 +507,6 @@ def precision(memory: Tensor, shrinkage: float) -> Tensor:
     identity = torch.eye(len(covariance), device=memory.device)
     scale = covariance.diagonal().mean().clamp(min=1e-8)  # a single anchor has no spread
     return torch.linalg.inv((1 - shrinkage) * covariance + shrinkage * scale * identity)
-
-
-@torch.no_grad()
-def wrong_positions(backbone: Backbone, state: SplitState) -> Tensor:
-    """``[B, S]`` bool: where a wrong answer token is predicted; every answer position of a row that has none wrong."""
-    positions = target_positions(state.labels)
-    wrong = torch.zeros_like(positions)
-    guesses = backbone.run_from_split(state, positions).argmax(dim=-1)
-    wrong[positions] = guesses != state.labels.roll(-1, dims=1)[positions]
-    return torch.where(wrong.any(dim=1, keepdim=True), wrong, positions)
 
 
 def cycle(mask: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from unike.backbones.base import FFNSite
+from unike.backbones.base import Backbone, FFNSite
+from unike.functional import target_positions
 from unike.hooks import Args, Hooks, Kwargs, first_input
+from unike.types import SplitState
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,3 +106,13 @@ def per_edit(hidden: Tensor, edits: int) -> Tensor:
     if rows % edits:
         raise ValueError(f"{edits} attached edits need as many rows, or a multiple; the model runs on {rows}")
     return hidden.reshape(edits, -1, hidden.shape[-1])
+
+
+@torch.no_grad()
+def wrong_positions(backbone: Backbone, state: SplitState) -> Tensor:
+    """``[B, S]`` bool: where a wrong answer token is predicted; every answer position of a row that has none wrong."""
+    positions = target_positions(state.labels)
+    wrong = torch.zeros_like(positions)
+    guesses = backbone.run_from_split(state, positions).argmax(dim=-1)
+    wrong[positions] = guesses != state.labels.roll(-1, dims=1)[positions]
+    return torch.where(wrong.any(dim=1, keepdim=True), wrong, positions)

@@ -20,3 +20,20 @@ def install_delta(linear: nn.Module, delta: Tensor, hooks: Hooks) -> None:
         return output + (x @ delta.transpose(1, 2)).reshape(output.shape).to(output.dtype)
 
     hooks.add(linear, add)
+
+
+def install_low_rank(linear: nn.Module, reads: Tensor, writes: Tensor, hooks: Hooks) -> None:
+    """Let a linear map act as if its weight were ``W + sum_r writes_r reads_r^T``; the sum is never formed.
+
+    Args:
+        linear: The map, ``in -> out``.
+        reads: ``[B, R, in]`` fp32, for each of B independent edits; rows of zeros make the rank of one smaller.
+        writes: ``[B, R, out]`` fp32.
+        hooks: Where the hook is kept.
+    """
+
+    def add(module: nn.Module, args: Args, kwargs: Kwargs, output: Tensor) -> Tensor:
+        x = per_edit(args[0], len(reads)).float()  # [B, T, in]
+        return output + (x @ reads.transpose(1, 2) @ writes).reshape(output.shape).to(output.dtype)
+
+    hooks.add(linear, add)

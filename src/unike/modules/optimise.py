@@ -7,7 +7,14 @@ from torch import Tensor
 
 
 def optimise(
-    parameters: Sequence[Tensor], loss: Callable[[], Tensor], *, steps: int, lr: float, clip: float | None = None
+    parameters: Sequence[Tensor],
+    loss: Callable[[], Tensor],
+    *,
+    steps: int,
+    lr: float,
+    clip: float | None = None,
+    weight_decay: float = 0.0,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Tensor:
     """Minimise a per-edit loss in place.
 
@@ -18,20 +25,24 @@ def optimise(
         parameters: Leaf tensors ``[B, ...]`` that require gradients.
         loss: Computes ``[B]``, one loss an edit.
         steps: How many.
-        lr: Learning rate of Adam, without weight decay.
+        lr: Learning rate of Adam.
         clip: Largest norm of one edit's gradient over all its parameters, or None.
+        weight_decay: Of Adam: so much of a parameter is added to its gradient.
+        stop: Asked after each loss; true ends the loop before the step.
 
     Returns:
-        ``[steps, B]``, the loss before each step.
+        ``[steps, B]``, the loss before each step that was taken, or would have been when it was stopped.
     """
-    adam = torch.optim.Adam(parameters, lr=lr)
+    adam = torch.optim.Adam(parameters, lr=lr, weight_decay=weight_decay)
     history = []
     for _ in range(steps):
         adam.zero_grad()
         with torch.enable_grad():
             losses = loss()
+            history.append(losses.detach())
+            if stop():
+                break
             losses.sum().backward()
-        history.append(losses.detach())
         if clip is not None:
             clip_rows(parameters, clip)
         adam.step()

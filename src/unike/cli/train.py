@@ -1,0 +1,121 @@
+"""``unike train``: the network of an editor that has one, for a model."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.table import Table
+
+from unike import registry
+from unike.cli import _shared as shared
+from unike.cli.prepare import bars, read_cases
+from unike.errors import UnikeError
+
+if TYPE_CHECKING:
+    from unike.types import EditCase
+
+HELD_OUT_PART = 0.1
+"""Of the pictures of a train split, to validate on if a data set has no dev split."""
+
+
+def train(
+    editor: Annotated[str, typer.Option(help="The method, see: unike ls editors.")],
+    model: shared.Model = "mini",
+    data: Annotated[str, typer.Option(help="A data set, see: unike ls datasets.")] = "pocket",
+    task: Annotated[str | None, typer.Option(help="'vqa' or 'caption'.", show_default="what there is")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Where MMEdit is.", show_default="the cache folder")] = None,
+    steps: Annotated[int | None, typer.Option(min=0, help="At most so many.", show_default="5000")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder to write; a run that was cut off goes on there.",
+            show_default="where the editor looks for it",
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="A setting of the network or the training; repeatable."),
+    ] = None,
+    device: shared.Device = "auto",
+    dtype: shared.Dtype = "auto",
+    as_json: shared.Json = False,
+) -> None:
+    """Train the network of an editor on what a model gets wrong; an interrupted run goes on."""
+    chosen = shared.parse_settings(settings or [])
+    if steps is not None and "steps" in chosen:
+        raise UnikeError("--steps and --set steps say the same; give it once")
+    with shared.working("starting"):
+        from unike import training
+        from unike.modules.trained import place
+
+        method = training.trainable(registry.editors.get(editor)())
+        loop = chosen if steps is None else chosen | {"steps": steps}
+        network_settings, config = training.parse_settings(method, loop)
+        shared.check_hardware(device, dtype)
+        if out is not None:
+            training.check_place(out)
+        cases, validation, against = split_cases(data, task, data_dir)
+    backbone, load_seconds = shared.load(model, device, dtype)
+    out = out or place(method.name, backbone)
+    start = time.perf_counter()
+    with bars() as progress:
+        trained = training.train(
+            backbone,
+            method,
+            cases,
+            validation,
+            out,
+            network_settings=network_settings,
+            config=config,
+            against=against,
+            progress=progress,
+        )
+    seconds, log = time.perf_counter() - start, training.read_log(out)
+    if as_json:
+        shared.print_json(
+            {
+                "model": model,
+                "editor": editor,
+                "saved": str(out),
+                "report": trained.description["report"],
+                "log": log,
+                "load_seconds": round(load_seconds, 1),
+                "seconds": round(seconds, 1),
+            }
+        )
+        return
+    shared.OUT.print(validations_table(log, trained.description["report"]["best"]["step"]))
+    typer.echo(f"trained in {seconds:.0f} s, saved in {out}")
+
+
+def split_cases(
+    data: str, task: str | None, data_dir: Path | None
+) -> "tuple[list[EditCase], list[EditCase], list[EditCase]]":
+    """The cases to learn from, those to validate on, and those that nothing may leak from.
+
+    Raises:
+        UnikeError: Unknown names, or files that are missing.
+    """
+    cases, against, _ = read_cases(data, "train", task, data_dir)
+    if "dev" in registry.datasets.get(data).splits:
+        validation, _, _ = read_cases(data, "dev", task, data_dir)
+        return cases, validation, against
+    from unike.modules.disentangle import hold_out
+
+    held_out = hold_out([str(case.edit.image) for case in cases], HELD_OUT_PART).tolist()
+    learned = [case for case, aside in zip(cases, held_out, strict=True) if not aside]
+    return learned, [case for case, aside in zip(cases, held_out, strict=True) if aside], against
+
+
+def validations_table(log: list[dict[str, Any]], best: int) -> Table:
+    """The first validation, the best one and the last."""
+    shown = {0: "before", best: "best", log[-1]["step"]: "last"} | {best: "best"}
+    kinds = list(log[0]["validation"]["scores"])
+    grid = Table("", "step", "loss", *(kind.replace("_", " ") for kind in kinds))
+    for entry in log:
+        if entry["step"] in shown:
+            scores = (f"{entry['validation']['scores'][kind]:.0%}" for kind in kinds)
+            loss = f"{entry['validation']['loss']:.4f}"
+            grid.add_row(shown[entry["step"]], str(entry["step"]), loss, *scores)
+    return grid
