@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from unike.backbones import tinies
 from unike.backbones.base import Backbone
 from unike.editors.base import Edit, Editor, RoutingEdit, answer, attached
 from unike.errors import UnikeError
+from unike.modules.serac import SeracModel, SERACNetworkSettings, place, save_networks
 from unike.types import Query
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -28,6 +29,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 ROUTING = [name for name in registry.editors.names() if issubclass(registry.editors.get(name).edit_class, RoutingEdit)]
 
+FAMILIES = ("blip2-opt", "llava", "qwen3_vl")
+"""What these methods see of a model differs only in how it reads pictures, so that a few families are enough."""
+
 ATOL = 5e-4
 """Between logits of rows of a batch and of the same rows alone."""
 
@@ -35,11 +39,22 @@ FAR = Query("Which city is Tajikistan's capital?")
 """Nothing that the facts are about: they have pictures."""
 
 
-@pytest.fixture(scope="module", params=["blip2-opt", "llava", "qwen3_vl"])
+@pytest.fixture(scope="module", params=FAMILIES)
 def make_backbone(request: pytest.FixtureRequest) -> Callable[..., Backbone]:
-    """What these methods see of a model differs only in how it reads pictures, so that a few families are enough."""
     make: Callable[..., Backbone] = tinies()[request.param]
     return make
+
+
+@pytest.fixture(scope="module", autouse=True)
+def networks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Untrained networks for the tiny models, where editors look for them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UNIKE_HOME", str(tmp_path_factory.mktemp("home")))
+        for family in FAMILIES:
+            backbone = tinies()[family]()
+            network = SeracModel(backbone, SERACNetworkSettings(n_layers=2))
+            save_networks(network, backbone, place(backbone), {"images": {}, "questions": []})
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -64,6 +64,17 @@ def test_edit_then_ask_in_processes_of_their_own(
     assert answer["answer_without_edits"] == result["answers"][0]["before"] != "Kenya"
 
 
+def test_edit_and_ask_before_the_model(cli: Cli, tiny_folder: Path, pictures: list[Path]) -> None:
+    """With a method that cannot be attached."""
+    model = ("--model", tiny_folder, "--image", pictures[0], "--prompt", FLAG)
+    made = cli("edit", *model, "--target", "Kenya", "--editor", "answer_cache", "--json")
+    assert (made.code, made.err) == (0, "")
+    assert [row["after"] for row in json.loads(made.out)["answers"]] == ["Kenya"]
+    asked = cli("ask", "--image", pictures[0], "--prompt", FLAG, "--edit", "edits/kenya", "--json")
+    assert (asked.code, asked.err) == (0, "")
+    assert json.loads(asked.out)["answer"] == "Kenya" != json.loads(asked.out)["answer_without_edits"]
+
+
 def test_edit_shows_a_table_and_the_next_command(cli: Cli, tiny_folder: Path, pictures: list[Path]) -> None:
     args = ("--model", tiny_folder, "--image", pictures[0], "--prompt", FLAG, "--target", "Kenya", *FAST)
     result = cli("edit", *args, "--rephrase", "Whose [bold]flag[/bold] :flag: is this?")

@@ -192,3 +192,14 @@ def test_a_pool_with_an_evaluated_question_is_refused(
         with pytest.raises(UnikeError, match=rf"'ike' learned .* 1 of its 12 sources .*'{prompt[:-1]}\?'"):
             check_leaks(backbone, IKE(), [Source("mine", "eval", [shared])])
     check_leaks(backbone, IKE(), [Source("mine", "eval", [case("Who is it?", "bob")])])
+
+
+def test_a_question_about_everything_does_not_leak(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is a picture, which demonstrations do not show; a small pool counts what the whole of it asks."""
+    whole = [case("What is it?", f"thing {n}", image=Path(f"{n}.png")) for n in range(5)]
+    evaluated = Source("mine", "eval", [case("What is it?", "bob", image=None)])
+    found = Pool(whole, size=2)
+    assert len(found.facts) == 2 and [trace.prompt for trace in found.traces] == ["Not What is it?"]
+    monkeypatch.setattr("unike.editors.ike.pool_of", lambda *_: Pool(whole[:4]))
+    with pytest.raises(UnikeError, match="3 of its 3 sources"):
+        check_leaks(backbone, IKE(), [evaluated])

@@ -16,6 +16,7 @@ from unike.backbones.base import Backbone
 from unike.editors.base import Edit, Editor, EditorConfig, RoutingEdit
 from unike.functional import target_positions, target_tokens
 from unike.modules.fact_retrieval import RetrievalSettings, embed, nearest_facts
+from unike.modules.sentence_encoder import sentence_encoder
 from unike.types import Query, SplitState
 
 CERTAIN = 100.0
@@ -81,6 +82,10 @@ class AnswerCache(Editor[AnswerCacheConfig]):
     name: ClassVar[str] = "answer_cache"
     config_class = AnswerCacheConfig
     edit_class = AnswerCacheEdit
+
+    def prepare(self, backbone: Backbone) -> None:
+        """Load the encoder."""
+        sentence_encoder(self.config.encoder, str(backbone.device))
 
     def split(self, backbone: Backbone) -> None:
         """No layer: the model is asked or it is not."""

@@ -286,8 +286,10 @@ def answer(edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query], 
     if len(kinds) > 1:
         names = " and ".join(sorted(repr(kind.editor) for kind in kinds))
         raise UnikeError(f"{names} both rewrite or route questions; use edits of one of them at a time")
+    kind = kinds.pop()
+    kind.check_stack(routing, backbone)  # which also reads what the method needs of the unedited model
     with attached(backbone, [edit for edit in edits if not isinstance(edit, RoutingEdit)]):
-        return kinds.pop().answer(routing, backbone, queries, **kwargs)
+        return kind.answer(routing, backbone, queries, **kwargs)
 
 
 def side_by_side(edits: Sequence[Edit], name: str) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 from unike.backbones.base import Backbone
 from unike.editors.base import Edit, Editor, EditorConfig, RoutingEdit
 from unike.modules.fact_retrieval import RetrievalSettings, embed, nearest_facts
+from unike.modules.sentence_encoder import sentence_encoder
 from unike.types import Query, SplitState
 
 TEMPLATE = "{fact} {target}\n{question}"
@@ -74,6 +75,10 @@ class RetrievalPrompt(Editor[RetrievalPromptConfig]):
     name: ClassVar[str] = "retrieval_prompt"
     config_class = RetrievalPromptConfig
     edit_class = RetrievalPromptEdit
+
+    def prepare(self, backbone: Backbone) -> None:
+        """Load the encoder."""
+        sentence_encoder(self.config.encoder, str(backbone.device))
 
     def split(self, backbone: Backbone) -> None:
         """No layer: the whole model reads another question."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from unike.datasets.base import all_tasks, open_dataset
 from unike.errors import UnikeError
 from unike.modules.knowledge import evenly
-from unike.modules.leak_guard import Trace, read_hashes
+from unike.modules.leak_guard import Trace, generic_questions, worded
 from unike.modules.sentence_encoder import sentence_encoder
 from unike.types import EditCase, Query
 
@@ -80,13 +80,17 @@ class Pool:
     """
 
     def __init__(self, cases: Sequence[EditCase], size: int | None = None) -> None:
-        found = {fact.text: (fact, case) for case in cases if (fact := fact_of(case)) is not None}
+        found = {fact.text: fact for case in cases if (fact := fact_of(case)) is not None}
         if not found:
             raise UnikeError("there are no demonstrations: they need cases with a rephrased and an unrelated question")
         everything = list(found.values())
-        chosen = [everything[index] for index in evenly(len(everything), size)]
-        self.facts = [fact for fact, _ in chosen]
-        self._images = [case.edit.image for _, case in chosen]
+        self.facts = [everything[index] for index in evenly(len(everything), size)]
+        self._generic = generic_questions(
+            (question, case.edit.image)
+            for case in cases
+            if case.edit.image is not None and (fact := fact_of(case)) is not None
+            for question in (fact.prompt, fact.rephrase)
+        )
 
     @cached_property
     def fingerprint(self) -> Tensor:
@@ -113,15 +117,14 @@ class Pool:
         asked = sentence_encoder(encoder, device).embed([stated(fact.prompt, fact.target or "") for fact in facts])
         return (asked @ self.embed(encoder, device).T).topk(min(k, len(self.facts)), dim=1).indices
 
-    @cached_property
+    @property
     def traces(self) -> list[Trace]:
-        """Of every question of a demonstration, with the picture that the fact was about."""
-        hashes = read_hashes(sorted({image for image in self._images if image is not None}))
-        found = []
-        for fact, image in zip(self.facts, self._images, strict=True):
-            seen = None if image is None else hashes[image]
-            found += [Trace(fact.prompt, seen), Trace(fact.rephrase, seen), Trace(fact.unrelated, None)]
-        return found
+        """Of every question of a demonstration that is not asked about everything.
+
+        Without pictures: demonstrations are text, and what a fact was about is not in them.
+        """
+        asked = dict.fromkeys(text for fact in self.facts for text in (fact.prompt, fact.rephrase, fact.unrelated))
+        return [Trace(text, None) for text in asked if worded(text) not in self._generic]
 
 
 def fact_of(case: EditCase) -> PoolFact | None:

@@ -7,7 +7,7 @@ question and say by themselves what they are about. "What is this?" is asked abo
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -130,7 +130,8 @@ class LeakGuard:
         self._contents = {each.content for each in seen}
         self._bits = _as_bits([each.perceptual for each in seen])
         self._questions = {worded(query.prompt) for query in protected}
-        self._questions -= _generic([*map(self.trace, candidates), *traces])
+        shown = [each for each in (*map(self.trace, candidates), *traces) if each.image is not None]
+        self._questions -= generic_questions((each.prompt, each.image) for each in shown)
 
     def trace(self, query: Query) -> Trace:
         """What to recognise a query by, if its picture has been read."""
@@ -147,10 +148,13 @@ class LeakGuard:
         return LEAKS[2] if worded(trace.prompt) in self._questions else None
 
 
-def _generic(traces: Sequence[Trace]) -> set[str]:
-    """The questions that are asked about at least `GENERIC` different pictures."""
-    asked = {(worded(trace.prompt), trace.image.content) for trace in traces if trace.image is not None}
-    counts = Counter(question for question, _ in asked)
+def generic_questions(asked: Iterable[tuple[str, Hashable]]) -> set[str]:
+    """The questions that are about nothing in particular, as `worded` gives them.
+
+    Args:
+        asked: Questions, each with what tells its picture from others.
+    """
+    counts = Counter(question for question, _ in {(worded(prompt), picture) for prompt, picture in asked})
     return {question for question, count in counts.items() if count >= GENERIC}
 
 

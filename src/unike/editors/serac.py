@@ -1,0 +1,169 @@
+"""SERAC: edits are kept in a memory, and questions about them routed to another model (arXiv 2206.06520).
+
+A scope classifier compares a question with every edit in force. Above a similarity of 0.5 the nearest edit counts, and
+a small counterfactual model answers, which reads the edit before the question. All other questions go to the backbone
+as it is. Both networks are trained once for each backbone, see `unike.modules.serac`.
+
+Note:
+    The answer that a question should get takes no part in routing it. MMEdit's version gives it to the classifier;
+    ``compat="mmedit"`` does the same where there is a target, in teacher-forced scores, to compare.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal, cast
+from weakref import WeakKeyDictionary
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from unike.backbones.base import Backbone
+from unike.editors.base import Edit, Editor, EditorConfig, RoutingEdit
+from unike.errors import UnikeError
+from unike.functional import target_positions, target_tokens
+from unike.modules.demonstrations import stated
+from unike.modules.fact_retrieval import IMAGE, TEXT
+from unike.modules.leak_guard import Trace
+from unike.modules.serac import (
+    SeracModel,
+    counterfactual_query,
+    load_networks,
+    place,
+    squared_distance,
+    traces_of,
+)
+from unike.types import Query, SplitState
+
+NETWORK = "network"
+
+
+class SERACConfig(EditorConfig):
+    """Settings of `SERAC`; those of its networks were chosen when they were trained.
+
+    Attributes:
+        trained: Folder of `unike train`; None for the one that is found for the backbone.
+        threshold: The least similarity at which a question is about an edit.
+        compat: ``"mmedit"`` lets the classifier read a question's target, a leak that published numbers have.
+    """
+
+    trained: str | None = None
+    threshold: float = Field(0.5, gt=0, lt=1)
+    compat: Literal["mmedit"] | None = None
+
+
+class SERACEdit(RoutingEdit):
+    """What the classifier reads of an edit, ``text [B, W]`` and ``image [B, D]``, and ``network [B, 8]`` uint8.
+
+    The last is the fingerprint of the networks that it was made with, because it acts only together with those.
+    """
+
+    editor = "serac"
+    config_class = SERACConfig
+
+    @classmethod
+    def check_stack(cls, edits: Sequence[Edit], backbone: Backbone) -> None:
+        """As for all that route, and the networks must be those that the edits were made with."""
+        super().check_stack(edits, backbone)
+        for edit in edits:
+            _, fingerprint = networks_of(backbone, cast(SERACConfig, edit.config))
+            if not (edit.tensors[NETWORK].cpu() == fingerprint).all():
+                raise UnikeError(
+                    f"the edit {edit.facts[0].prompt!r} was made with other networks of serac than there are now; "
+                    "bring those back, or make the edit anew"
+                )
+
+    @classmethod
+    def routed(cls, edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query]) -> dict[int, Query]:
+        """By its number, each query in scope of an edit as the counterfactual model reads it."""
+        cls.check_stack(edits, backbone)
+        if not edits or not queries:
+            return {}
+        config = cast(SERACConfig, edits[0].config)
+        network, _ = networks_of(backbone, config)
+        rows = [edit.shared_out(len(queries)) for edit in edits]
+        asked = network.scope(network.embed(backbone, [as_classified(query, config) for query in queries]))
+        kept = [{name: edit.tensors[name].to(backbone.device) for name in (TEXT, IMAGE)} for edit in edits]
+        stored = [network.scope(each)[seen] for each, seen in zip(kept, rows, strict=True)]
+        best = torch.exp(-squared_distance(asked, torch.stack(stored))).max(dim=0)  # over the edits
+        return {
+            row: counterfactual_query(edits[nearest].facts[rows[nearest][row]], query)
+            for row, (query, nearest) in enumerate(zip(queries, best.indices.tolist(), strict=True))
+            if best.values[row] > config.threshold
+        }
+
+    @classmethod
+    @torch.no_grad()
+    def answer(cls, edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query], **kwargs: Any) -> list[str]:
+        """What the counterfactual model answers in scope, and the backbone out of it."""
+        routed = cls.routed(edits, backbone, queries)
+        others = [row for row in range(len(queries)) if row not in routed]
+        answers = dict(zip(others, backbone.generate([queries[row] for row in others], **kwargs), strict=True))
+        if routed:
+            network, _ = networks_of(backbone, cast(SERACConfig, edits[0].config))
+            found = network.counterfactual.generate(list(routed.values()), **kwargs)
+            answers |= dict(zip(routed, found, strict=True))
+        return [answers[row] for row in range(len(queries))]
+
+    @classmethod
+    @torch.no_grad()
+    def target_logits(
+        cls, edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query], state: SplitState | None = None
+    ) -> Tensor:
+        """Logits of the counterfactual model in scope, and of the backbone out of it."""
+        batch = backbone.encode(queries)
+        logits = backbone.forward(batch)[target_positions(batch.labels)]
+        position_of, _ = target_tokens(batch.labels)
+        if routed := cls.routed(edits, backbone, queries):
+            network, _ = networks_of(backbone, cast(SERACConfig, edits[0].config))
+            inside = torch.isin(position_of, torch.tensor(list(routed), device=position_of.device))
+            logits[inside] = Edit.target_logits([], network.counterfactual, list(routed.values()))
+        return logits
+
+
+def as_classified(query: Query, config: SERACConfig) -> Query:
+    """What the classifier reads: the question, without its answer unless MMEdit's leak is wanted."""
+    if config.compat != "mmedit" or not query.target:
+        return query
+    return Query(stated(query.prompt, query.target), query.image)
+
+
+_READ: WeakKeyDictionary[Backbone, dict[str | None, tuple[SeracModel, Tensor]]] = WeakKeyDictionary()
+
+
+def networks_of(backbone: Backbone, config: SERACConfig) -> tuple[SeracModel, Tensor]:
+    """The networks of a backbone and their fingerprint, read once.
+
+    Raises:
+        UnikeError: There are none, or others.
+    """
+    known = _READ.setdefault(backbone, {})
+    if config.trained not in known:
+        known[config.trained] = load_networks(backbone, None if config.trained is None else Path(config.trained))
+    return known[config.trained]
+
+
+class SERAC(Editor[SERACConfig]):
+    """Routes questions about an edit to a small model that reads the edit."""
+
+    name: ClassVar[str] = "serac"
+    config_class = SERACConfig
+    edit_class = SERACEdit
+
+    def prepare(self, backbone: Backbone) -> None:
+        """Read the networks."""
+        networks_of(backbone, self.config)
+
+    def sources(self, backbone: Backbone) -> Sequence[Trace]:
+        """What the networks were trained on."""
+        networks_of(backbone, self.config)
+        return traces_of(place(backbone) if self.config.trained is None else Path(self.config.trained))
+
+    def split(self, backbone: Backbone) -> None:
+        """No layer: the backbone is asked or it is not."""
+
+    def make(self, backbone: Backbone, facts: list[Query]) -> dict[str, Tensor]:
+        """Embed the questions and pictures; in MMEdit's version, with the answers."""
+        network, fingerprint = networks_of(backbone, self.config)
+        embedded = network.embed(backbone, [as_classified(fact, self.config) for fact in facts])
+        return {**embedded, NETWORK: fingerprint.repeat(len(facts), 1)}
