@@ -124,7 +124,7 @@ def train(
     judged = choose(backbone, validation, config.held_out, config.seed, partial(progress, "asking, to validate"))
 
     network = editor.build(backbone, network_settings, config.seed)
-    run = Run(backbone, editor, network, editor.optimizer(network, network_settings), learned, judged, config)
+    run = Run(backbone, editor, network, network_settings, learned, judged, config)
     made_from = {**described, "fingerprint": backbone.fingerprint(), "dtype": str(backbone.dtype)}
     run.resume(out / WORK, {key: value for key, value in made_from.items() if key != "unike"})
     run.finish(partial(progress, "training"))
@@ -263,7 +263,7 @@ class Run:
         backbone: The model.
         editor: The method.
         network: Its network.
-        optimizer: Of the network.
+        network_settings: Of that.
         learned: The cases to learn from.
         judged: The cases to validate on.
         config: Settings.
@@ -278,12 +278,13 @@ class Run:
         backbone: Backbone,
         editor: TrainedEditor[Any],
         network: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        network_settings: Settings,
         learned: Sequence[EditCase],
         judged: Sequence[EditCase],
         config: TrainConfig,
     ) -> None:
-        self.backbone, self.editor, self.network, self.optimizer = backbone, editor, network, optimizer
+        self.backbone, self.editor, self.network, self.network_settings = backbone, editor, network, network_settings
+        self.optimizer = editor.optimizer(network, network_settings)
         self.config, self.n_judged = config, len(judged)
         self.batches = batches_of(learned, config.batch)
         judged_batches = batches_of(judged, config.batch)
@@ -378,7 +379,7 @@ class Run:
         self.log.append(entry)
         if self._best_entry is entry:
             self.best_tensors = {name: t.detach().cpu().clone() for name, t in self.network.state_dict().items()}
-        self.editor.validated(self.network, found["scores"])
+        self.editor.validated(self.network, self.network_settings, found["scores"])
         self.save()
 
     # ------------------------------------------------------------------ checkpoints

@@ -12,13 +12,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unike import training
+from unike import registry, training
 from unike.backbones.base import Backbone
 from unike.cli import _shared
 from unike.cli.train import split_cases
 from unike.datasets.pocket import Pocket
 from unike.editors._trained import matrix
 from unike.editors.ft import FT
+from unike.editors.ke import KENetworkSettings
 from unike.editors.mend import MEND, MENDNetworkSettings
 from unike.errors import UnikeError
 from unike.functional import kl, target_positions, token_nll
@@ -33,7 +34,10 @@ from unike.preparation import WORK
 from unike.training import Readings, TrainConfig, batches_of, choose, parse_settings, train, trainable
 from unike.types import EditCase, Probe, Query
 
-FAST = MENDNetworkSettings(layers=(-2, -1), rank=4, step_size=1e-2, lr=1e-3, lr_step_size=1e-2)
+FAST: dict[str, Any] = {
+    "mend": MENDNetworkSettings(layers=(-2, -1), rank=4, step_size=1e-2, lr=1e-3, lr_step_size=1e-2),
+    "ke": KENetworkSettings(layers=(-2, -1), lr=1e-2, margin=0.1, enough=0.1),
+}
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +81,7 @@ def trained(
     judged: list[EditCase],
     out: Path,
     kill_at: int | None = None,
+    editor: str = "mend",
     **kwargs: Any,
 ) -> Trained:
     def watch(stage: str, done: int, total: int) -> None:
@@ -85,7 +90,14 @@ def trained(
 
     settings = {"steps": 24, "batch": 2, "every": 4} | kwargs
     return train(
-        model, MEND(), learned, judged, out, network_settings=FAST, config=TrainConfig(**settings), progress=watch
+        model,
+        registry.editors.get(editor)(),
+        learned,
+        judged,
+        out,
+        network_settings=FAST[editor],
+        config=TrainConfig(**settings),
+        progress=watch,
     )
 
 
@@ -120,7 +132,7 @@ def test_the_loss_falls_and_the_best_network_is_kept(
 def test_a_run_that_diverged_keeps_the_network_from_before(
     model: Backbone, learned: list[EditCase], judged: list[EditCase], tmp_path: Path
 ) -> None:
-    wild = FAST.model_copy(update={"lr_step_size": 30.0})
+    wild = FAST["mend"].model_copy(update={"lr_step_size": 30.0})
     config = TrainConfig(steps=6, batch=2, every=1, patience=3)
     found = train(model, MEND(), learned, judged, tmp_path / "out", network_settings=wild, config=config)
     log = log_of(tmp_path / "out")
@@ -140,13 +152,13 @@ def test_what_is_not_finite_ends_the_run(
 # ---------------------------------------------------------------------- it goes on
 
 
-@pytest.mark.parametrize("kill_at", [0, 9, 22])
+@pytest.mark.parametrize(("editor", "kill_at"), [("mend", 0), ("mend", 9), ("ke", 22)])
 def test_killed_and_resumed_is_as_if_never_killed(
-    model: Backbone, learned: list[EditCase], judged: list[EditCase], tmp_path: Path, kill_at: int
+    model: Backbone, learned: list[EditCase], judged: list[EditCase], tmp_path: Path, editor: str, kill_at: int
 ) -> None:
-    whole = trained(model, learned, judged, tmp_path / "whole")
+    whole = trained(model, learned, judged, tmp_path / "whole", editor=editor)
     with pytest.raises(Killed):
-        trained(model, learned, judged, tmp_path / "torn", kill_at)
+        trained(model, learned, judged, tmp_path / "torn", kill_at, editor=editor)
     steps: list[int] = []
     original = training.Run.take_step
 
@@ -156,7 +168,7 @@ def test_killed_and_resumed_is_as_if_never_killed(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training.Run, "take_step", count)
-        again = trained(model, learned, judged, tmp_path / "torn")
+        again = trained(model, learned, judged, tmp_path / "torn", editor=editor)
     assert steps == list(range(kill_at // 4 * 4 + 1, 25)), "from the last checkpoint on"
     assert log_of(tmp_path / "torn") == log_of(tmp_path / "whole")
     assert again.description == whole.description
@@ -249,7 +261,7 @@ def test_nothing_of_the_evaluation_is_learned_from(
         [*learned, *[replace(case, case_id=f"again-{case.case_id}") for case in judged]],
         judged,
         tmp_path / "out",
-        network_settings=FAST,
+        network_settings=FAST["mend"],
         config=config,
         against=against,
     )
@@ -278,7 +290,7 @@ def test_batches_do_not_mix_questions_with_and_without_a_picture(learned: list[E
 
 def test_the_objective_is_nll_and_divergence(model: Backbone, learned: list[EditCase]) -> None:
     """Against each question asked by itself, under an edit of its own."""
-    network = MEND().build(model, FAST.model_copy(update={"step_size": 1.0})).eval()
+    network = MEND().build(model, FAST["mend"].model_copy(update={"step_size": 1.0})).eval()
     outcome = MEND().outcome(model, network, MEND().read(model, network, learned[:3]))
     for row, case in enumerate(learned[:3]):
         alone = MEND().read(model, network, [case])

@@ -2,7 +2,7 @@
 
 A neuron stands beside the last feed-forward network. It is to fire at its own token, and at nothing that a memory of
 unrelated inputs holds. With ``a`` its pre-activation at its own token, ``a_mem`` those at the memory, and ``top`` the
-mean of the largest values (section 3.3)::
+mean of the largest values::
 
     L     = L_edit + L_act + m L_mem
     L_act = top exp(-a),    L_mem = top exp(a_mem - a + 3) + top exp(a_mem + 3)
