@@ -44,6 +44,39 @@ def tiny_tokenizer(specials: Sequence[str] = (), *, bos: bool = True) -> Any:
     )
 
 
+def text_config(tokenizer: Any, **more: Any) -> dict[str, Any]:
+    """Fields of a small decoder's config, by the names that most families have for them.
+
+    Args:
+        tokenizer: From `tiny_tokenizer`.
+        **more: Further fields, or others in place of these.
+    """
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": WIDTH,
+        "intermediate_size": FFN_WIDTH,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "max_position_embeddings": 512,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        **more,
+    }
+
+
+def amplified(model: Any) -> Any:
+    """A Gemma whose feed-forward networks are heard: their outputs are normed, here to five times the usual size.
+
+    Otherwise no layer could outweigh those below it, whatever an edit does there, and no random model would learn.
+    """
+    with torch.no_grad():
+        for layer in model.model.language_model.layers:
+            layer.post_feedforward_layernorm.weight += 4
+    return model
+
+
 def build(make: Callable[[], nn.Module], seed: int) -> Any:
     """A model in fp32 and eval mode whose weights depend on the seed alone.
 

@@ -27,7 +27,7 @@ from unike.types import IGNORE, Batch, Prefill, Query, SplitState
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-TWO_WAY = ("gemma3", "paligemma")
+TWO_WAY = ("deepseek_ocr2", "diffusion_gemma", "gemma4", "gemma4_unified", "git", "molmo2", "pi0", "step3p7")
 """Model types whose masks depend on more inputs than the generic adapter gives; they would run, and answer wrongly."""
 
 
@@ -101,6 +101,8 @@ class Backbone:
     model_types: ClassVar[tuple[str, ...]] = ()
     mixes_images: ClassVar[bool] = True
     """Whether one batch may hold queries with and without an image."""
+    reads_prompts_both_ways: ClassVar[bool] = False
+    """Whether a prompt's tokens see those after them, so that nothing of a prompt is settled before its end."""
 
     append_eos: bool = True
     """Whether a target ends with the tokenizer's end-of-sequence token, so that an edit also learns to stop."""
@@ -152,11 +154,21 @@ class Backbone:
         config = read_config(source)
         cls.check_config(config, source)
         with _reading(source):
-            tokenizer = auto.AutoTokenizer.from_pretrained(source)
-            # Always PIL: the torchvision processors resize differently, and results would depend on what is installed.
-            image_processor = auto.AutoImageProcessor.from_pretrained(source, backend="pil")
+            processors = cls.read_processors(source)
             model = auto.AutoModelForImageTextToText.from_pretrained(source, config=config, dtype=kind)
-        return cls(model.to(where), tokenizer, image_processor, source=source, template=template)
+        return cls(model.to(where), **processors, source=source, template=template)
+
+    @classmethod
+    def read_processors(cls, source: str) -> dict[str, Any]:
+        """What turns text and images into tensors, by the names of the constructor's arguments."""
+        import transformers
+
+        auto: Any = transformers  # its classes are only partly typed
+        return {
+            "tokenizer": auto.AutoTokenizer.from_pretrained(source),
+            # Always PIL: the torchvision processors resize differently, and results would depend on what is installed.
+            "image_processor": auto.AutoImageProcessor.from_pretrained(source, backend="pil"),
+        }
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write model, tokenizer and image processor, so that `load_backbone` reads them back."""
@@ -357,8 +369,8 @@ class Backbone:
             self._tokens_per_image[shape] = sum(feature.reshape(-1, feature.shape[-1]).shape[0] for feature in features)
         return self._tokens_per_image[shape]
 
-    def _sequence_inputs(self, input_ids: Tensor, has_images: bool) -> dict[str, Tensor]:
-        """Further keyword arguments of the model that follow from the tokens."""
+    def _sequence_inputs(self, input_ids: Tensor, prompt_last: Tensor, has_images: bool) -> dict[str, Tensor]:
+        """Further keyword arguments of the model that follow from the tokens, ``[B, S]``, and where prompts end."""
         return {}
 
     def _adds_special_tokens(self, image_text: str) -> bool:
@@ -413,8 +425,21 @@ class Backbone:
             labels[row, start + prompt_length : stop] = tokens[prompt_length:]
             prompt_last[row] = start + prompt_length - 1
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        inputs |= self._sequence_inputs(input_ids, bool(with_image)) | image_inputs
+        inputs |= self._sequence_inputs(input_ids, prompt_last, bool(with_image)) | image_inputs
         return Batch(inputs, labels, prompt_last).to(self.device)
+
+    def extended(self, batch: Batch, tokens: Tensor) -> Batch:
+        """The same batch with further tokens behind every row, as if they had been generated.
+
+        Args:
+            batch: From `encode`, padded on the left.
+            tokens: ``[B, T]``.
+        """
+        pieces = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+        inputs = batch.inputs | {key: torch.cat([batch.inputs[key], new], dim=1) for key, new in pieces.items()}
+        inputs |= self._sequence_inputs(inputs["input_ids"], batch.prompt_last, "pixel_values" in inputs)
+        labels = torch.cat([batch.labels, torch.full_like(tokens, IGNORE)], dim=1)
+        return replace(batch, inputs=inputs, labels=labels)
 
     def _read_images(self, queries: Sequence[Query]) -> tuple[dict[str, Tensor], list[str]]:
         if not queries:
@@ -546,11 +571,14 @@ class Backbone:
 
         Args:
             state: From `run_to_split` or `advance`.
+
+        Returns:
+            The state as it is, if it has been shortened before or if the family reads prompts both ways.
         """
         from transformers import DynamicCache
 
         start = int(state.prompt_last.min())
-        if not start or state.start:
+        if not start or state.start or self.reads_prompts_both_ways:
             return state
         cache: Any = DynamicCache()
         with self._resumed(state):
