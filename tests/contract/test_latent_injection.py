@@ -190,7 +190,7 @@ def test_teacher_forcing_equals_generation_with_a_cache(
     with in_words(backbone), injected(backbone, own_of(memories, 0), site=site):
         with trace(backbone.head, keep_all=True) as record:
             backbone.generate([query], max_new_tokens=steps)
-        logits = torch.cat([call.output[:, -1] for call in record.calls])
+        logits = backbone.read_out(torch.cat([call.input[:, -1] for call in record.calls]))
         batch = backbone.encode([Query(query.prompt, query.image)])
         forced = backbone.forward(backbone.extended(batch, logits.argmax(dim=-1)[None, :-1]))
     assert len(logits) > 1, "the model stopped at once; take another seed"

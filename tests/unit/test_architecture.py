@@ -18,7 +18,7 @@ LAYERS = [
     {"functional", "hooks", "images", "datasets", "settings"},
     {"backbones"},
     {"modules"},
-    {"editors"},
+    {"editors", "laws"},
     {"metrics", "store"},
     {"answers", "results"},
     {"probing"},

@@ -67,13 +67,12 @@ def text_config(tokenizer: Any, **more: Any) -> dict[str, Any]:
 
 
 def amplified(model: Any) -> Any:
-    """A Gemma whose feed-forward networks are heard: their outputs are normed, here to five times the usual size.
+    """A Gemma whose last feed-forward network is heard: its output is normed, here to five times the usual size.
 
-    Otherwise no layer could outweigh those below it, whatever an edit does there, and no random model would learn.
+    Otherwise it could not outweigh the layers below, whatever an edit does to it, and no random model would learn.
     """
     with torch.no_grad():
-        for layer in model.model.language_model.layers:
-            layer.post_feedforward_layernorm.weight += 4
+        model.model.language_model.layers[-1].post_feedforward_layernorm.weight += 4
     return model
 
 

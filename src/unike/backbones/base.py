@@ -627,7 +627,11 @@ class Backbone:
         """
         with self._resumed(state):
             hidden: Tensor = self.text_stack(*state.args, **self._arguments(state))[0]
-        logits: Tensor = self.head(hidden if positions is None else hidden[positions])
+        return self.read_out(hidden if positions is None else hidden[positions])
+
+    def read_out(self, hidden: Tensor) -> Tensor:
+        """Logits ``[..., V]`` of final hidden states ``[..., D]``."""
+        logits: Tensor = self.head(hidden)
         cap = getattr(self.text_config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 

@@ -67,7 +67,7 @@ class LlavaOnevision(Backbone):
             vision_config=SiglipVisionConfig(
                 hidden_size=16,
                 intermediate_size=32,
-                num_hidden_layers=2,
+                num_hidden_layers=3,
                 num_attention_heads=2,
                 image_size=8,
                 patch_size=4,
