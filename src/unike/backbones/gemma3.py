@@ -47,7 +47,8 @@ class Gemma3(Backbone):
         tokenizer: Any = _tiny.tiny_tokenizer(specials)
         begin, end, image, *_ = tokenizer.convert_tokens_to_ids(specials)
         head_dim = _tiny.WIDTH // _tiny.HEADS
-        sliding = {"sliding_window": 16, "sliding_window_pattern": 2}
+        # The lowest looks at everything: the template's end alone is longer than the window.
+        sliding = {"sliding_window": 16, "layer_types": ["full_attention", "sliding_attention"] * 2}
         gemma = _tiny.text_config(tokenizer, head_dim=head_dim, query_pre_attn_scalar=head_dim, **sliding)
         make: Any = Gemma3Config  # its type stub lacks keywords
         config = make(
