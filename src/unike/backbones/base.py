@@ -10,6 +10,7 @@ once for each input (`Backbone.run_to_split`) and the rest is replayed as often 
 """
 
 import hashlib
+import importlib.util
 import warnings
 from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from accelerate.utils import align_module_device
 from torch import Tensor, nn
 from typing_extensions import Self
 
@@ -26,6 +28,11 @@ from unike.hooks import Args, Hooks, Kwargs, inject, trace
 from unike.types import IGNORE, Batch, Prefill, Query, SplitState
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+SPLIT = "split"
+"""The device of a model that is spread over all there are."""
+
+QUANTIZED = ("8bit", "4bit")
 
 TWO_WAY = ("deepseek_ocr2", "diffusion_gemma", "gemma4", "gemma4_unified", "git", "molmo2", "pi0", "step3p7")
 """Model types whose masks depend on more inputs than the generic adapter gives; they would run, and answer wrongly."""
@@ -131,7 +138,13 @@ class Backbone:
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, *, device: str = "auto", dtype: str = "auto", template: str | None = None
+        cls,
+        source: str | Path,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        quantize: str | None = None,
+        template: str | None = None,
     ) -> Self:
         """Load a model with this adapter; `unike.backbones.load_backbone` also chooses the adapter.
 
@@ -139,6 +152,7 @@ class Backbone:
             source: A folder or a hub id.
             device: As in `load_backbone`.
             dtype: As in `load_backbone`.
+            quantize: As in `load_backbone`.
             template: As in `Backbone`.
 
         Raises:
@@ -149,14 +163,13 @@ class Backbone:
         auto: Any = transformers  # its classes are only partly typed
 
         source = str(source)
-        where = resolve_device(device)
-        kind = resolve_dtype(dtype, where)
+        placement = resolve_placement(device, dtype, quantize)
         config = read_config(source)
         cls.check_config(config, source)
         with _reading(source):
             processors = cls.read_processors(source)
-            model = auto.AutoModelForImageTextToText.from_pretrained(source, config=config, dtype=kind)
-        return cls(model.to(where), **processors, source=source, template=template)
+            model = auto.AutoModelForImageTextToText.from_pretrained(source, config=config, **placement)
+        return cls(model, **processors, source=source, template=template)
 
     @classmethod
     def read_processors(cls, source: str) -> dict[str, Any]:
@@ -238,8 +251,9 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
-        return self.head.weight.device
+        """Where the head computes; of a model on several devices, where queries are put and patches are made."""
+        offloaded_to = getattr(getattr(self.head, "_hf_hook", None), "execution_device", None)
+        return self.head.weight.device if offloaded_to is None else torch.device(offloaded_to)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -302,17 +316,19 @@ class Backbone:
         """A short hash that tells this model from others, whatever it is called and wherever it lies.
 
         It covers the model class, the decoder's dimensions and samples of a few weights rounded to bfloat16, so that
-        one checkpoint has one fingerprint on every device and in fp32 and bf16. Attached edits do not change it.
+        one checkpoint has one fingerprint on every device and in fp32 and bf16; quantised, it has another. Attached
+        edits do not change it.
         """
         digest = hashlib.sha256()
         shape = (self.n_layers, self.width, self.vocab_size)
         digest.update(f"{type(self.model).__name__} {type(self.text_stack).__name__} {shape}".encode())
-        weights = [self.head.weight, self.model.get_input_embeddings().weight]
+        modules = [self.head, self.model.get_input_embeddings()]
         for i in sorted({0, self.n_layers // 2, self.n_layers - 1}):
-            weights += [self.attention(i).q_proj.weight, *(m.weight for m in self.ffn(i).matrices.values())]
-        for weight in weights:
-            flat = weight.detach().flatten()
-            sample = flat[:: max(1, flat.numel() // 1024)].to("cpu", torch.bfloat16)
+            modules += [self.attention(i).q_proj, *self.ffn(i).matrices.values()]
+        for module in modules:
+            with align_module_device(module):  # brings back weights that are kept elsewhere between passes
+                flat = module.weight.detach().flatten()
+                sample = flat[:: max(1, flat.numel() // 1024)].to("cpu", torch.bfloat16)
             digest.update(sample.view(torch.int16).numpy().tobytes())
         return digest.hexdigest()[:16]
 
@@ -737,7 +753,7 @@ def resolve_device(device: str) -> torch.device:
     try:
         found = torch.device(device)
     except RuntimeError as error:
-        raise UnikeError(f"unknown device {device!r}; use auto, cpu, cuda, cuda:1 or mps") from error
+        raise UnikeError(f"unknown device {device!r}; use auto, cpu, cuda, cuda:1, mps or split") from error
     if (found.type == "cuda" and not torch.cuda.is_available()) or (
         found.type == "mps" and not torch.backends.mps.is_available()
     ):
@@ -756,6 +772,32 @@ def resolve_dtype(dtype: str, device: torch.device) -> "torch.dtype | str":
     if dtype not in DTYPES:
         raise UnikeError(f"unknown dtype {dtype!r}; use auto, {', '.join(DTYPES)}")
     return DTYPES[dtype]
+
+
+def resolve_placement(device: str, dtype: str, quantize: str | None) -> dict[str, Any]:
+    """What ``from_pretrained`` in transformers is told about where a model goes and what it is kept in.
+
+    Args:
+        device: As in `load_backbone`.
+        dtype: As in `load_backbone`.
+        quantize: As in `load_backbone`.
+
+    Raises:
+        UnikeError: There is no such thing, or bitsandbytes is missing.
+    """
+    if quantize is not None and quantize not in QUANTIZED:
+        raise UnikeError(f"unknown quantization {quantize!r}; use {' or '.join(QUANTIZED)}")
+    if quantize is not None and importlib.util.find_spec("bitsandbytes") is None:
+        raise UnikeError("to quantize a model, bitsandbytes is needed; run: pip install bitsandbytes")
+    where = resolve_device("auto" if device == SPLIT else device)
+    kind = resolve_dtype(dtype, where)
+    placement: dict[str, Any] = {"dtype": kind, "device_map": "auto" if device == SPLIT else {"": where}}
+    if quantize is not None:
+        from transformers import BitsAndBytesConfig
+
+        compute = {"bnb_4bit_compute_dtype": torch.bfloat16 if kind == "auto" else kind, "bnb_4bit_quant_type": "nf4"}
+        placement["quantization_config"] = BitsAndBytesConfig(**{f"load_in_{quantize}": True}, **compute)
+    return placement
 
 
 def read_config(source: str) -> Any:

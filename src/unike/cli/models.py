@@ -46,11 +46,12 @@ def check(
     model: Annotated[str, typer.Argument(metavar="DIR_OR_ID", help="'mini', a folder or a hub id.")],
     device: shared.Device = "auto",
     dtype: shared.Dtype = "auto",
+    quantize: shared.Quantize = None,
     as_json: shared.Json = False,
 ) -> None:
     """Measure on a model what editing takes for granted; exit code 1 if something does not hold."""
-    shared.check_hardware(device, dtype)
-    backbone, load_seconds = shared.load(model, device, dtype)
+    shared.check_hardware(device, dtype, quantize)
+    backbone, load_seconds = shared.load(model, device, dtype, quantize)
     from unike import laws
 
     with tempfile.TemporaryDirectory() as folder, shared.working("checking") as report:
