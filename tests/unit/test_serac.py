@@ -8,6 +8,7 @@ from typing import Any
 import miniature
 import pytest
 import torch
+from decoding import greedy_without_cache
 from PIL import Image
 from torch import Tensor
 
@@ -22,7 +23,7 @@ from unike.files import replace_folder
 from unike.functional import token_nll
 from unike.modules import serac
 from unike.modules.leak_guard import ImageHashes, Trace
-from unike.modules.serac import SeracModel, SERACNetworkSettings, counterfactual_query, lowest_layers
+from unike.modules.serac import SeracModel, SERACNetworkSettings, counterfactual_query, with_fewer_layers
 from unike.modules.trained import CONFIG_FILE, Trained, place
 from unike.training import TrainConfig, read_log, train
 from unike.types import EditCase, Query
@@ -64,8 +65,8 @@ def test_of_as_many_layers_it_is_the_backbone(family: str, facts: list[Query]) -
     backbone = tinies()[family]()
     batch = backbone.encode(facts)
     plain = backbone.forward(batch)
-    assert torch.equal(lowest_layers(backbone, backbone.n_layers).forward(batch), plain)
-    small = lowest_layers(backbone, 2)
+    assert torch.equal(with_fewer_layers(backbone, backbone.n_layers).forward(batch), plain)
+    small = with_fewer_layers(backbone, 2)
     assert (small.n_layers, backbone.n_layers) == (2, 4)
     assert not torch.allclose(small.forward(batch), plain, atol=1e-2)
     with torch.no_grad():
@@ -75,7 +76,8 @@ def test_of_as_many_layers_it_is_the_backbone(family: str, facts: list[Query]) -
     own = {weight.data_ptr() for weight in small.layers.parameters()}
     rest = {weight.data_ptr() for weight in small.model.parameters()} - own
     assert rest <= {weight.data_ptr() for weight in backbone.model.parameters()}, "all else is shared"
-    assert small.generate(facts[:1], max_new_tokens=2)
+    asked = Query("Who wrote it?")
+    assert small.generate([asked], max_new_tokens=4) == [greedy_without_cache(small, asked, 4)]
 
 
 def test_edits_are_not_copied_with_the_layers(backbone: Backbone, facts: list[Query]) -> None:

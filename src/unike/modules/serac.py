@@ -5,7 +5,7 @@
 language model that reads ``"{edit prompt} {target} {x}"`` and answers.
 
 Note:
-    Ours: the counterfactual model is made of the lowest layers of the backbone itself, trained, between the backbone's
+    Ours: the counterfactual model is made of a few layers of the backbone itself, trained, between the backbone's
     embeddings and its head. So it needs no download, reads pictures as the backbone does, projected visual features in
     the place of words, and has the backbone's vocabulary. And the classifier sees the picture, too.
 """
@@ -47,7 +47,7 @@ class SERACNetworkSettings(Settings):
     width: int = Field(128, ge=1)
     sees_images: bool = True
     n_layers: int = Field(4, ge=1)
-    lr: float = Field(1e-5, gt=0)
+    lr: float = Field(1e-4, gt=0)
     lr_scope: float = Field(1e-3, gt=0)
 
 
@@ -113,7 +113,7 @@ class SeracModel(nn.Module):
         text = embed(backbone, [Query("?")], settings.encoder)[TEXT].shape[1]
         image = backbone.width if settings.sees_images else 0
         self.scope = ScopeClassifier(text, image, settings.width, seed).to(backbone.device)
-        small = lowest_layers(backbone, settings.n_layers)
+        small = with_fewer_layers(backbone, settings.n_layers)
         self.layers = small.layers
         self.__dict__["counterfactual"] = small  # not as a submodule: most of it is the backbone's
 
@@ -127,15 +127,23 @@ class SeracModel(nn.Module):
         return embed(backbone, queries, self.settings.encoder)
 
 
-def lowest_layers(backbone: Backbone, count: int) -> Backbone:
-    """A backbone of copies of the lowest layers of another, with whose embeddings, vision and head it goes on.
+def with_fewer_layers(backbone: Backbone, count: int) -> Backbone:
+    """A backbone of copies of some layers of another, between whose embeddings, vision and head they stand.
+
+    They are evenly spread from the first to the last, as distilled models start (DistilBERT, arXiv 1910.01108): what
+    the lowest alone write, the head cannot read.
 
     Raises:
         UnikeError: An edit is attached, which would be copied with the layers.
     """
     if backbone.edits:
         raise UnikeError("SERAC's networks are read while an edit is attached; call editor.prepare(model) before")
-    layers = nn.ModuleList(copy.deepcopy(layer) for layer in backbone.layers[:count])
+    last, steps = backbone.n_layers - 1, max(1, min(count, backbone.n_layers) - 1)
+    layers = nn.ModuleList(copy.deepcopy(backbone.layers[last * i // steps]) for i in range(min(count, last + 1)))
+    for number, layer in enumerate(layers):
+        for module in layer.modules():
+            if "layer_idx" in vars(module):
+                vars(module)["layer_idx"] = number  # its place in the cache of a generation
     # Copied is what holds the list of layers, from the model itself down; all else stays what it is.
     modules = dict(backbone.model.named_modules())
     path = next(name for name, module in modules.items() if module is backbone.layers).split(".")
