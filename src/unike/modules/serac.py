@@ -140,10 +140,6 @@ def with_fewer_layers(backbone: Backbone, count: int) -> Backbone:
         raise UnikeError("SERAC's networks are read while an edit is attached; call editor.prepare(model) before")
     last, steps = backbone.n_layers - 1, max(1, min(count, backbone.n_layers) - 1)
     layers = nn.ModuleList(copy.deepcopy(backbone.layers[last * i // steps]) for i in range(min(count, last + 1)))
-    for number, layer in enumerate(layers):
-        for module in layer.modules():
-            if "layer_idx" in vars(module):
-                vars(module)["layer_idx"] = number  # its place in the cache of a generation
     # Copied is what holds the list of layers, from the model itself down; all else stays what it is.
     modules = dict(backbone.model.named_modules())
     path = next(name for name, module in modules.items() if module is backbone.layers).split(".")
