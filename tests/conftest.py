@@ -13,6 +13,7 @@ from unike.backbones import tinies
 from unike.backbones.base import Backbone
 from unike.editors._trained import TrainedEditor
 from unike.files import replace_folder
+from unike.modules.conditioned_update import ConditionedUpdates
 from unike.modules.disentangle import Encoder
 from unike.modules.knowledge import Knowledge, LayerKnowledge, Triplet
 from unike.modules.relevance import Ramp, Relevance
@@ -116,6 +117,7 @@ def make_knowledge() -> Callable[..., Knowledge]:
 NETWORK_SETTINGS: dict[str, dict[str, Any]] = {
     "mend": {"layers": (-2, -1), "rank": 8, "step_size": 0.7},
     "serac": {"n_layers": 2},
+    "ke": {"layers": (-2, -1), "max_scale": 2.0},
 }
 """Of networks for tiny models: small, and with an effect although nobody has trained them."""
 
@@ -125,6 +127,9 @@ def some_network(editor: str, backbone: Backbone, seed: int = 0) -> Trained:
     method: TrainedEditor[Any] = registry.editors.get(editor)()
     settings = method.network_settings(**NETWORK_SETTINGS.get(editor, {}))
     network = method.build(backbone, settings, seed)
+    if isinstance(network, ConditionedUpdates):
+        for conditioned in network.conditioned.values():
+            descend(conditioned)
     description = {
         "editor": editor,
         "backbone": {"source": backbone.source, "fingerprint": backbone.fingerprint()},
@@ -132,6 +137,13 @@ def some_network(editor: str, backbone: Backbone, seed: int = 0) -> Trained:
         "sources": {"images": {}, "questions": []},
     }
     return Trained(description, network.state_dict())
+
+
+@torch.no_grad()
+def descend(conditioned: Any, step_size: float = 0.7) -> None:
+    """Let KE's update of a matrix be a step along the gradient, as MEND's is when it is new."""
+    reads, writes = conditioned.sizes[:2]
+    conditioned.outer.bias[:reads] = -step_size * writes  # times an even softmax of a half
 
 
 def trained_editors() -> list[str]:

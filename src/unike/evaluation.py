@@ -181,6 +181,7 @@ def evaluate(
     answers = Answers(backbone, plan.max_new_tokens or room(backbone, everything))
     described = describe(backbone, editor, sources, plan, answers.max_new_tokens)
     check_same_run(out, described)
+    editor.split(backbone)  # what the method needs and has not is told before anything is asked
     chosen, counts = choose(
         backbone,
         editor,

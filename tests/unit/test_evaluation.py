@@ -16,7 +16,8 @@ import unike
 from unike import evaluation
 from unike.answers import Answers
 from unike.backbones.base import Backbone
-from unike.editors.base import Editor, attached
+from unike.editors.base import Editor, RoutingEdit, attached
+from unike.editors.mend import MEND
 from unike.errors import UnikeError
 from unike.evaluation import Plan, Source, Unit, arrange, evaluate, room
 from unike.metrics import METRICS
@@ -36,6 +37,14 @@ def source(cases: list[EditCase], pictures: list[Path]) -> Source:
 
 def without_seconds(run: Run) -> dict[str, list[CaseResult]]:
     return {name: [replace(case, edit_seconds=0.0) for case in unit] for name, unit in sorted(run.units.items())}
+
+
+def test_an_editor_without_its_network_is_told_before_anything_is_asked(
+    taught: Backbone, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Answers, "ask", lambda *_, **__: pytest.fail("asked"))
+    with pytest.raises(UnikeError, match="run: unike train --editor mend"):
+        evaluate(taught, MEND(), source, tmp_path / "run")
 
 
 # ---------------------------------------------------------------------- one step
@@ -115,7 +124,7 @@ def test_sequences_are_asked_after_each_and_after_the_last(
         facts = [by_id[r.case_id].edit for r in results[:2]]
         edits = []
         for fact in facts:
-            with attached(taught, edits):
+            with attached(taught, [edit for edit in edits if not isinstance(edit, RoutingEdit)]):
                 edits.append(editor.edit(taught, fact))
         for result in results:
             stack = edits[: result.position + 1] if result.when == "own" else edits

@@ -12,13 +12,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unike import training
+from unike import registry, training
 from unike.backbones.base import Backbone
 from unike.cli import _shared
 from unike.cli.train import split_cases
 from unike.datasets.pocket import Pocket
 from unike.editors._trained import matrix
 from unike.editors.ft import FT
+from unike.editors.ke import KENetworkSettings
 from unike.editors.mend import MEND, MENDNetworkSettings
 from unike.errors import UnikeError
 from unike.functional import kl, target_positions, token_nll
@@ -33,7 +34,10 @@ from unike.preparation import WORK
 from unike.training import Readings, TrainConfig, batches_of, choose, parse_settings, train, trainable
 from unike.types import EditCase, Probe, Query
 
-FAST = MENDNetworkSettings(layers=(-2, -1), rank=4, step_size=1e-2, lr=1e-3, lr_step_size=1e-2)
+FAST: dict[str, Any] = {
+    "mend": MENDNetworkSettings(layers=(-2, -1), rank=4, step_size=1e-2, lr=1e-3, lr_step_size=1e-2),
+    "ke": KENetworkSettings(layers=(-2, -1), lr=1e-2, margin=0.1, enough=0.1),
+}
 
 
 @pytest.fixture(scope="module")
@@ -77,15 +81,23 @@ def trained(
     judged: list[EditCase],
     out: Path,
     kill_at: int | None = None,
+    editor: str = "mend",
     **kwargs: Any,
 ) -> Trained:
     def watch(stage: str, done: int, total: int) -> None:
         if stage == "training" and done == kill_at:
             raise Killed
 
-    settings = {"steps": 24, "batch": 2, "every": 4} | kwargs
+    settings = {"steps": 16, "batch": 2, "every": 4} | kwargs
     return train(
-        model, MEND(), learned, judged, out, network_settings=FAST, config=TrainConfig(**settings), progress=watch
+        model,
+        registry.editors.get(editor)(),
+        learned,
+        judged,
+        out,
+        network_settings=FAST[editor],
+        config=TrainConfig(**settings),
+        progress=watch,
     )
 
 
@@ -100,11 +112,13 @@ def test_the_loss_falls_and_the_best_network_is_kept(
     model: Backbone, learned: list[EditCase], judged: list[EditCase], tmp_path: Path
 ) -> None:
     weights = {name: tensor.clone() for name, tensor in model.model.state_dict().items()}
-    found, log = trained(model, learned, judged, tmp_path / "out"), log_of(tmp_path / "out")
+    found = trained(model, learned, judged, tmp_path / "out", steps=18, every=3)  # an epoch each
+    log = log_of(tmp_path / "out")
     losses = [entry["validation"]["loss"] for entry in log]
-    assert [entry["step"] for entry in log] == list(range(0, 25, 4))
+    assert [entry["step"] for entry in log] == list(range(0, 19, 3))
     assert min(losses) < 0.97 * losses[0]
-    assert log[-1]["train"]["t_generality"] < log[1]["train"]["t_generality"]
+    learning = [sum(w * entry["train"][kind] for kind, w in MEND.weights.items()) for entry in log[1:]]
+    assert learning[-1] < 0.97 * learning[0]
     best = min(log, key=lambda entry: entry["validation"]["loss"])
     assert found.description["report"]["best"] == best
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.model.state_dict().items())
@@ -120,7 +134,7 @@ def test_the_loss_falls_and_the_best_network_is_kept(
 def test_a_run_that_diverged_keeps_the_network_from_before(
     model: Backbone, learned: list[EditCase], judged: list[EditCase], tmp_path: Path
 ) -> None:
-    wild = FAST.model_copy(update={"lr_step_size": 30.0})
+    wild = FAST["mend"].model_copy(update={"lr_step_size": 30.0})
     config = TrainConfig(steps=6, batch=2, every=1, patience=3)
     found = train(model, MEND(), learned, judged, tmp_path / "out", network_settings=wild, config=config)
     log = log_of(tmp_path / "out")
@@ -140,13 +154,13 @@ def test_what_is_not_finite_ends_the_run(
 # ---------------------------------------------------------------------- it goes on
 
 
-@pytest.mark.parametrize("kill_at", [0, 9, 22])
+@pytest.mark.parametrize(("editor", "kill_at"), [("mend", 0), ("mend", 9), ("ke", 14)])
 def test_killed_and_resumed_is_as_if_never_killed(
-    model: Backbone, learned: list[EditCase], judged: list[EditCase], tmp_path: Path, kill_at: int
+    model: Backbone, learned: list[EditCase], judged: list[EditCase], tmp_path: Path, editor: str, kill_at: int
 ) -> None:
-    whole = trained(model, learned, judged, tmp_path / "whole")
+    whole = trained(model, learned, judged, tmp_path / "whole", editor=editor)
     with pytest.raises(Killed):
-        trained(model, learned, judged, tmp_path / "torn", kill_at)
+        trained(model, learned, judged, tmp_path / "torn", kill_at, editor=editor)
     steps: list[int] = []
     original = training.Run.take_step
 
@@ -156,8 +170,8 @@ def test_killed_and_resumed_is_as_if_never_killed(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training.Run, "take_step", count)
-        again = trained(model, learned, judged, tmp_path / "torn")
-    assert steps == list(range(kill_at // 4 * 4 + 1, 25)), "from the last checkpoint on"
+        again = trained(model, learned, judged, tmp_path / "torn", editor=editor)
+    assert steps == list(range(kill_at // 4 * 4 + 1, 17)), "from the last checkpoint on"
     assert log_of(tmp_path / "torn") == log_of(tmp_path / "whole")
     assert again.description == whole.description
     assert again.tensors.keys() == whole.tensors.keys()
@@ -178,6 +192,25 @@ def test_what_is_there_is_not_trained_again(
     assert [path.stat().st_mtime_ns for path in sorted((tmp_path / "out").iterdir())] == stamps
     trained(model, learned, judged, tmp_path / "out", steps=1)
     assert [path.stat().st_mtime_ns for path in sorted((tmp_path / "out").iterdir())] != stamps
+
+
+def test_another_model_of_that_name_is_trained_anew(
+    model: Backbone, learned: list[EditCase], judged: list[EditCase], tmp_path: Path
+) -> None:
+    before = trained(model, learned, judged, tmp_path / "out", steps=1)
+    other = miniature.teach(learned[:3])
+    assert other.source == model.source and other.fingerprint() != model.fingerprint()
+    after = trained(other, learned, judged, tmp_path / "out", steps=1)
+    assert after.description["backbone"]["fingerprint"] == other.fingerprint()
+    assert before.description["backbone"]["fingerprint"] == model.fingerprint()
+
+
+def test_a_layer_that_is_not_there_is_told_before_anything_is_asked(
+    model: Backbone, learned: list[EditCase], judged: list[EditCase], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "LeakGuard", lambda *_: pytest.fail("pictures were read"))
+    with pytest.raises(UnikeError, match="layer 7 is out of range"):
+        train(model, MEND(), learned, judged, tmp_path / "out", network_settings=MENDNetworkSettings(layers=(7,)))
 
 
 def test_checkpoints_of_other_runs_and_damaged_ones_are_refused(
@@ -249,7 +282,7 @@ def test_nothing_of_the_evaluation_is_learned_from(
         [*learned, *[replace(case, case_id=f"again-{case.case_id}") for case in judged]],
         judged,
         tmp_path / "out",
-        network_settings=FAST,
+        network_settings=FAST["mend"],
         config=config,
         against=against,
     )
@@ -278,7 +311,7 @@ def test_batches_do_not_mix_questions_with_and_without_a_picture(learned: list[E
 
 def test_the_objective_is_nll_and_divergence(model: Backbone, learned: list[EditCase]) -> None:
     """Against each question asked by itself, under an edit of its own."""
-    network = MEND().build(model, FAST.model_copy(update={"step_size": 1.0})).eval()
+    network = MEND().build(model, FAST["mend"].model_copy(update={"step_size": 1.0})).eval()
     outcome = MEND().outcome(model, network, MEND().read(model, network, learned[:3]))
     for row, case in enumerate(learned[:3]):
         alone = MEND().read(model, network, [case])

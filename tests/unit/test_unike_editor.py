@@ -233,3 +233,17 @@ def test_ffn_inputs_of_a_split_state_are_those_of_the_forward_pass(backbone: Bac
     for layer, record in zip((-1, 1), records, strict=True):
         assert found[layer].shape == (*batch.labels.shape, backbone.width)
         assert torch.equal(found[layer].flatten(), record.input.flatten())
+
+
+def test_anchors_are_those_of_the_unedited_model(llava: Backbone, facts: list[Query], anchors: Anchors) -> None:
+    editor = UniKE(only_intrinsic=True, steps=3, lr=0.1, layers=(-2, -1), anchors=Anchors(anchors.queries))
+    edit = editor.edit(llava, facts[0])
+    expected = Anchors(anchors.queries).ffn_inputs(llava, (-1,))[-1]
+    late = UniKE(only_intrinsic=True, anchors=Anchors(anchors.queries))
+    with edit.attached(llava):
+        with pytest.raises(RuntimeError, match="edits are attached"):
+            Anchors(anchors.queries).ffn_inputs(llava, (-1,))
+        under = llava.forward(llava.encode([facts[0]]))
+        assert torch.equal(late.anchor_inputs(llava, (-1,))[-1], expected)
+        assert torch.equal(llava.forward(llava.encode([facts[0]])), under), "the edit acts again"
+    assert not torch.equal(llava.forward(llava.encode([facts[0]])), under)

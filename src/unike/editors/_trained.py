@@ -108,7 +108,7 @@ class TrainedEditor(Editor[TrainedConfigT]):
         """A new network on the backbone's device; everything of the backbone that it uses stays out of its tensors."""
 
     @abstractmethod
-    def optimizer(self, network: nn.Module, settings: Any) -> torch.optim.Optimizer:
+    def optimizer(self, network: Any, settings: Any) -> torch.optim.Optimizer:
         """What trains a network."""
 
     @abstractmethod
@@ -119,14 +119,14 @@ class TrainedEditor(Editor[TrainedConfigT]):
     def outcome(self, backbone: Backbone, network: Any, reading: Any) -> Outcome:
         """Losses and scores of edits by a network, with gradients for it; in training, no more than `total` needs."""
 
-    def total(self, network: nn.Module, losses: Mapping[str, Tensor]) -> Tensor:
+    def total(self, network: Any, losses: Mapping[str, Tensor]) -> Tensor:
         """What is minimised, a scalar, from losses ``[B]`` each."""
         return torch.stack([weight * losses[kind].mean() for kind, weight in self.weights.items()]).sum()
 
-    def stepped(self, network: nn.Module) -> None:
+    def stepped(self, network: Any) -> None:
         """Called after each step; keeps parameters where they may be."""
 
-    def validated(self, network: nn.Module, scores: Mapping[str, float]) -> None:
+    def validated(self, network: Any, settings: Any, scores: Mapping[str, float]) -> None:
         """Called after each validation, with means of the scores."""
 
 

@@ -264,6 +264,14 @@ class RoutingEdit(Edit):
         if len({edit.config for edit in edits}) > 1:
             raise UnikeError(f"edits of {cls.editor!r} act together only with the same settings; make them anew")
 
+    @classmethod
+    def in_scope(cls, edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query]) -> list[bool]:
+        """Which queries do not simply reach the model as they are: all, unless a method knows better.
+
+        To the others the answer, and every logit, is the unedited model's.
+        """
+        return [True] * len(queries)
+
 
 def answer(edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query], **kwargs: Any) -> list[str]:
     """Answer queries under a stack of edits of any methods.
@@ -324,6 +332,22 @@ def attached(backbone: Backbone, edits: Sequence[Edit]) -> Iterator[None]:
         _reinstall(backbone)
 
 
+@contextmanager
+def detached(backbone: Backbone) -> Iterator[None]:
+    """Take all edits off a backbone; after the block they act again."""
+    edits = list(backbone.edits)
+    if not edits:
+        yield
+        return
+    backbone.edits.clear()
+    try:
+        _reinstall(backbone)
+        yield
+    finally:
+        backbone.edits.extend(edits)
+        _reinstall(backbone)
+
+
 _INSTALLED: WeakKeyDictionary[Backbone, Hooks] = WeakKeyDictionary()
 """The hooks of each backbone's stack of edits."""
 
@@ -372,6 +396,20 @@ class Editor(ABC, Generic[ConfigT]):
     def sources(self, backbone: Backbone) -> Sequence[Trace]:
         """What the method learned from before its first edit; the bench refuses what it is to be evaluated on."""
         return ()
+
+    def anchor_inputs(self, backbone: Backbone, layers: Sequence[int]) -> dict[int, Tensor]:
+        """What the feed-forward networks of the unedited model read of the anchors, see `Anchors.ffn_inputs`.
+
+        Older edits are taken off meanwhile: to read all anchors anew for each edit of a sequence would take most of
+        its time, and edits that stay silent where they should do not change them.
+
+        Returns:
+            ``[M, D]`` for each layer; nothing if there are no anchors.
+        """
+        if not self.anchors:
+            return {}
+        with detached(backbone):
+            return self.anchors.ffn_inputs(backbone, layers)
 
     def edit(self, backbone: Backbone, facts: Query | Sequence[Query]) -> Edit:
         """Edit one fact, or several independent ones in one pass. The backbone is left as it was.

@@ -94,6 +94,12 @@ class SERACEdit(RoutingEdit):
         }
 
     @classmethod
+    def in_scope(cls, edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query]) -> list[bool]:
+        """Those that the counterfactual model answers."""
+        routed = cls.routed(edits, backbone, queries)
+        return [row in routed for row in range(len(queries))]
+
+    @classmethod
     @torch.no_grad()
     def answer(cls, edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query], **kwargs: Any) -> list[str]:
         """What the counterfactual model answers in scope, and the backbone out of it."""

@@ -2,7 +2,7 @@
 
 A neuron stands beside the last feed-forward network. It is to fire at its own token, and at nothing that a memory of
 unrelated inputs holds. With ``a`` its pre-activation at its own token, ``a_mem`` those at the memory, and ``top`` the
-mean of the largest values (section 3.3)::
+mean of the largest values::
 
     L     = L_edit + L_act + m L_mem
     L_act = top exp(-a),    L_mem = top exp(a_mem - a + 3) + top exp(a_mem + 3)
@@ -149,10 +149,10 @@ class TPatcher(Editor[TPatcherConfig]):
 
     def _memory(self, backbone: Backbone) -> dict[int, tuple[Tensor, Tensor]]:
         """What neurons should not fire at, ``[M, D]`` for each layer: to train on, and held out."""
-        if not self.anchors or not self.config.memory_weight:
+        if not self.config.memory_weight:
             return {}
         found = {}
-        for layer, inputs in self.anchors.ffn_inputs(backbone, self.config.layers).items():
+        for layer, inputs in self.anchor_inputs(backbone, self.config.layers).items():
             held_out = torch.arange(len(inputs), device=inputs.device) % HELD_OUT == HELD_OUT - 1
             found[layer] = (inputs[~held_out], inputs[held_out])
         return found

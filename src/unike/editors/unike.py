@@ -355,8 +355,8 @@ class UniKE(Editor[UniKEConfig]):
         """Read the anchors and the knowledge."""
         if self.config.needs_knowledge:
             knowledge_of(backbone, self.config.knowledge)
-        if self._uses_anchors and self.anchors:
-            self.anchors.ffn_inputs(backbone, self.config.layers)
+        if self._uses_anchors:
+            self.anchor_inputs(backbone, self.config.layers)
 
     def sources(self, backbone: Backbone) -> Sequence[Trace]:
         """The triplets of the knowledge."""
@@ -382,7 +382,7 @@ class UniKE(Editor[UniKEConfig]):
         """Run to the edited layers once, read what the edit starts from, and train it on the rest of the model."""
         config = self.config
         lowest = min(map(backbone.layer_index, config.layers))
-        anchors = self.anchors.ffn_inputs(backbone, config.layers) if self._uses_anchors and self.anchors else {}
+        anchors = self.anchor_inputs(backbone, config.layers) if self._uses_anchors else {}
         batch, stacked = backbone.encode(facts), bool(backbone.edits)
         below = self._run_to(backbone, batch, self.split(backbone))
         tensors = self._start(backbone, below, backbone.advance(below, lowest), anchors)

@@ -28,12 +28,16 @@ class Anchors:
     def ffn_inputs(self, backbone: Backbone, layers: Sequence[int]) -> dict[int, Tensor]:
         """The inputs of each layer's feed-forward network, ``[M, D]`` fp32: every prompt position of every query.
 
-        What the unedited backbone reads is kept; while edits are attached, their effect is read anew.
+        They are read once, from the model without edits; `Editor.anchor_inputs` takes those off.
+
+        Raises:
+            RuntimeError: They have not been read yet, and edits are attached.
         """
-        indices = {layer: backbone.layer_index(layer) for layer in layers}
-        known = {} if backbone.edits else self._read.setdefault(backbone, {})
+        known, indices = self._read.setdefault(backbone, {}), {layer: backbone.layer_index(layer) for layer in layers}
         missing = sorted({index for index in indices.values() if index not in known})
         if missing:
+            if backbone.edits:
+                raise RuntimeError("anchors are what the unedited model reads, but edits are attached")
             known.update(self._read_layers(backbone, missing))
         return {layer: known[index] for layer, index in indices.items()}
 
