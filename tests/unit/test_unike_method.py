@@ -195,7 +195,9 @@ def by_hand(
         known, site = knowledge.layer(layer), backbone.attention(layer)
         shared = evenly(len(knowledge), config.memory_size)
         entries = [(known.h_sem[i], (known.h_pos if config.site == "projected" else known.raw_pos)[i]) for i in shared]
-        for edit in edits if config.own_entry else []:
+        for number, edit in enumerate(edits if config.own_entry else []):
+            if row in gates and not math.prod(gates[row][number]):
+                continue  # what is about something else is not there
             entries += zip(edit[f"{layer}.own_keys"], edit[f"{layer}.own_values"], strict=True)
         mean = known.mean if config.centred_retrieval else 0
         likeness = [cosine(key - mean, x[p] - mean) for key, _ in entries]
@@ -898,3 +900,19 @@ def test_keys_start_where_the_edited_model_is_wrong(llava: Backbone, editor: Any
         q = record.input[wrong]
         expected = q / q.square().sum(dim=1, keepdim=True)
         assert torch.allclose(keys, expected[torch.arange(4) % len(expected)], atol=1e-4)
+
+
+def test_an_edit_that_is_not_called_upon_lends_no_entries(
+    llava: Backbone, editor: Any, facts: list[Query], make_knowledge: Callable[..., Knowledge], tmp_path: Path
+) -> None:
+    """Under a stack, what is asked about one fact is answered as if the others were not there, memory included."""
+    knows = make_knowledge(llava, gate_layer=1, ramps=((0.96, 0.99), (0.96, 0.99)))
+    knows.save_pretrained(tmp_path / "knowledge")
+    method = UniKE(knowledge=str(tmp_path / "knowledge"), steps=4, lr=0.1, layers=(-2, -1), memory_size=0)
+    edits = [method.edit(llava, fact) for fact in facts]
+    for fact, own in zip(facts, edits, strict=True):
+        with own.attached(llava):
+            alone = llava.forward(llava.encode([fact]))
+        with attached(llava, edits):
+            together = llava.forward(llava.encode([fact]))
+        assert torch.allclose(alone, together, atol=1e-4)

@@ -237,7 +237,8 @@ class UniKEEdit(Edit):
                 injection = LatentInjection(
                     memories[layer], config.k, config.site, alpha, config.literal_eq7, config.everywhere
                 )
-                injection.install(backbone, layer, hooks, gate and partial(strongest, gate))
+                eligible = partial(called_upon, gate, memories[layer]) if gate and config.own_entry else None
+                injection.install(backbone, layer, hooks, gate and partial(strongest, gate), eligible)
         patches: dict[int, FFNPatch] = {}
         if config.has_pairs:
             for layer in config.layers:
@@ -290,6 +291,16 @@ def patch_of(edits: Sequence[Edit], layer: int) -> FFNPatch:
 def strongest(gate: Gate) -> Tensor:
     """How far any edit of a stack is called upon, ``[R]``."""
     return gate().amax(dim=1)
+
+
+def called_upon(gate: Gate, memory: LatentMemory) -> Tensor:
+    """Which own entries of G edits may be retrieved, ``[R, G * E]``: those of edits that are called upon at all.
+
+    Questions are of few kinds, so entries of another edit that was asked about in the same words are near, too.
+    """
+    assert memory.own_keys is not None
+    called = gate() > 0
+    return called.repeat_interleave(memory.own_keys.shape[1] // called.shape[1], dim=1)
 
 
 def gate_of_pairs(gate: Gate, at_prompt: Tensor, config: UniKEConfig) -> PairGate:
