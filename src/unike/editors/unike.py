@@ -117,6 +117,8 @@ class UniKEConfig(EditorConfig):
         beta: Length of the move, relative to the norm of what the layer's feed-forward network writes.
         gate: Whether relevance scales both halves.
         slack: How much lower a key's threshold is where the question is of the edit's kind.
+        rivalry: How far an edit of a stack may be behind the one that is most like an input before it is silent; None
+            lets each act by itself. One edit alone has no rivals.
         everywhere: Whether an edit acts on every position, as in the paper, or only from the prompt's last token on.
             Then what was read before that, pictures above all, stays as it was and need not be computed again.
     """
@@ -154,6 +156,7 @@ class UniKEConfig(EditorConfig):
     beta: float = Field(0.01, ge=0)
     gate: bool = True
     slack: float = Field(0.3, ge=0)
+    rivalry: float | None = Field(0.1, gt=0)
     everywhere: bool = False
 
     @model_validator(mode="before")
@@ -225,7 +228,7 @@ class UniKEEdit(Edit):
                 check_knowledge(edit, knowledge)
         gate = None
         if config.has_gate:
-            gate = gate_of(knowledge).install(side_by_side(edits, GATE_KEYS), backbone, hooks)
+            gate = gate_of(knowledge).install(side_by_side(edits, GATE_KEYS), backbone, hooks, config.rivalry)
         memories: dict[int, LatentMemory] = {}
         if config.has_memory and knowledge is not None:
             for layer in config.layers:
