@@ -17,7 +17,7 @@ LAYERS = [
     {"home", "files", "types", "registry"},
     {"functional", "hooks", "images", "datasets", "settings"},
     {"backbones"},
-    {"modules"},
+    {"modules", "conversion"},
     {"editors"},
     {"metrics", "store"},
     {"answers", "results"},

@@ -151,10 +151,8 @@ class Backbone:
         kind = resolve_dtype(dtype, where)
         config = read_config(source)
         cls.check_config(config, source)
+        tokenizer, image_processor = read_tokenizer(source), read_image_processor(source)
         with _reading(source):
-            tokenizer = auto.AutoTokenizer.from_pretrained(source)
-            # Always PIL: the torchvision processors resize differently, and results would depend on what is installed.
-            image_processor = auto.AutoImageProcessor.from_pretrained(source, backend="pil")
             model = auto.AutoModelForImageTextToText.from_pretrained(source, config=config, dtype=kind)
         return cls(model.to(where), tokenizer, image_processor, source=source, template=template)
 
@@ -427,12 +425,16 @@ class Backbone:
                 opened[query.image] = load_image(query.image)
         return self.image_inputs([opened[query.image] for query in queries if query.image is not None])
 
+    def _fill(self, prompt: str, image_text: str) -> str:
+        """The template around a question; ``image_text`` is empty if it has no image."""
+        return self.template.format(image=image_text, prompt=prompt)
+
     def _tokenize(self, query: Query, image_text: str) -> tuple[list[int], int]:
         """Token ids of the whole row and how many of them are the prompt's."""
         if self.config_has_image_token and self.image_token in f"{query.prompt} {query.target or ''}":
             raise UnikeError(f"a prompt or target holds the image placeholder {self.image_token!r}: {query.prompt!r}")
         # A space before the target is the target's; a line break the template ends with stays with the prompt.
-        prompt = self.template.format(image=image_text, prompt=query.prompt.strip()).rstrip(" ")
+        prompt = self._fill(query.prompt.strip(), image_text).rstrip(" ")
         text = prompt
         if query.target is not None:
             if not query.target.strip():
@@ -736,6 +738,32 @@ def read_config(source: str) -> Any:
 
     with _reading(source):
         return AutoConfig.from_pretrained(source)
+
+
+def read_tokenizer(source: str) -> Any:
+    """The tokenizer of a saved or published model.
+
+    Raises:
+        UnikeError: It cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    with _reading(source):
+        return AutoTokenizer.from_pretrained(source)
+
+
+def read_image_processor(source: str) -> Any:
+    """The image processor of a saved or published model.
+
+    Always PIL: the torchvision processors resize differently, and results would depend on what is installed.
+
+    Raises:
+        UnikeError: It cannot be read.
+    """
+    from transformers import AutoImageProcessor
+
+    with _reading(source):
+        return AutoImageProcessor.from_pretrained(source, backend="pil")
 
 
 @contextmanager
