@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from unike import registry
@@ -30,8 +30,8 @@ class IntrinsicIKEConfig(EditorConfig):
         ike: Settings of `ike`.
     """
 
-    intrinsic: dict[str, Any] = {}
-    ike: dict[str, Any] = {}
+    intrinsic: dict[str, Any] = Field(default_factory=dict)
+    ike: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("intrinsic", "ike")
     @classmethod

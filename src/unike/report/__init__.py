@@ -1,6 +1,6 @@
 """Reports of benchmark runs: tables in the layout of the paper, figures, and a page; from the results' lines alone."""
 
-from unike.report.measurements import Measurement, measure, read
+from unike.report.measurements import Measurement, measure, named, read
 from unike.report.page import to_html
 from unike.report.tables import (
     Block,
@@ -23,6 +23,7 @@ __all__ = [
     "arrange",
     "gap_tables",
     "measure",
+    "named",
     "read",
     "report_tables",
     "score_table",
