@@ -13,7 +13,14 @@ NAMES = {
     "ablation": "what each part contributes (Table 4)",
     "alpha": "a fixed weight of the memory against a dynamic one (Figure 4b)",
     "zeta": "what moves the new values (Figure 4c)",
+    "context-size": "few and many demonstrations or states (Figure 4a)",
+    "spaces": "states in the encoders' spaces (Figure 5a)",
+    "cases": "what edits look like (Figures 5b and 7)",
+    "domains": "by domain, protocol and cost",
+    "lifelong": "scores after 1, 10, 100 edits",
+    "drift": "what edits change elsewhere",
 }
+"""Without importing them: ``unike --help`` is instant."""
 
 
 def study(
@@ -30,8 +37,23 @@ def study(
     settings: shared.Settings = None,
     numbers: Annotated[
         str | None,
-        typer.Option("--at", help="What is gone through, for example 0,0.1,0.5.", show_default="as the paper"),
+        typer.Option(
+            "--at",
+            metavar="NUMBERS",
+            help="What is gone through: values of alpha, numbers of examples or edits, or layers (spaces).",
+            show_default="the study's own",
+        ),
     ] = None,
+    count: Annotated[
+        int | None,
+        typer.Option(
+            help="How many cases are shown, states drawn (spaces), or questions asked (drift).",
+            show_default="the study's own",
+        ),
+    ] = None,
+    rule: Annotated[
+        str, typer.Option(help="Which cases are shown: drawn from all, or only right, failed, gained or lost ones.")
+    ] = "drawn",
     protocol: Annotated[
         list[str] | None,
         typer.Option(help="strict, teacher_forced or mmedit; repeatable.", show_default="strict and teacher_forced"),
@@ -76,6 +98,8 @@ def study(
             device=device,
             dtype=dtype,
             numbers=values(numbers or ""),
+            count=count,
+            rule=rule,
         )
         lab = base.Lab(request, out)
         chosen.check(lab)  # mistakes are known before the model is loaded

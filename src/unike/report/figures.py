@@ -216,7 +216,7 @@ def dots(methods: Mapping[str, Scores], view: str) -> Figure:
 
 
 def curves(
-    lines: Mapping[str, Mapping[float, Scores]],
+    lines: Mapping[str, Mapping[Any, Scores]],
     x: str,
     view: str,
     *,
@@ -226,7 +226,7 @@ def curves(
     """Scores against a number, a panel for each metric: lines with 95 % intervals, in percent.
 
     Args:
-        lines: Name to number to scores.
+        lines: Name to number, whole or not, to scores.
         x: What the numbers are.
         view: Of all scores, see `unike.results.VIEWS`.
         levels: What has no such number: a dashed line across, its interval shaded.
@@ -264,6 +264,115 @@ def curves(
         return figure
 
 
+def pair_of_axes(
+    left: Mapping[str, Mapping[float, float]], right: Mapping[str, Mapping[float, float]], x: str, y: str, other_y: str
+) -> Figure:
+    """Two quantities against one number, at even distances: one on the left, the other, dashed, on the right.
+
+    Args:
+        left: Name to number to value.
+        right: The same names and numbers.
+        x: What the numbers are.
+        y: The quantity on the left.
+        other_y: That on the right.
+    """
+    numbers = sorted({number for line in left.values() for number in line})
+    with styled():
+        figure = Figure(figsize=(5.5, 3.0), layout="constrained")
+        axes = figure.add_subplot()
+        other = axes.twinx()
+        for scale, lines, dash, quantity in ((axes, left, "-", y), (other, right, "--", other_y)):
+            for index, (name, line) in enumerate(lines.items()):
+                places = [numbers.index(number) for number in line]
+                style: dict[str, Any] = {"color": COLOURS[index], "marker": MARKERS[index], "linestyle": dash}
+                label = f"{name}: {quantity}"
+                scale.plot(places, list(line.values()), markersize=4, linewidth=1, label=label, **style)
+            scale.set_ylabel(quantity)
+            scale.set_ylim(bottom=0)
+        other.spines["right"].set_visible(True)
+        axes.set_xticks(range(len(numbers)), [f"{number:g}" for number in numbers])
+        axes.set_xlabel(x)
+        legend(figure, columns=2)
+        return figure
+
+
+def drifts(rows: Sequence[Mapping[str, Any]], quantities: Mapping[str, str]) -> Figure:
+    """Several quantities against the number of edits, each in a panel and a unit of its own, with 95 % intervals.
+
+    Args:
+        rows: With ``editor``, ``edits``, ``quantity``, ``value``, ``low``, ``high``; shares from 0 to 1 are shown in
+            percent if the quantity's name says so.
+        quantities: Their names.
+    """
+    numbers = sorted({row["edits"] for row in rows})
+    methods = list(dict.fromkeys(row["editor"] for row in rows))
+    with styled():
+        figure = Figure(figsize=(2.5 * len(quantities), 3.0), layout="constrained")
+        for axes, (quantity, name) in zip(figure.subplots(1, len(quantities)), quantities.items(), strict=True):
+            for index, method in enumerate(methods):
+                own = [row for row in rows if (row["editor"], row["quantity"]) == (method, quantity)]
+                values, ends = in_percent(own)
+                scale = 1.0 if "percent" in name else 0.01
+                places = [numbers.index(row["edits"]) + 0.06 * index for row in own]  # intervals beside each other
+                style: dict[str, Any] = {"color": COLOURS[index], "marker": MARKERS[index]}
+                scaled = [[scale * end for end in side] for side in ends]
+                heights = [scale * value for value in values]
+                axes.errorbar(places, heights, yerr=scaled, markersize=4, linewidth=1, label=method, **style)
+            axes.set_title(name, fontsize=9)
+            axes.set_xticks(range(len(numbers)), [str(number) for number in numbers])
+            axes.set_ylim((-4, 104) if "percent" in name else (0, None))
+        figure.supxlabel("edits so far", fontsize=9)
+        legend(figure)
+        return figure
+
+
+def clouds(rows: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Figure:
+    """Points in a plane: a row of panels each with one or more clouds.
+
+    Args:
+        rows: Title of a row to title of a panel to name of a cloud to its points ``[n, 2]``. Axes have no unit.
+    """
+    with styled():
+        columns = max(map(len, rows.values()))
+        figure = Figure(figsize=(2.4 * columns, 0.5 + 2.3 * len(rows)), layout="constrained")
+        grid = figure.subplots(len(rows), columns, squeeze=False)
+        for line, (row, panel) in zip(grid, rows.items(), strict=True):
+            line[0].set_ylabel(row)
+            for axes, (title, found) in zip(line, panel.items(), strict=True):
+                for index, (name, points) in enumerate(found.items()):
+                    style: dict[str, Any] = {"color": COLOURS[index], "marker": "ox^v"[index % 4], "linewidths": 0.8}
+                    axes.scatter(*points.T, s=8, alpha=0.7, label=name, **style)
+                axes.set_title(title, fontsize=8)
+                axes.set_xticks([])
+                axes.set_yticks([])
+        legend(figure)
+        return figure
+
+
+def cards(cases: Sequence[Sequence[tuple[Any, str]]]) -> Figure:
+    """Cases as rows of cards: a picture, if there is one, with a text below it.
+
+    Args:
+        cases: For each, its cards: pixels ``[H, W, 3]`` or None, and lines of text that fit the card.
+    """
+    with styled():
+        columns = max(map(len, cases))
+        lines = max(text.count("\n") + 1 for case in cases for _, text in case)
+        height = 1.1 + 0.13 * lines
+        figure = Figure(figsize=(1.75 * columns, height * len(cases)), layout="constrained")
+        grid = figure.subplots(len(cases), columns, squeeze=False)
+        for line, case in zip(grid, cases, strict=True):
+            for axes, card in itertools.zip_longest(line, case):
+                axes.set_axis_off()
+                if card is None:
+                    continue
+                pixels, text = card
+                axes.set_anchor("N")
+                axes.imshow(pixels if pixels is not None else [[(0, 0, 0, 0)]])
+                axes.text(0, -0.04, text, transform=axes.transAxes, va="top", fontsize=6.5)
+        return figure
+
+
 def measured(methods: Iterable[Scores]) -> list[str]:
     """The metrics that any of several methods has, in the order of tables."""
     there = {metric for scores in methods for metric in scores}
@@ -280,12 +389,14 @@ def in_percent(rows: Sequence[Mapping[str, Any] | None]) -> tuple[list[float], l
     return values, [below, above]
 
 
-def legend(figure: Figure) -> None:
+def legend(figure: Figure, columns: int = 4) -> None:
     """One legend above all panels, each name once."""
     handles: dict[str, Any] = {}
     for axes in figure.axes:
         handles |= {name: handle for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside upper left", ncols=min(4, len(handles)), frameon=False)
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside upper left", ncols=min(columns, len(handles)), frameon=False
+    )
 
 
 def _svg(figure: Figure, label: str) -> str:

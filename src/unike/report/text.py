@@ -26,11 +26,21 @@ def to_csv(measurements: Sequence[Measurement], protocols: Sequence[str] | None 
     Returns:
         Shares are from 0 to 1, as ``unike bench --json`` has them, and empty where a score is not defined.
     """
+    rows = [row for measurement in measurements for row in measurement.rows]
+    return rows_to_csv([row for row in rows if protocols is None or row["protocol"] in protocols], COLUMNS)
+
+
+def rows_to_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
+    """Rows with the same keys, under a line of these.
+
+    Args:
+        rows: The rows; None is an empty field.
+        columns: The keys in their order; those of the first row if None.
+    """
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, columns or list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    for measurement in measurements:
-        writer.writerows(row for row in measurement.rows if protocols is None or row["protocol"] in protocols)
+    writer.writerows(rows)
     return text.getvalue()
 
 

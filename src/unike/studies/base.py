@@ -20,7 +20,20 @@ from unike.editors.base import Editor
 from unike.errors import UnikeError
 from unike.evaluation import Plan, Progress, Source, cases_hash, check_method, evaluate, silent
 from unike.files import replace_file
-from unike.report import Measurement, Table, named, report_tables, to_csv, to_markdown, views_of
+from unike.report import (
+    STUDY_FILE,
+    Chosen,
+    Measurement,
+    StudyFigures,
+    Table,
+    named,
+    report_tables,
+    rows_to_csv,
+    to_csv,
+    to_html,
+    to_markdown,
+    views_of,
+)
 from unike.report.figures import Drawing, Scores
 from unike.report.measurements import cases_done
 from unike.results import VIEWS, Run, check_place, check_same_run, column, read_header, read_run, select
@@ -49,7 +62,7 @@ class Request:
         device: As in `load_backbone`.
         dtype: As in `load_backbone`.
         numbers: What is gone through: sizes, values or numbers of edits; if empty, those of the study.
-        count: How many cases to show.
+        count: How many cases are shown, states are drawn, or questions are asked; None for as many as the study has.
         rule: By which cases are chosen.
     """
 
@@ -68,7 +81,7 @@ class Request:
     device: str = "auto"
     dtype: str = "auto"
     numbers: tuple[float, ...] = ()
-    count: int = 4
+    count: int | None = None
     rule: str = "drawn"
 
 
@@ -120,15 +133,15 @@ class Outcome:
         measurements: Runs by the names of the study.
         tables: Of them, and others.
         drawings: The figures.
-        numbers: For CSV, beside those of the measurements: file name to content.
-        cases: For the page, see `unike.report.to_html`.
+        numbers: Those that are not of measurements, as rows of a CSV file.
+        cases: To be shown on the page.
     """
 
     measurements: Sequence[Measurement] = ()
     tables: Sequence[Table] = ()
     drawings: Sequence[Drawing] = ()
-    numbers: Mapping[str, str] = field(default_factory=dict)
-    cases: Sequence[Mapping[str, Any]] = ()
+    numbers: Sequence[Mapping[str, Any]] = ()
+    cases: Sequence[Chosen] = ()
 
 
 class Study(ABC):
@@ -185,6 +198,12 @@ class Lab:
         wanted = {key: getattr(request, key) for key in ("seed", "limit", "batch", "protocols", "max_new_tokens")}
         return Plan(**wanted | changes)
 
+    def place(self, variant: Variant, plan: Plan) -> Path:
+        """The folder of a variant's run; sequences are apart from one-step editing."""
+        return self.out / (
+            variant.folder if plan.setting == "one-step" else f"{variant.folder}-{plan.setting}-{plan.k}"
+        )
+
     def editor(self, variant: Variant) -> Editor[Any]:
         """The method of a variant."""
         return api.make_editor(variant.editor, **variant.with_base(self.request.settings))
@@ -199,7 +218,7 @@ class Lab:
             dataset=request.dataset,
             split=request.split,
             data=request.data,
-            out=self.out / variant.folder,
+            out=self.place(variant, plan),
             plan=plan,
             skip_bad=request.skip_bad,
             device=request.device,
@@ -215,7 +234,8 @@ class Lab:
         method = registry.editors.get(variant.editor)
         method.config_class.parse(variant.with_base(self.request.settings))
         check_method(method, plan)
-        check_place(self.out / variant.folder)
+        _ = self.sources
+        check_place(self.place(variant, plan))
         self.finished(variant, plan)
 
     def run(self, variant: Variant, plan: Plan) -> Run:
@@ -291,7 +311,7 @@ class VariantStudy(Study):
 
         def run_all(wanted: Sequence[Variant]) -> None:
             for variant in wanted:
-                runs.setdefault(variant.name, {})[lab.out / variant.folder] = lab.run(variant, plan)
+                runs.setdefault(variant.name, {})[lab.place(variant, plan)] = lab.run(variant, plan)
 
         run_all(variants)
         run_all(self.followers({name: next(iter(found.values())) for name, found in runs.items()}))
@@ -299,6 +319,18 @@ class VariantStudy(Study):
         shown = self.show(lab, measurements)
         tables = [*shown.tables, *report_tables(measurements, views_of(measurements))]
         return Outcome(measurements, tables, shown.drawings, shown.numbers, shown.cases)
+
+
+def whole(numbers: Sequence[float], what: str, *, least: int) -> tuple[int, ...]:
+    """Numbers that have to be whole.
+
+    Raises:
+        UnikeError: One is not, or is too small.
+    """
+    for number in numbers:
+        if number != int(number) or number < least:
+            raise UnikeError(f"--at {number:g} is not {what}; give whole numbers from {least} on")
+    return tuple(map(int, numbers))
 
 
 def scores_of(measurement: Measurement, view: str, setting: str | None = None) -> Scores:
@@ -349,22 +381,28 @@ def conduct(study: Study, lab: Lab) -> tuple[Outcome, list[Path]]:
 
 
 def write(study: Study, lab: Lab, outcome: Outcome) -> list[Path]:
-    """Tables as Markdown and CSV, figures as SVG and PNG, a page with both, and what figures there are, for reports."""
-    measurements, tables = outcome.measurements, outcome.tables
+    """Tables as Markdown and CSV, figures as SVG and PNG, a page with all of it, and a list of figures for reports."""
+    measurements, tables, name = outcome.measurements, outcome.tables, study.name
     files: dict[str, bytes] = {}
-    for drawing in outcome.drawings:
-        lab.progress("drawing figures", len(files) // 2, len(outcome.drawings))
+    for number, drawing in enumerate(outcome.drawings):
+        lab.progress("drawing figures", number, len(outcome.drawings))
         files |= drawing.files()
+    lab.progress("drawing figures", len(outcome.drawings), len(outcome.drawings))
     captions = {f"{drawing.name}.svg": drawing.caption for drawing in outcome.drawings}
-    markdown = to_markdown(measurements, tables, title=study.title, preface=study.asks, figures=captions)
-    files[f"{study.name}.md"] = markdown.encode(errors="replace")  # JSON can name half a character
-    if measurements:
-        files[f"{study.name}.csv"] = to_csv(measurements).encode()
-    files |= {name: content.encode() for name, content in outcome.numbers.items()}
+    figures = StudyFigures(study.title, [(caption, files[file].decode()) for file, caption in captions.items()])
+    texts = {
+        f"{name}.md": to_markdown(measurements, tables, title=study.title, preface=study.asks, figures=captions),
+        f"{name}.csv": to_csv(measurements) if measurements else rows_to_csv(outcome.numbers),
+        f"{name}.html": to_html(
+            measurements, tables, None, studies=[figures], chosen=outcome.cases, data=lab.request.data, details=False
+        ),
+        f"{name}{STUDY_FILE}": json.dumps({"title": study.title, "figures": captions}, indent=2) + "\n",
+    }
+    files |= {file: text.encode(errors="replace") for file, text in texts.items()}  # JSON can name half a character
     try:
         lab.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UnikeError(f"cannot write {lab.out}: {error.strerror}; choose another folder") from None
-    for name, content in files.items():
-        replace_file(lab.out / name, content)
-    return [lab.out / name for name in files]
+    for file, content in files.items():
+        replace_file(lab.out / file, content)
+    return [lab.out / file for file in sorted(files)]
