@@ -24,7 +24,8 @@ from unike.types import Query
 pytestmark = pytest.mark.usefixtures("at_home")
 
 SETTINGS: dict[str, dict[str, Any]] = {
-    "ike": {"pool_size": 20, "n_copy": 1, "n_update": 1, "n_retain": 1, "max_prompt_tokens": 200}
+    "ike": (SHORT := {"pool_size": 20, "n_copy": 1, "n_update": 1, "n_retain": 1, "max_prompt_tokens": 200}),
+    "intrinsic_ike": {"ike": SHORT, "intrinsic": {"lr": 3e-2, "steps": 80, "n_pairs": 6, "layers": (-3, -2, -1)}},
 }
 """What makes an editor quick on a tiny model; one that is not named is run as it comes."""
 

@@ -27,6 +27,7 @@ LAYERS = [
     {"report"},
     {"api"},
     {"workers"},
+    {"studies"},
     {"cli"},
     {"__main__"},
 ]
