@@ -15,7 +15,9 @@ Tensors are read and written one shard at a time, so no more than `SHARD_BYTES` 
 
 Note:
     Vicuna has no placeholder for images. ``<image>`` becomes one more token, whose rows of the embeddings and of the
-    head are the mean of the others: its logit is then the mean logit, so it is never the answer.
+    head are the mean of the others: its logit is then the mean logit, so it is never the answer. A prompt is tokenised
+    as one text here; MiniGPT-4's code does what is before and after the picture apart, so that its ``</Img>`` begins
+    with a space.
 """
 
 import hashlib
@@ -34,6 +36,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME
+from transformers.utils.import_utils import is_protobuf_available, is_sentencepiece_available
 
 from unike._version import __version__
 from unike.backbones.base import read_config, read_image_processor, read_tokenizer
@@ -146,7 +149,7 @@ def convert_minigpt4(
     stored = parts.read()
     parts.check(stored, _shapes(_join(blip2_config, llm_config)))
 
-    tokenizer = read_tokenizer(str(llm))
+    tokenizer = _read_tokenizer(llm)
     tokenizer.add_tokens(IMAGE_TOKEN, special_tokens=True)
     rows = max(llm_config.vocab_size, len(tokenizer))
     stored |= {name: stored[name].with_rows(rows) for name in VOCABULARY}
@@ -237,6 +240,13 @@ def _read_config(folder: Path, model_type: str, expected: str) -> Any:
     if config.model_type != model_type:
         raise UnikeError(f"{folder} holds a model of type {config.model_type!r}; {expected}")
     return config
+
+
+def _read_tokenizer(llm: Path) -> Any:
+    original, readable = llm / "tokenizer.model", is_sentencepiece_available() and is_protobuf_available()
+    if original.is_file() and not (llm / "tokenizer.json").is_file() and not readable:
+        raise UnikeError(f"to read {original}, install two more packages: pip install sentencepiece protobuf")
+    return read_tokenizer(str(llm))
 
 
 def _join(blip2_config: Any, llm_config: Any, **fields: Any) -> Any:

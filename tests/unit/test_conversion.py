@@ -393,6 +393,15 @@ def test_bad_parts_are_told(parts: Parts, tmp_path: Path, case: str) -> None:
     assert not parts.projection.with_name("touched").exists()
 
 
+def test_what_an_original_tokenizer_needs_is_told(
+    parts: Parts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (parts.llm / "tokenizer.json").rename(parts.llm / "tokenizer.model")
+    monkeypatch.setattr(conversion, "is_protobuf_available", lambda: False)
+    with pytest.raises(UnikeError, match="pip install sentencepiece protobuf"):
+        convert_minigpt4(*astuple(parts), tmp_path / "out")
+
+
 def test_they_are_one_line_of_the_command(call: Cli, parts: Parts) -> None:
     rewrite(parts.projection, lambda state: state["model"].pop("llama_proj.bias"))
     assert call().is_error("minigpt4.pth: llama_proj.bias is missing")
