@@ -239,6 +239,7 @@ def test_spaces_are_laid_out_for_each_layer(cli: Cli, args: tuple[object, ...]) 
     lines = [line for line in Path("out/spaces.md").read_text().splitlines() if line.startswith("| layer")]
     spaces = ("raw", "truthfulness", "semantic")
     assert [line.split(" | ")[0] for line in lines] == [f"| layer {n}, {space}" for n in (-2, -1) for space in spaces]
+    assert [row["space"] for row in numbers("out/spaces.csv")] == [*spaces, *spaces]
     svg = Path("out/spaces.svg").read_text()
     assert ">true answers<" in svg and ">layer -2<" in svg and len(re.findall("<use ", svg)) >= 2 * 3 * 16
 
@@ -285,9 +286,8 @@ def test_domains_are_parts_of_runs(tmp_path: Path) -> None:
 def test_drift_of_an_edit_that_does_nothing_is_none(
     cli: Cli, args: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        drift, "METHODS", [Variant("nothing", {"lr": 1e-30}, "ft"), Variant("much", {"lr": 1.0, "steps": 3}, "ft")]
-    )
+    methods = [Variant("nothing", {"lr": 1e-30}, "ft"), Variant("much", {"lr": 1.0}, "ft")]
+    monkeypatch.setattr(drift, "METHODS", methods)
     assert cli("study", "drift", *args, "--at", "1,2", "--count", 5).code == 0
     rows = {(row["editor"], row["edits"], row["quantity"]): row for row in numbers("out/drift.csv")}
     assert len(rows) == 12
@@ -299,7 +299,7 @@ def test_drift_of_an_edit_that_does_nothing_is_none(
     monkeypatch.setattr(drift, "first_tokens", lambda *args: pytest.fail("measured again"))
     assert cli("study", "drift", *args, "--at", "1,2", "--count", 5).code == 0
     assert cli("study", "drift", *args, "--at", "1", "--count", 5).is_error("is of another model, data or request")
-    Path("out/ft-lr=1.0-steps=3-drift.json").write_text("{")
+    Path("out/ft-lr=1.0-drift.json").write_text("{")
     assert cli("study", "drift", *args, "--at", "1,2", "--count", 5).is_error("is damaged")
 
 

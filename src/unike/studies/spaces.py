@@ -50,11 +50,17 @@ class Spaces(Study):
         chosen = evenly(len(knowledge), lab.request.count or STATES)
         pictures: dict[str, dict[str, dict[str, Any]]] = {}
         rows: list[tuple[str, tuple[Cell, ...]]] = []
+        numbers: list[dict[str, Any]] = []
         for number, layer in enumerate(layers):
             lab.progress("laying out layers", number, len(layers))
             spaces = encoded(lab, knowledge, layer)
             probes = probed(knowledge, layer, spaces)
             rows += [(f"layer {layer}, {SPACES[name]}", cells(probe)) for name, probe in probes.items()]
+            measured = ("unseen", "n_unseen", "known", "n_known")
+            numbers += [
+                {"layer": layer, "space": SPACES[name], **dict(zip(measured, probe, strict=True))}
+                for name, probe in probes.items()
+            ]
             pictures[f"layer {layer}"] = {
                 title(name, probes[name]): laid_out(pos[chosen], neg[chosen], lab.request.seed)
                 for name, (pos, neg) in spaces.items()
@@ -74,7 +80,7 @@ class Spaces(Study):
         )
         heads = ("unseen", "n", "known to the encoder", "n ")
         table = Table("Linear probes for truth", (("", heads),), tuple(rows), notes, of="space")
-        return Outcome(tables=[table], drawings=[Drawing(self.name, caption, clouds(pictures))])
+        return Outcome(tables=[table], drawings=[Drawing(self.name, caption, clouds(pictures))], numbers=numbers)
 
 
 @torch.no_grad()
