@@ -817,7 +817,7 @@ def test_what_is_minimised_is_the_loss_under_the_installed_edit(
 ) -> None:
     """So the memory, alpha, zeta and the gate are active while training, and so are older edits; and the hooks see
     the parameters as they are now, not copies that were made when they were installed."""
-    chosen = editor(tiny)(steps=4, lr=2e-2, locality=0.0, **settings)
+    chosen = editor(tiny)(steps=4, lr=2e-2, locality=0.0, rivalry=2.0, **settings)
     stack: list[Edit] = [random_edit(chosen, tiny, facts[2:])] if older else []
     batch, seen = tiny.encode(facts[:2]), []
     before = [{name: t.clone() for name, t in edit.tensors.items()} for edit in stack]
