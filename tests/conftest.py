@@ -116,6 +116,7 @@ def make_knowledge() -> Callable[..., Knowledge]:
 
 NETWORK_SETTINGS: dict[str, dict[str, Any]] = {
     "mend": {"layers": (-2, -1), "rank": 8, "step_size": 0.7},
+    "serac": {"n_layers": 2},
     "ke": {"layers": (-2, -1), "max_scale": 2.0},
 }
 """Of networks for tiny models: small, and with an effect although nobody has trained them."""

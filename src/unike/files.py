@@ -5,7 +5,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,24 @@ def replace_folder(folder: Path, files: Mapping[str, bytes], *, known_by: str) -
     Raises:
         UnikeError: The place cannot be written, or holds something else.
     """
+    with new_folder(folder, known_by=known_by) as new:
+        for name, content in files.items():
+            (new / name).write_bytes(content)
+
+
+@contextmanager
+def new_folder(folder: Path, *, known_by: str) -> Iterator[Path]:
+    """An empty folder to fill within the block, which then takes the place of ``folder`` as a whole.
+
+    If the block fails, nothing is left of what it wrote, and ``folder`` is as it was.
+
+    Args:
+        folder: As in `replace_folder`.
+        known_by: As in `replace_folder`.
+
+    Raises:
+        UnikeError: As `replace_folder`.
+    """
     check_folder(folder, known_by=known_by)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -63,10 +82,9 @@ def replace_folder(folder: Path, files: Mapping[str, bytes], *, known_by: str) -
     try:
         new = scratch / "new"
         new.mkdir()
-        for name, content in files.items():
-            with (new / name).open("wb") as file:
-                file.write(content)
-                file.flush()
+        yield new
+        for path in filter(Path.is_file, new.rglob("*")):
+            with path.open("rb+") as file:
                 os.fsync(file.fileno())
         if folder.exists():
             folder.replace(scratch / "old")

@@ -27,6 +27,9 @@ SIDES = ("right", "left")
 ROUNDING = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
 """How far logits may be apart where sums are added up in another order, by what the decoder computes in."""
 
+QUANTIZED = 1e-1
+"""The same where each pass rounds what it reads to 8 bits, by the largest value in it."""
+
 
 @dataclass(frozen=True)
 class Law:
@@ -36,7 +39,7 @@ class Law:
         name: A word for it.
         promise: What it says.
         measure: Its function.
-        allowed: The largest value with which it holds; None for that of `ROUNDING`.
+        allowed: The largest value with which it holds; None for `rounding`.
     """
 
     name: str
@@ -80,7 +83,7 @@ def check(
         except Exception as error:  # whatever a model does that nobody has seen before is a finding, too
             findings.append(Finding(law, False, error=f"{type(error).__name__}: {error}"))
         else:
-            allowed = ROUNDING[backbone.dtype] if law.allowed is None else law.allowed
+            allowed = rounding(backbone) if law.allowed is None else law.allowed
             findings.append(Finding(law, measured <= allowed, measured))
     return findings
 
@@ -197,6 +200,11 @@ LAWS = (
 
 
 # ---------------------------------------------------------------------- parts
+
+
+def rounding(backbone: Backbone) -> float:
+    """How far logits of a backbone may be apart where a law does not say bit for bit."""
+    return QUANTIZED if getattr(backbone.model, "is_quantized", False) else ROUNDING[backbone.dtype]
 
 
 def some_layers(backbone: Backbone) -> list[int]:

@@ -6,15 +6,17 @@ answer before the edit) were read up to the lowest edited layer once, and only t
 the replay proves the answer it is known, and the teacher-forced scores come with it; where it does not, the question is
 really asked. A near-tie between two tokens proves nothing, because rounding may fall the other way in generation.
 
-Methods that rewrite or route questions (`Editor.split` is None) are asked everything, through the same code.
+Methods that rewrite or route questions (`Editor.split` is None) are asked through the same code; what they hand on to
+the model as it is, is answered as before the edit.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -22,7 +24,7 @@ from torch import Tensor
 from unike import metrics
 from unike.answers import Answers, check_unedited
 from unike.backbones.base import Backbone
-from unike.editors.base import Edit, Editor, attached
+from unike.editors.base import Edit, Editor, RoutingEdit, attached
 from unike.functional import target_positions
 from unike.metrics import UNCHANGED, Scores
 from unike.types import IGNORE, Asked, EditCase, Query, SplitState
@@ -147,6 +149,27 @@ def image_name(image: Path | None, root: Path | None) -> str | None:
     return None if image is None else image.as_posix()
 
 
+def guesses(
+    logits: Tensor, lengths: list[int], ranks: Sequence[list[list[int]] | None], notes: Sequence[dict[str, float]]
+) -> list[Guesses]:
+    """What logits ``[n, V]`` predict, line by line.
+
+    Args:
+        logits: At the positions of the lines' texts, line after line.
+        lengths: Tokens of each line's text.
+        ranks: As in `Guesses`, of each line.
+        notes: The same.
+    """
+    best = logits.float().topk(2)
+    leads = best.values[:, 0] - best.values[:, 1]
+    return [
+        Guesses(ids.tolist(), lead.tolist(), rank, note)
+        for ids, lead, rank, note in zip(
+            best.indices[:, 0].split(lengths), leads.split(lengths), ranks, notes, strict=True
+        )
+    ]
+
+
 class Examiner:
     """Reads cases before they are edited, and asks them under edits.
 
@@ -177,7 +200,8 @@ class Examiner:
         self.image_root = image_root
         split = editor.split(backbone)
         self.hooked = split is not None
-        self.split = split if engine == "fast" else None
+        self.fast = engine == "fast"
+        self.split = split if self.fast else None
         self.ranked = "mmedit" in protocols and self.hooked
         self.short = editor.keeps_prefix and not self.ranked
         self.lead = SURE.get(backbone.dtype, SURE_OTHERWISE)
@@ -224,7 +248,7 @@ class Examiner:
             state = self.backbone.shorten(state)
             labels, real = state.labels, real[:, state.start :]
         read = Lines(lines, labels, real, state, [])
-        return replace(read, before=self._guess(read, []))
+        return replace(read, before=self._guess(read))
 
     def _provable(self, query: Query) -> bool:
         if self.split is None:
@@ -253,9 +277,11 @@ class Examiner:
             for row, reading in enumerate(readings):
                 own = [edits[row]] if isinstance(edits, Edit) else []
                 with self.on(own):
-                    unattached = [] if self.hooked else [*shared, *own]
-                    found.append([self._guess(batch, unattached) for batch in reading.batches])
+                    read = self._guess if self.hooked else partial(self._guess_routed, stack=[*shared, *own])
+                    found.append([read(batch) for batch in reading.batches])
         after = [self._prove(reading, guesses) for reading, guesses in zip(readings, found, strict=True)]
+        if not self.hooked:
+            self._hand_on(readings, after, edits)
         for stack, places in self._jobs(readings, after, edits):
             asked = [replace(readings[row].questions[number].query, target=None) for row, number in places]
             said = self.kind.answer(stack, self.backbone, asked, max_new_tokens=self.answers.max_new_tokens)
@@ -271,8 +297,8 @@ class Examiner:
         return attached(self.backbone, stack) if self.hooked else nullcontext()
 
     @torch.no_grad()
-    def _guess(self, batch: Lines, stack: Sequence[Edit]) -> list[Guesses]:
-        """Read a batch of lines under what is attached, or under a stack of edits that cannot be."""
+    def _guess(self, batch: Lines) -> list[Guesses]:
+        """Read a batch of lines under what is attached."""
         at_text = target_positions(batch.labels)
         queries = [line.query for line in batch.lines]
         ranks: list[list[list[int]]] | list[None] = [None] * len(queries)
@@ -288,17 +314,37 @@ class Examiner:
                 for query, top in zip(queries, tops, strict=True)
             ]
         else:
-            read = self.kind.target_logits if stack else Edit.target_logits
-            logits = read(stack, self.backbone, queries, batch.state)
-        best = logits.float().topk(2)
-        leads = best.values[:, 0] - best.values[:, 1]
-        lengths = at_text.sum(dim=1).tolist()
-        return [
-            Guesses(ids.tolist(), lead.tolist(), rank, note)
-            for ids, lead, rank, note in zip(
-                best.indices[:, 0].split(lengths), leads.split(lengths), ranks, self._notes(len(queries)), strict=True
-            )
-        ]
+            logits = Edit.target_logits([], self.backbone, queries, batch.state)
+        return guesses(logits, at_text.sum(dim=1).tolist(), ranks, self._notes(len(queries)))
+
+    def _guess_routed(self, batch: Lines, stack: Sequence[Edit]) -> list[Guesses]:
+        """Read those lines of a batch that edits which cannot be attached do not hand on."""
+        found, queries = list(batch.before), [line.query for line in batch.lines]
+        rows = [row for row, own in enumerate(self._in_scope(stack, queries)) if own]
+        if rows:
+            logits = self.kind.target_logits(stack, self.backbone, [queries[row] for row in rows])
+            lengths = target_positions(batch.labels).sum(dim=1)[rows].tolist()
+            nothing: list[None] = [None] * len(rows)
+            for row, guessed in zip(rows, guesses(logits, lengths, nothing, [{} for _ in rows]), strict=True):
+                found[row] = guessed
+        return found
+
+    def _hand_on(
+        self, readings: Sequence[Reading], after: list[list[str | None]], edits: Edit | Sequence[Edit]
+    ) -> None:
+        """Answer the open questions that the edits hand on to the model as it answered them before."""
+        for row, (reading, answers) in enumerate(zip(readings, after, strict=True)):
+            stack = [edits[row]] if isinstance(edits, Edit) else edits
+            asked = [replace(question.query, target=None) for question in reading.questions]
+            for number, own in enumerate(self._in_scope(stack, asked)):
+                if not own:
+                    answers[number] = reading.questions[number].before
+
+    def _in_scope(self, stack: Sequence[Edit], queries: Sequence[Query]) -> list[bool]:
+        """What edits that cannot be attached do not hand on; everything is asked by the engine that compares."""
+        if not self.fast:
+            return [True] * len(queries)
+        return cast(type[RoutingEdit], self.kind).in_scope(stack, self.backbone, queries)
 
     def _notes(self, rows: int) -> list[dict[str, float]]:
         """What hooks said about each row of the latest pass."""

@@ -69,3 +69,4 @@ class Registry:
 editors = Registry("editor", "unike.editors")
 backbones = Registry("backbone", "unike.backbones")
 datasets = Registry("dataset", "unike.datasets")
+studies = Registry("study", "unike.studies")

@@ -9,6 +9,7 @@ the log, never a pickle. A run that is cut off goes on there, and ends with the 
 """
 
 import json
+import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -41,6 +42,9 @@ from unike.types import EditCase
 CHECKPOINT = SealedFolder(
     "checkpoint", "checkpoint.json", "checkpoint.safetensors", version=1, keys=frozenset({"made_from", "log"})
 )
+
+MADE_FROM = ("editor", "backbone", "network", "config", "data")
+"""What makes a description that of another network."""
 
 ASKED_TOGETHER = 64
 """Cases that are looked at together, to find those that the backbone gets wrong."""
@@ -110,12 +114,11 @@ def train(
     config = config or TrainConfig()
     network_settings = network_settings or editor.network_settings()
     check_place(out)
-    described = describe(editor, backbone.source, cases, validation, against, network_settings, config)
+    described = describe(editor, backbone, cases, validation, against, network_settings, config)
     if is_trained(out, described):
-        trained = Trained.from_pretrained(out)
-        trained.check(editor.name, backbone)
-        return trained
+        return Trained.from_pretrained(out)
     check_unedited(backbone)
+    network = editor.build(backbone, network_settings, config.seed)
 
     protected = every_query([*against, *validation])
     guard = LeakGuard(protected, every_query(cases), partial(progress, "reading pictures"))
@@ -123,16 +126,12 @@ def train(
     learned = choose(backbone, clean, config.cases, config.seed, partial(progress, "asking"))
     judged = choose(backbone, validation, config.held_out, config.seed, partial(progress, "asking, to validate"))
 
-    network = editor.build(backbone, network_settings, config.seed)
     run = Run(backbone, editor, network, network_settings, learned, judged, config)
-    made_from = {**described, "fingerprint": backbone.fingerprint(), "dtype": str(backbone.dtype)}
-    run.resume(out / WORK, {key: value for key, value in made_from.items() if key != "unike"})
+    run.resume(out / WORK, {key: described[key] for key in MADE_FROM} | {"dtype": str(backbone.dtype)})
     run.finish(partial(progress, "training"))
 
-    made_for = {"source": backbone.source, "fingerprint": backbone.fingerprint(), "template": backbone.template}
     asked = [query for case in learned for query in (probes_of(case) or {}).values()]
     described |= {
-        "backbone": made_for,
         "report": {"cases": len(cases), "without leaks": len(clean), "learned from": len(learned), "best": run.best},
         "sources": compact(asked, guard.hashes),
     }
@@ -146,7 +145,7 @@ def train(
 
 def describe(
     editor: TrainedEditor[Any],
-    source: str,
+    backbone: Backbone,
     cases: Sequence[EditCase],
     validation: Sequence[EditCase],
     against: Sequence[EditCase],
@@ -157,7 +156,11 @@ def describe(
     return {
         "unike": __version__,
         "editor": editor.name,
-        "backbone": {"source": source},
+        "backbone": {
+            "source": backbone.source,
+            "fingerprint": backbone.fingerprint(),
+            "template": backbone.template,
+        },
         "network": network_settings.model_dump(mode="json"),
         "config": config.model_dump(mode="json", exclude={"cache_gb"}),
         "data": describe_data(cases, against) | {"validation": describe_data(validation, ())["sha256"]},
@@ -170,8 +173,7 @@ def is_trained(out: Path, described: Mapping[str, Any]) -> bool:
         there = SAVED.describe(out)
     except UnikeError:
         return False
-    same = all(there.get(key) == described[key] for key in ("editor", "network", "config", "data"))
-    return same and bool(there["backbone"]["source"] == described["backbone"]["source"])
+    return all(there.get(key) == described[key] for key in MADE_FROM)
 
 
 def check_place(out: Path) -> None:
@@ -350,8 +352,7 @@ class Run:
         with torch.enable_grad():
             losses = self.editor.outcome(self.backbone, self.network, reading).losses
             total = self.editor.total(self.network, losses)
-        if not total.isfinite():
-            raise UnikeError(f"training diverged at step {step}: the loss is {total.item()}; set a lower lr")
+        check_finite(total.item(), step)
         total.backward()
         if self.editor.clip is not None:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.editor.clip)
@@ -370,6 +371,7 @@ class Run:
                 for kind, value in values.items():
                     found[what][kind] = found[what].get(kind, 0.0) + value.sum().item() / self.n_judged
         loss = sum(weight * found["losses"][kind] for kind, weight in self.editor.weights.items())
+        check_finite(loss, step)
         entry = {
             "step": step,
             "train": rounded(train),
@@ -435,6 +437,16 @@ class Run:
 
 def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(f"{prefix}."): t for name, t in tensors.items() if name.startswith(f"{prefix}.")}
+
+
+def check_finite(loss: float, step: int) -> None:
+    """Refuse a loss that nothing can be learned from.
+
+    Raises:
+        UnikeError: It is infinite or not a number.
+    """
+    if not math.isfinite(loss):
+        raise UnikeError(f"training diverged at step {step}: the loss is {loss}; set a lower lr")
 
 
 def rounded(values: Mapping[str, float]) -> dict[str, float]:

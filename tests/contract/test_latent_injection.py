@@ -170,9 +170,9 @@ def test_memory_is_searched_once_for_each_prompt(
 ) -> None:
     calls, search = [], LatentMemory.search
 
-    def counted(self: LatentMemory, query: Tensor, k: int) -> Any:
+    def counted(self: LatentMemory, query: Tensor, *rest: Any) -> Any:
         calls.append(len(query))
-        return search(self, query, k)
+        return search(self, query, *rest)
 
     monkeypatch.setattr(LatentMemory, "search", counted)
     with injected(backbone, memories):

@@ -4,7 +4,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,13 @@ from unike.backbones import tinies
 from unike.backbones.base import Backbone
 from unike.editors.base import Edit, Editor, RoutingEdit, answer, attached
 from unike.errors import UnikeError
-from unike.modules.serac import SeracModel, SERACNetworkSettings, place, save_networks
 from unike.types import Query
 
+pytestmark = pytest.mark.usefixtures("at_home")
+
 SETTINGS: dict[str, dict[str, Any]] = {
-    "ike": {"pool_size": 20, "n_copy": 1, "n_update": 1, "n_retain": 1, "max_prompt_tokens": 200}
+    "ike": (SHORT := {"pool_size": 20, "n_copy": 1, "n_update": 1, "n_retain": 1, "max_prompt_tokens": 200}),
+    "intrinsic_ike": {"ike": SHORT, "intrinsic": {"lr": 3e-2, "steps": 80, "n_pairs": 6, "layers": (-3, -2, -1)}},
 }
 """What makes an editor quick on a tiny model; one that is not named is run as it comes."""
 
@@ -43,18 +45,6 @@ FAR = Query("Which city is Tajikistan's capital?")
 def make_backbone(request: pytest.FixtureRequest) -> Callable[..., Backbone]:
     make: Callable[..., Backbone] = tinies()[request.param]
     return make
-
-
-@pytest.fixture(scope="module", autouse=True)
-def networks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Untrained networks for the tiny models, where editors look for them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("UNIKE_HOME", str(tmp_path_factory.mktemp("home")))
-        for family in FAMILIES:
-            backbone = tinies()[family]()
-            network = SeracModel(backbone, SERACNetworkSettings(n_layers=2))
-            save_networks(network, backbone, place(backbone), {"images": {}, "questions": []})
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("at_home")
 SETTINGS: dict[str, dict[str, Any]] = {
     "ft": {"lr": 1e-2, "steps": 2},
     "t_patcher": {"lr": 3e-2, "steps": 2, "memory_weight": 0.0},
-    "unike": {"lr": 2e-2, "steps": 2, "n_pairs": 3, "layers": (-2, -1), "k": 6, "alpha_offset": 0.2},
+    "unike": {"lr": 2e-2, "steps": 2, "n_pairs": 3, "layers": (-2, -1), "k": 6, "alpha_offset": 0.2, "rivalry": 2.0},
 }
 """So that twenty edits are made quickly, and can be told apart; an editor that is not named is run as it comes."""
 

@@ -9,15 +9,12 @@ import torch
 import unike
 from unike import Query
 from unike.answers import Answers
-from unike.api import default_anchors
 from unike.backbones import mini
 from unike.cli.demo import DEMO_CASE, PROBES, questions
 from unike.datasets.pocket import Pocket, image, read
 from unike.editors.ft import FT
-from unike.hooks import Hooks
 from unike.images import load_image
 from unike.metrics import PROTOCOLS
-from unike.modules.ffn_patch import FFNPatch, install_patch
 from unike.probing import Examiner
 from unike.probing import questions as questions_of
 
@@ -139,19 +136,6 @@ def test_batch_of_edits_equals_single_ones(model):
             # Adam divides by the gradient's size, so rounding in other batch shapes shows where gradients are tiny
             difference = (together.tensors[name][row] - tensor[0]).norm() / tensor.norm()
             assert difference < 1e-2, (row, name)
-
-
-def test_anchors_are_read_anew_while_an_edit_is_attached(model):
-    anchors = default_anchors()
-    plain = anchors.ffn_inputs(model, [-1])[-1]
-    with Hooks() as hooks:
-        big = FFNPatch(torch.ones(1, 1, 576), torch.ones(1, 1), torch.ones(1, 1, 576))
-        install_patch(lambda: big, model.ffn(-4), hooks)
-        model.edits.append(range(1))
-        changed = anchors.ffn_inputs(model, [-1])[-1]
-        model.edits.clear()
-    assert not torch.equal(plain, changed)
-    assert torch.equal(plain, anchors.ffn_inputs(model, [-1])[-1])
 
 
 @pytest.mark.slow

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from unike.backbones import tinies
 from unike.backbones.base import Backbone
-from unike.editors.base import Edit, Editor, EditorConfig
+from unike.editors.base import Edit, Editor, EditorConfig, RoutingEdit
 from unike.editors.ft import FTConfig, FTEdit
 from unike.functional import token_nll
-from unike.hooks import Hooks
 from unike.modules.optimise import optimise
 from unike.types import EditCase, Probe, Query, SplitState
 
@@ -73,15 +72,12 @@ class Scatter(Editor[FTConfig]):
         return {name: torch.stack(rows) for name, rows in found.items()}
 
 
-class Prefixed(Edit):
+class Prefixed(RoutingEdit):
     """What a method does that rewrites questions: the edited fact is put in front of each."""
 
     editor = "prefix"
     config_class = EditorConfig
     asked: ClassVar[list[Query]] = []
-
-    def install(self, backbone: Backbone, hooks: Hooks) -> None:
-        pass
 
     @classmethod
     def rewritten(cls, edits: Sequence[Edit], queries: Sequence[Query]) -> list[Query]:

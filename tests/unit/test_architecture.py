@@ -17,7 +17,7 @@ LAYERS = [
     {"home", "files", "types", "registry"},
     {"functional", "hooks", "images", "datasets", "settings"},
     {"backbones"},
-    {"modules"},
+    {"modules", "conversion"},
     {"editors", "laws"},
     {"metrics", "store"},
     {"answers", "results"},
@@ -27,6 +27,7 @@ LAYERS = [
     {"report"},
     {"api"},
     {"workers"},
+    {"studies"},
     {"cli"},
     {"__main__"},
 ]

@@ -397,3 +397,14 @@ def test_entries_are_states_of_the_prompts_and_the_answers_end(tiny: Backbone, b
     assert torch.allclose(values[1, 1], content[1, batch.prompt_last[1] + 1], atol=1e-6)
     with pytest.raises(ValueError, match="every row needs a target"):
         last_answer_token(tiny, tiny.run_to_split(tiny.encode([Query("Who?")]), 1))
+
+
+def test_entries_that_are_not_eligible_are_not_found() -> None:
+    memory = LatentMemory(draw(3, D), draw(3, D, seed=1)).with_own(draw(1, 2, D, seed=2), draw(1, 2, D, seed=3))
+    query = memory.own_keys[0]  # each own entry is the nearest to one row
+    assert memory.search(query, 1)[0].tolist() == [[3], [4]]
+    eligible = torch.tensor([[True, False], [True, False]])
+    indices, scores = memory.search(query, 4, eligible)
+    assert indices[0, 0] == 3 and 4 not in indices and scores.isfinite().all()
+    indices, scores = memory.search(query, 5, eligible)
+    assert indices[:, -1].tolist() == [4, 4] and scores[:, -1].tolist() == [-torch.inf] * 2, "last, if all are wanted"

@@ -2,7 +2,6 @@
 
 import importlib.util
 from pathlib import Path
-from typing import Any
 
 import accelerate
 import pytest
@@ -55,15 +54,14 @@ def test_bits_that_there_are_not_are_refused(folder: str, monkeypatch: pytest.Mo
     assert "pip install bitsandbytes" in result.stderr
 
 
-@pytest.mark.parametrize("bits", ["8bit", "4bit"])
-def test_a_quantised_model_is_edited_in_full_precision(folder: str, tmp_path: Path, bits: str) -> None:
+def test_a_quantised_model_is_edited_in_full_precision(folder: str, tmp_path: Path) -> None:
+    """In 8 bits; on the cpu, bitsandbytes' 4 bits need matrices of other sizes than the tiny model's."""
     pytest.importorskip("bitsandbytes")
-    few: Any = load_backbone(folder, device="cpu", quantize=bits)
+    few = load_backbone(folder, device="cpu", quantize="8bit")
     assert not few.attention(0).q_proj.weight.is_floating_point()
     assert few.fingerprint() != load_backbone(folder, device="cpu").fingerprint()
     questions = laws.some_questions(tmp_path)
-    findings = {finding.law.name: finding for finding in laws.check(few, questions)}
-    assert findings["split"].holds and findings["learning"].holds and findings["detaching"].holds
+    assert all(finding.holds for finding in laws.check(few, questions))
     edit = registry.editors.get("ft")(steps=2).edit(few, questions[0])
     assert {tensor.dtype for tensor in edit.tensors.values()} == {torch.float32}
 

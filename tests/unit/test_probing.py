@@ -234,3 +234,24 @@ def test_nothing_is_read_while_an_edit_is_attached(taught: Backbone, cases: list
             who.read(cases[0])
         with pytest.raises(UnikeError, match="an edit is attached"):
             who.answers.ask([cases[0].edit])
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_what_is_handed_on_is_answered_as_before(
+    taught: Backbone, cases: list[EditCase], stacked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is asked again, and the scores are those of really asking."""
+
+    def about_pictures(cls: Any, edits: Any, backbone: Any, queries: Any) -> list[bool]:
+        return [query.image is not None for query in queries]
+
+    def rewritten(edits: Any, queries: Any) -> list[Query]:
+        return [q if q.image is None else replace(q, prompt="New fact: " + q.prompt) for q in queries]
+
+    monkeypatch.setattr(Prefixed, "in_scope", classmethod(about_pictures))
+    monkeypatch.setattr(Prefixed, "rewritten", staticmethod(rewritten))
+    Prefixed.asked.clear()
+    found = ask(taught, Prefix(), cases[:3], stacked=stacked)
+    assert Prefixed.asked and all(query.image is not None for query in Prefixed.asked)
+    assert any(answer.image is None for answers in found for answer in answers)
+    assert found == ask(taught, Prefix(), cases[:3], stacked=stacked, engine="plain")

@@ -18,7 +18,7 @@ from unike.hooks import Hooks, trace
 from unike.modules.ffn_patch import FFNPatch, PairGate, install_patch
 from unike.modules.knowledge import Knowledge
 from unike.modules.latent_memory import FixedAlpha, LatentInjection, LatentMemory
-from unike.modules.relevance import MIN_RAMP, Gate, Ramp, Relevance, calibrate, separation, whitening
+from unike.modules.relevance import MIN_RAMP, Gate, Ramp, Relevance, calibrate, compete, separation, whitening
 from unike.types import Query
 
 D = 24
@@ -387,3 +387,9 @@ def test_a_gate_follows_a_moved_copy(pictures: list[Path]) -> None:
     moved = some_gate().to("meta")
     assert moved.mean.device.type == moved.whitening.device.type == "meta"
     assert moved.settings() == some_gate().settings() == {"layer": 1, "question": (-0.2, 0.6), "fact": (-0.5, 0.5)}
+
+
+def test_edits_compete_for_an_input() -> None:
+    found = compete(torch.tensor([[0.6, 0.55, 0.6, 0.5, -0.3], [0.1, 0.1, 0.0, 0.02, 0.09]]), 0.1)
+    assert torch.allclose(found, torch.tensor([[1, 0.5, 1, 0, 0], [1, 1, 0, 0.2, 0.9]]), atol=1e-5)
+    assert torch.equal(compete(torch.tensor([[0.2], [-0.7]]), 0.1), torch.ones(2, 1)), "one alone has no rivals"

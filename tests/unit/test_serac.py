@@ -3,35 +3,32 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import miniature
 import pytest
 import torch
-from safetensors.torch import save_file
+from decoding import greedy_without_cache
+from PIL import Image
+from torch import Tensor
 
 from unike import registry
 from unike.backbones import tinies
 from unike.backbones.base import Backbone
 from unike.editors.base import Edit, answer
-from unike.editors.serac import SERAC, SERACEdit
+from unike.editors.serac import SERAC, SERACConfig, SERACEdit, networks_of
 from unike.errors import UnikeError
+from unike.evaluation import Source, check_leaks
+from unike.files import replace_folder
 from unike.functional import token_nll
 from unike.modules import serac
 from unike.modules.leak_guard import ImageHashes, Trace
-from unike.modules.serac import (
-    SeracModel,
-    SERACNetworkSettings,
-    counterfactual_query,
-    losses,
-    lowest_layers,
-    optimizer,
-    place,
-    read_cases,
-    save_networks,
-)
+from unike.modules.serac import SeracModel, SERACNetworkSettings, counterfactual_query, with_fewer_layers
+from unike.modules.trained import CONFIG_FILE, Trained, place
+from unike.training import TrainConfig, read_log, train
 from unike.types import EditCase, Query
 
 SETTINGS = SERACNetworkSettings(n_layers=2, lr=1e-2, lr_scope=1e-2)
-NOTHING = {"images": {}, "questions": []}
 HAMLET = Query("Who wrote Hamlet?", None, "Bacon")
 
 
@@ -41,11 +38,21 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
+def save(backbone: Backbone, tensors: dict[str, Tensor], folder: Path, sources: Any = None) -> None:
+    description = {
+        "editor": "serac",
+        "backbone": {"source": backbone.source, "fingerprint": backbone.fingerprint()},
+        "network": SETTINGS.model_dump(mode="json"),
+        "sources": sources or {"images": {}, "questions": []},
+    }
+    replace_folder(folder, Trained(description, tensors).files(), known_by=CONFIG_FILE)
+
+
 @pytest.fixture
 def backbone() -> Backbone:
     """With untrained networks, where SERAC looks for them."""
     backbone = tinies()["llava"]()
-    save_networks(SeracModel(backbone, SETTINGS), backbone, place(backbone), NOTHING)
+    save(backbone, SeracModel(backbone, SETTINGS).state_dict(), place("serac", backbone))
     return backbone
 
 
@@ -58,8 +65,8 @@ def test_of_as_many_layers_it_is_the_backbone(family: str, facts: list[Query]) -
     backbone = tinies()[family]()
     batch = backbone.encode(facts)
     plain = backbone.forward(batch)
-    assert torch.equal(lowest_layers(backbone, backbone.n_layers).forward(batch), plain)
-    small = lowest_layers(backbone, 2)
+    assert torch.equal(with_fewer_layers(backbone, backbone.n_layers).forward(batch), plain)
+    small = with_fewer_layers(backbone, 2)
     assert (small.n_layers, backbone.n_layers) == (2, 4)
     assert not torch.allclose(small.forward(batch), plain, atol=1e-2)
     with torch.no_grad():
@@ -69,7 +76,8 @@ def test_of_as_many_layers_it_is_the_backbone(family: str, facts: list[Query]) -
     own = {weight.data_ptr() for weight in small.layers.parameters()}
     rest = {weight.data_ptr() for weight in small.model.parameters()} - own
     assert rest <= {weight.data_ptr() for weight in backbone.model.parameters()}, "all else is shared"
-    assert small.generate(facts[:1], max_new_tokens=2)
+    asked = Query("Who wrote it?")
+    assert small.generate([asked], max_new_tokens=4) == [greedy_without_cache(small, asked, 4)]
 
 
 def test_edits_are_not_copied_with_the_layers(backbone: Backbone, facts: list[Query]) -> None:
@@ -90,7 +98,7 @@ def test_the_similarity_decides_who_answers(backbone: Backbone, pictures: list[P
     edit = editor.edit(backbone, fact)
     near = Query("Which animal is this? ", pictures[0], "wolf")
     asked = [HAMLET, near, Query("What animal is this?", pictures[1])]
-    network = serac.load_networks(backbone)[0]
+    network, _ = networks_of(backbone, SERACConfig())
     own = network.scope(network.embed(backbone, [fact]))
     similar = torch.exp(-(network.scope(network.embed(backbone, asked)) - own).square().sum(dim=1)).tolist()
     assert similar[1] > 0.5 > similar[0]
@@ -146,13 +154,13 @@ def test_only_mmedit_s_version_is_given_the_answer(backbone: Backbone, facts: li
 
 def test_losses_are_the_paper_s(backbone: Backbone, cases: list[EditCase]) -> None:
     network = SeracModel(backbone, SETTINGS)
-    reading = read_cases(backbone, network, cases[:2])
-    found = losses(network, reading)
+    reading = serac.read(backbone, network, cases[:2])
+    found = serac.outcome(network, reading).losses
     assert reading.nbytes > 0
     for row, case in enumerate(cases[:2]):
         probes = {probe.kind: probe.query for probe in case.probes}
 
-        def similarity(query: Query, fact: Query = case.edit) -> torch.Tensor:
+        def similarity(query: Query, fact: Query = case.edit) -> Tensor:
             one, other = (network.scope(network.embed(backbone, [each]))[0] for each in (query, fact))
             return torch.exp(-((one - other) ** 2).sum())
 
@@ -162,20 +170,22 @@ def test_losses_are_the_paper_s(backbone: Backbone, cases: list[EditCase]) -> No
             batch = network.counterfactual.encode([replace(probes[kind], prompt=text)])
             nll.append(token_nll(network.counterfactual.forward(batch), batch.labels)[0])
         assert found["nll"][row].item() == pytest.approx(sum(nll).item() / 2, rel=1e-3)
-        inside = -sum(similarity(probes[kind]).log() for kind in ("t_generality", "m_generality")) / 2
-        outside = -sum((1 - similarity(probes[kind])).log() for kind in ("t_locality", "m_locality")) / 2
-        assert found["scope"][row].item() == pytest.approx((inside + outside).item() / 2, rel=1e-3)
+        inside = -sum(similarity(probes[kind]).log() for kind in ("t_generality", "m_generality"))
+        outside = -sum((1 - similarity(probes[kind])).log() for kind in ("t_locality", "m_locality"))
+        assert found["scope"][row].item() == pytest.approx((inside + outside).item() / 4, rel=1e-3)
 
 
 def test_training_teaches_both_networks_and_not_the_backbone(backbone: Backbone, cases: list[EditCase]) -> None:
     weights = {name: tensor.clone() for name, tensor in backbone.model.state_dict().items()}
-    network = SeracModel(backbone, SETTINGS)
-    steps, reading, history = optimizer(network), read_cases(backbone, network, cases), []
+    editor = SERAC()
+    network = editor.build(backbone, SETTINGS).train()
+    assert network.training and not any(module.training for module in network.layers.modules()), "no dropout"
+    steps, reading, history = editor.optimizer(network, SETTINGS), editor.read(backbone, network, cases), []
     for _ in range(12):
         steps.zero_grad()
-        found = losses(network, reading)
-        history.append({name: loss.mean().item() for name, loss in found.items()})
-        sum(weight * found[name].mean() for name, weight in serac.WEIGHTS.items()).backward()
+        found = editor.outcome(backbone, network, reading)
+        history.append({name: loss.mean().item() for name, loss in found.losses.items()})
+        editor.total(network, found.losses).backward()
         steps.step()
     assert history[-1]["nll"] < 0.7 * history[0]["nll"]
     assert history[-1]["scope"] < 0.7 * history[0]["scope"]
@@ -183,21 +193,39 @@ def test_training_teaches_both_networks_and_not_the_backbone(backbone: Backbone,
     assert not any(weight.requires_grad for weight in backbone.model.parameters())
 
 
+def test_unike_train_trains_it(backbone: Backbone, tmp_path: Path) -> None:
+    """The loop that all methods share leaves networks that the editor finds, and that know what they learned from."""
+    generator, gallery = torch.Generator().manual_seed(1), []
+    for number in range(11):
+        pixels = torch.randint(0, 256, (4, 4, 3), generator=generator, dtype=torch.uint8).numpy()
+        gallery.append(tmp_path / f"{number}.png")
+        Image.fromarray(pixels).resize((32, 32), Image.Resampling.NEAREST).save(gallery[-1])
+    # About eight pictures, so that what all ask says nothing about one of them.
+    learned = [miniature.case(number, [gallery[(number + i) % 8] for i in range(3)]) for number in range(6)]
+    judged = [miniature.case(number, gallery[8:]) for number in (20, 21)]
+    out, config = place("serac", backbone), TrainConfig(steps=10, every=5, batch=3)
+    trained = train(backbone, SERAC(), learned, judged, out, network_settings=SETTINGS, config=config)
+    first, *later = read_log(out)
+    assert [entry["step"] for entry in later] == [5, 10]
+    assert trained.description["report"]["best"]["validation"]["loss"] < first["validation"]["loss"]
+    assert {trace.prompt for trace in SERAC().sources(backbone)} >= {case.edit.prompt for case in learned}
+    fact = learned[0].edit
+    edit = SERAC().edit(backbone, fact)
+    assert SERACEdit.routed([edit], backbone, [fact]) == {0: counterfactual_query(fact, fact)}
+    with pytest.raises(UnikeError, match="'serac' learned from what is to be evaluated"):
+        check_leaks(backbone, SERAC(), [Source("mine", "eval", learned[:1])])
+    check_leaks(backbone, SERAC(), [Source("mine", "eval", judged)])
+
+
 def test_a_question_that_is_the_edit_s_own_does_not_make_the_loss_infinite(
     backbone: Backbone, cases: list[EditCase]
 ) -> None:
     probes = tuple(replace(p, query=cases[0].edit) if p.kind == "m_locality" else p for p in cases[0].probes)
     network = SeracModel(backbone, SETTINGS)
-    found = losses(network, read_cases(backbone, network, [replace(cases[0], probes=probes)]))
-    assert found["scope"].isfinite().all()
-    found["scope"].sum().backward()
+    found = serac.outcome(network, serac.read(backbone, network, [replace(cases[0], probes=probes)]))
+    assert found.losses["scope"].isfinite().all() and found.scores["m_locality"].tolist() == [0]
+    found.losses["scope"].sum().backward()
     assert all(weight.grad.isfinite().all() for weight in network.scope.parameters())
-
-
-def test_a_case_without_a_kind_of_probe_is_refused(backbone: Backbone, cases: list[EditCase]) -> None:
-    poor = replace(cases[0], probes=tuple(probe for probe in cases[0].probes if probe.kind != "t_locality"))
-    with pytest.raises(UnikeError, match="case case-0 cannot be learned from: it has no t_locality"):
-        read_cases(backbone, SeracModel(backbone, SETTINGS), [poor])
 
 
 def test_the_classifier_may_be_blind(backbone: Backbone, pictures: list[Path]) -> None:
@@ -210,37 +238,25 @@ def test_the_classifier_may_be_blind(backbone: Backbone, pictures: list[Path]) -
 # ---------------------------------------------------------------------- files
 
 
-def test_networks_are_found_where_they_were_saved(backbone: Backbone, facts: list[Query], tmp_path: Path) -> None:
-    trained = SeracModel(backbone, SETTINGS, seed=5)
-    with torch.no_grad():
-        next(iter(trained.layers.parameters())).mul_(1.5)
-    hashes = {"ab" * 8: "0f" * 96}
-    sources = {"images": hashes, "questions": [["What?", "ab" * 8], ["Who?", None]]}
-    save_networks(trained, backbone, tmp_path / "mine", sources)
-    loaded, fingerprint = serac.load_networks(backbone, tmp_path / "mine")
-    assert loaded.settings == SETTINGS and not loaded.training
-    state = trained.state_dict()
-    assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.state_dict().items())
-    assert not torch.equal(fingerprint, serac.load_networks(backbone)[1])
-    editor = SERAC(trained=str(tmp_path / "mine"))
-    assert editor.sources(backbone) == [Trace("What?", ImageHashes("ab" * 8, "0f" * 96)), Trace("Who?", None)]
-    assert SERAC().sources(backbone) == []
-
-
-def test_what_does_not_fit_is_refused(backbone: Backbone, facts: list[Query], tmp_path: Path) -> None:
-    def refused(match: str, make: Callable[[], object]) -> None:
-        with pytest.raises(UnikeError, match=match) as caught:
-            make()
-        assert "\n" not in str(caught.value)
-
-    other = tinies()["llava"](1)
-    refused("serac has not been trained for 'tiny-llava' yet; run: unike train", lambda: SERAC().edit(other, facts[0]))
-    elsewhere = SERAC(trained=str(place(backbone)))
-    refused(r"was trained for 'serac' on 'tiny-llava', not for", lambda: elsewhere.edit(other, facts[0]))
-    edit = SERAC().edit(backbone, facts[0])
+def test_an_edit_belongs_to_its_networks(backbone: Backbone, facts: list[Query], tmp_path: Path) -> None:
+    tensors = SeracModel(backbone, SETTINGS, seed=5).state_dict()
+    sources = {"images": {"ab" * 8: "0f" * 96}, "questions": [["What?", "ab" * 8], ["Who?", None]]}
+    save(backbone, tensors, tmp_path / "mine", sources)
+    mine, other = SERAC(trained=str(tmp_path / "mine")), SERAC()
+    assert mine.sources(backbone) == [Trace("What?", ImageHashes("ab" * 8, "0f" * 96)), Trace("Who?", None)]
+    assert other.sources(backbone) == []
+    edit = other.edit(backbone, facts[0])
+    assert edit.generate(backbone, facts[:1], max_new_tokens=2)
     again = tinies()["llava"]()
-    save_networks(SeracModel(again, SETTINGS, seed=1), again, place(again), NOTHING)
-    refused("was made with other networks of serac", lambda: edit.generate(again, facts[:1]))
-    save_networks(SeracModel(again, SETTINGS), again, tmp_path / "bad", NOTHING)
-    save_file({"x": torch.zeros(1)}, tmp_path / "bad" / "trained.safetensors")
-    refused("is damaged", lambda: SERAC(trained=str(tmp_path / "bad")).edit(again, facts[0]))
+    save(again, tensors, place("serac", again))
+    with pytest.raises(UnikeError, match="was made with other networks of serac") as caught:
+        edit.generate(again, facts[:1])
+    assert "\n" not in str(caught.value)
+
+
+def test_an_editor_without_networks_says_what_to_run(facts: list[Query]) -> None:
+    other = tinies()["llava"](1)
+    uses: list[Callable[[], object]] = [lambda: SERAC().edit(other, facts[0]), lambda: SERAC().split(other)]
+    for use in uses:
+        with pytest.raises(UnikeError, match="serac has not been trained for 'tiny-llava' yet; run: unike train"):
+            use()

@@ -88,7 +88,7 @@ def trained(
         if stage == "training" and done == kill_at:
             raise Killed
 
-    settings = {"steps": 24, "batch": 2, "every": 4} | kwargs
+    settings = {"steps": 16, "batch": 2, "every": 4} | kwargs
     return train(
         model,
         registry.editors.get(editor)(),
@@ -112,11 +112,13 @@ def test_the_loss_falls_and_the_best_network_is_kept(
     model: Backbone, learned: list[EditCase], judged: list[EditCase], tmp_path: Path
 ) -> None:
     weights = {name: tensor.clone() for name, tensor in model.model.state_dict().items()}
-    found, log = trained(model, learned, judged, tmp_path / "out"), log_of(tmp_path / "out")
+    found = trained(model, learned, judged, tmp_path / "out", steps=18, every=3)  # an epoch each
+    log = log_of(tmp_path / "out")
     losses = [entry["validation"]["loss"] for entry in log]
-    assert [entry["step"] for entry in log] == list(range(0, 25, 4))
+    assert [entry["step"] for entry in log] == list(range(0, 19, 3))
     assert min(losses) < 0.97 * losses[0]
-    assert log[-1]["train"]["t_generality"] < log[1]["train"]["t_generality"]
+    learning = [sum(w * entry["train"][kind] for kind, w in MEND.weights.items()) for entry in log[1:]]
+    assert learning[-1] < 0.97 * learning[0]
     best = min(log, key=lambda entry: entry["validation"]["loss"])
     assert found.description["report"]["best"] == best
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.model.state_dict().items())
@@ -152,7 +154,7 @@ def test_what_is_not_finite_ends_the_run(
 # ---------------------------------------------------------------------- it goes on
 
 
-@pytest.mark.parametrize(("editor", "kill_at"), [("mend", 0), ("mend", 9), ("ke", 22)])
+@pytest.mark.parametrize(("editor", "kill_at"), [("mend", 0), ("mend", 9), ("ke", 14)])
 def test_killed_and_resumed_is_as_if_never_killed(
     model: Backbone, learned: list[EditCase], judged: list[EditCase], tmp_path: Path, editor: str, kill_at: int
 ) -> None:
@@ -169,7 +171,7 @@ def test_killed_and_resumed_is_as_if_never_killed(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training.Run, "take_step", count)
         again = trained(model, learned, judged, tmp_path / "torn", editor=editor)
-    assert steps == list(range(kill_at // 4 * 4 + 1, 25)), "from the last checkpoint on"
+    assert steps == list(range(kill_at // 4 * 4 + 1, 17)), "from the last checkpoint on"
     assert log_of(tmp_path / "torn") == log_of(tmp_path / "whole")
     assert again.description == whole.description
     assert again.tensors.keys() == whole.tensors.keys()
@@ -190,6 +192,25 @@ def test_what_is_there_is_not_trained_again(
     assert [path.stat().st_mtime_ns for path in sorted((tmp_path / "out").iterdir())] == stamps
     trained(model, learned, judged, tmp_path / "out", steps=1)
     assert [path.stat().st_mtime_ns for path in sorted((tmp_path / "out").iterdir())] != stamps
+
+
+def test_another_model_of_that_name_is_trained_anew(
+    model: Backbone, learned: list[EditCase], judged: list[EditCase], tmp_path: Path
+) -> None:
+    before = trained(model, learned, judged, tmp_path / "out", steps=1)
+    other = miniature.teach(learned[:3])
+    assert other.source == model.source and other.fingerprint() != model.fingerprint()
+    after = trained(other, learned, judged, tmp_path / "out", steps=1)
+    assert after.description["backbone"]["fingerprint"] == other.fingerprint()
+    assert before.description["backbone"]["fingerprint"] == model.fingerprint()
+
+
+def test_a_layer_that_is_not_there_is_told_before_anything_is_asked(
+    model: Backbone, learned: list[EditCase], judged: list[EditCase], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "LeakGuard", lambda *_: pytest.fail("pictures were read"))
+    with pytest.raises(UnikeError, match="layer 7 is out of range"):
+        train(model, MEND(), learned, judged, tmp_path / "out", network_settings=MENDNetworkSettings(layers=(7,)))
 
 
 def test_checkpoints_of_other_runs_and_damaged_ones_are_refused(

@@ -182,20 +182,27 @@ def by_hand(
         own = row * len(acting) // rows
         return acting[own], int(prompt_last[own])
 
-    def gate_of(tensors: dict[str, Tensor], at_p: Tensor) -> tuple[float, float]:
+    def gate_of(tensors: dict[str, Tensor], at_p: Tensor) -> tuple[float, float, float]:
         gate = knowledge.gate
         assert gate is not None
         key, state = tensors["gate.keys"][0] - gate.mean, at_p - gate.mean
         question, fact = cosine(key, state), cosine(gate.whitening @ key, gate.whitening @ state)
         ramps = (question, gate.question), (fact, gate.fact)
         asked, about = (clamp((s - ramp.low) / (ramp.high - ramp.low)) for s, ramp in ramps)
-        return asked, about
+        return asked, about, fact
+
+    def in_competition(found: list[tuple[float, float, float]]) -> list[tuple[float, float]]:
+        best = max(fact for *_, fact in found)
+        behind = [0 if config.rivalry is None else (best - fact) / config.rivalry for *_, fact in found]
+        return [(asked, about * max(1 - b, 0)) for (asked, about, _), b in zip(found, behind, strict=True)]
 
     def shifted(layer: int, row: int, edits: list[dict[str, Tensor]], x: Tensor, h_input: Tensor, p: int) -> Tensor:
         known, site = knowledge.layer(layer), backbone.attention(layer)
         shared = evenly(len(knowledge), config.memory_size)
         entries = [(known.h_sem[i], (known.h_pos if config.site == "projected" else known.raw_pos)[i]) for i in shared]
-        for edit in edits if config.own_entry else []:
+        for number, edit in enumerate(edits if config.own_entry else []):
+            if row in gates and not math.prod(gates[row][number]):
+                continue  # what is about something else is not there
             entries += zip(edit[f"{layer}.own_keys"], edit[f"{layer}.own_values"], strict=True)
         mean = known.mean if config.centred_retrieval else 0
         likeness = [cosine(key - mean, x[p] - mean) for key, _ in entries]
@@ -223,7 +230,7 @@ def by_hand(
             for row, (x, h_input) in enumerate(zip(hidden_states, output[0], strict=True)):
                 edits, p = of_row(row, len(hidden_states))
                 if config.has_gate and layer == knowledge.gate.layer:  # type: ignore[union-attr]
-                    gates[row] = [gate_of(edit, x[p]) for edit in edits]
+                    gates[row] = in_competition([gate_of(edit, x[p]) for edit in edits])
                 edited = layer in edited_layers and config.has_memory
                 found.append(shifted(edited_layers[layer], row, edits, x, h_input, p) if edited else h_input)
             return (torch.stack(found), *output[1:])
@@ -810,7 +817,7 @@ def test_what_is_minimised_is_the_loss_under_the_installed_edit(
 ) -> None:
     """So the memory, alpha, zeta and the gate are active while training, and so are older edits; and the hooks see
     the parameters as they are now, not copies that were made when they were installed."""
-    chosen = editor(tiny)(steps=4, lr=2e-2, locality=0.0, **settings)
+    chosen = editor(tiny)(steps=4, lr=2e-2, locality=0.0, rivalry=2.0, **settings)
     stack: list[Edit] = [random_edit(chosen, tiny, facts[2:])] if older else []
     batch, seen = tiny.encode(facts[:2]), []
     before = [{name: t.clone() for name, t in edit.tensors.items()} for edit in stack]
@@ -898,3 +905,19 @@ def test_keys_start_where_the_edited_model_is_wrong(llava: Backbone, editor: Any
         q = record.input[wrong]
         expected = q / q.square().sum(dim=1, keepdim=True)
         assert torch.allclose(keys, expected[torch.arange(4) % len(expected)], atol=1e-4)
+
+
+def test_an_edit_that_is_not_called_upon_lends_no_entries(
+    llava: Backbone, editor: Any, facts: list[Query], make_knowledge: Callable[..., Knowledge], tmp_path: Path
+) -> None:
+    """Under a stack, what is asked about one fact is answered as if the others were not there, memory included."""
+    knows = make_knowledge(llava, gate_layer=1, ramps=((0.96, 0.99), (0.96, 0.99)))
+    knows.save_pretrained(tmp_path / "knowledge")
+    method = UniKE(knowledge=str(tmp_path / "knowledge"), steps=4, lr=0.1, layers=(-2, -1), memory_size=0)
+    edits = [method.edit(llava, fact) for fact in facts]
+    for fact, own in zip(facts, edits, strict=True):
+        with own.attached(llava):
+            alone = llava.forward(llava.encode([fact]))
+        with attached(llava, edits):
+            together = llava.forward(llava.encode([fact]))
+        assert torch.allclose(alone, together, atol=1e-4)

@@ -27,7 +27,7 @@ def load_backbone(
             not fit there is kept on the cpu and moved for each pass (``device_map="auto"`` in transformers).
         dtype: ``"auto"`` (float32 on the cpu, the checkpoint's own elsewhere), ``"float32"``, ``"bfloat16"`` or
             ``"float16"``.
-        quantize: ``"8bit"`` or ``"4bit"`` to keep the decoder's matrices in so many bits (bitsandbytes). Patches are
+        quantize: ``"8bit"`` or ``"4bit"`` to keep all matrices but the head in so many bits (bitsandbytes). Patches are
             fp32 whatever the model is in.
 
     Raises:

@@ -166,22 +166,15 @@ class Backbone:
         placement = resolve_placement(device, dtype, quantize)
         config = read_config(source)
         cls.check_config(config, source)
+        processors = cls.read_processors(source)
         with _reading(source):
-            processors = cls.read_processors(source)
             model = auto.AutoModelForImageTextToText.from_pretrained(source, config=config, **placement)
         return cls(model, **processors, source=source, template=template)
 
     @classmethod
     def read_processors(cls, source: str) -> dict[str, Any]:
         """What turns text and images into tensors, by the names of the constructor's arguments."""
-        import transformers
-
-        auto: Any = transformers  # its classes are only partly typed
-        return {
-            "tokenizer": auto.AutoTokenizer.from_pretrained(source),
-            # Always PIL: the torchvision processors resize differently, and results would depend on what is installed.
-            "image_processor": auto.AutoImageProcessor.from_pretrained(source, backend="pil"),
-        }
+        return {"tokenizer": read_tokenizer(source), "image_processor": read_image_processor(source)}
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write model, tokenizer and image processor, so that `load_backbone` reads them back."""
@@ -468,12 +461,16 @@ class Backbone:
                 opened[query.image] = load_image(query.image)
         return self.image_inputs([opened[query.image] for query in queries if query.image is not None])
 
+    def _fill(self, prompt: str, image_text: str) -> str:
+        """The template around a question; ``image_text`` is empty if it has no image."""
+        return self.template.format(image=image_text, prompt=prompt)
+
     def _tokenize(self, query: Query, image_text: str) -> tuple[list[int], int]:
         """Token ids of the whole row and how many of them are the prompt's."""
         if self.config_has_image_token and self.image_token in f"{query.prompt} {query.target or ''}":
             raise UnikeError(f"a prompt or target holds the image placeholder {self.image_token!r}: {query.prompt!r}")
         # A space before the target is the target's; a line break the template ends with stays with the prompt.
-        prompt = self.template.format(image=image_text, prompt=query.prompt.strip()).rstrip(" ")
+        prompt = self._fill(query.prompt.strip(), image_text).rstrip(" ")
         text = prompt
         if query.target is not None:
             if not query.target.strip():
@@ -810,6 +807,36 @@ def read_config(source: str) -> Any:
 
     with _reading(source):
         return AutoConfig.from_pretrained(source)
+
+
+def read_tokenizer(source: str, **kwargs: Any) -> Any:
+    """The tokenizer of a saved or published model.
+
+    Args:
+        source: A folder or a hub id.
+        **kwargs: Where in it, as ``AutoTokenizer`` calls it.
+
+    Raises:
+        UnikeError: It cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    with _reading(source):
+        return AutoTokenizer.from_pretrained(source, **kwargs)
+
+
+def read_image_processor(source: str) -> Any:
+    """The image processor of a saved or published model.
+
+    Always PIL: the torchvision processors resize differently, and results would depend on what is installed.
+
+    Raises:
+        UnikeError: It cannot be read.
+    """
+    from transformers import AutoImageProcessor
+
+    with _reading(source):
+        return AutoImageProcessor.from_pretrained(source, backend="pil")
 
 
 @contextmanager

@@ -3,9 +3,11 @@
 A Q-Former turns an image into a fixed number of features. Two oddities of the implementation in ``transformers`` are
 dealt with here: its forward pass insists on an image, so text alone goes to the language model; and its placeholders
 come before the tokenizer's beginning-of-sequence token.
+
+A config may bring its own ``prompt_template``; `unike.conversion` writes MiniGPT-4's there.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -14,6 +16,12 @@ from typing_extensions import Self
 from unike.backbones import _tiny
 from unike.backbones.base import Backbone
 from unike.errors import UnikeError
+
+MINIGPT4_TEMPLATE = "###Human: <Img>{image}</Img> {prompt} ###Assistant:"
+"""The conversation that MiniGPT-4 was tuned on in its second stage (section 3.3)."""
+
+TURN = "###"
+"""What every turn of that conversation begins with, and every answer of MiniGPT-4 therefore ends with."""
 
 
 class Blip2(Backbone):
@@ -45,6 +53,10 @@ class Blip2(Backbone):
                 "(word_embed_proj_dim); BLIP-2 mixes up images in such a model, so it is refused"
             )
 
+    def default_template(self) -> str:
+        """The config's own, or the one BLIP-2 is evaluated with on VQA."""
+        return getattr(self.config, "prompt_template", None) or super().default_template()
+
     def image_inputs(self, images: list[Any]) -> tuple[dict[str, Tensor], list[str]]:
         """Pixels, and one placeholder for each query of the Q-Former."""
         text = self.image_token * self.config.num_query_tokens
@@ -52,12 +64,22 @@ class Blip2(Backbone):
             text += self.tokenizer.bos_token or ""
         return {"pixel_values": self._pixels(images)["pixel_values"]}, [text] * len(images)
 
+    def answer_text(self, ids: Sequence[int]) -> str:
+        """The first line; of MiniGPT-4, what comes before it gives the word back."""
+        text = super().answer_text(ids)
+        return text.split(TURN, 1)[0].strip() if self.template.startswith(TURN) else text
+
     @property
     def _image_leads(self) -> bool:
         return self.template.startswith("{image}")
 
     def _adds_special_tokens(self, image_text: str) -> bool:
         return not (image_text and self._image_leads)
+
+    def _fill(self, prompt: str, image_text: str) -> str:
+        """Without an image, the tags that MiniGPT-4 has around it are left out too."""
+        template = self.template if image_text else self.template.replace("<Img>{image}</Img> ", "{image}")
+        return template.format(image=image_text, prompt=prompt)
 
     @property
     def _generator(self) -> Any:

@@ -11,6 +11,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from unike.backbones import _tiny
+from unike.backbones.base import read_tokenizer
 from unike.backbones.blip2 import Blip2
 from unike.types import Query
 
@@ -32,10 +33,8 @@ class InstructBlip(Blip2):
     @classmethod
     def read_processors(cls, source: str) -> dict[str, Any]:
         """The Q-Former's tokenizer, too."""
-        from transformers import AutoTokenizer
-
-        read: Any = AutoTokenizer.from_pretrained(source, subfolder=QFORMER_TOKENIZER)
-        return super().read_processors(source) | {"qformer_tokenizer": read}
+        own = {"qformer_tokenizer": read_tokenizer(source, subfolder=QFORMER_TOKENIZER)}
+        return super().read_processors(source) | own
 
     def save_pretrained(self, folder: str | Path) -> None:
         """As `read_processors` reads it."""
@@ -46,7 +45,7 @@ class InstructBlip(Blip2):
         inputs, texts = super()._read_images(queries)
         if queries:
             read = self.qformer_tokenizer(
-                [self.template.format(image="", prompt=query.prompt.strip()).strip() for query in queries],
+                [self._fill(query.prompt.strip(), "").strip() for query in queries],
                 padding=True,
                 truncation=True,
                 max_length=self.config.qformer_config.max_position_embeddings,

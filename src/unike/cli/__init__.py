@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from unike._version import __version__
-from unike.cli import ask, bench, demo, edit, ls, models, prepare, report, train
+from unike.cli import ask, bench, demo, edit, ls, models, prepare, report, study, train
 from unike.errors import UnikeError
 
 
@@ -68,6 +68,7 @@ app.command("prepare")(prepare.prepare)
 app.command("train")(train.train)
 app.command("bench")(bench.bench)
 app.command("report")(report.report)
+app.command("study")(study.study)
 app.command("ls")(ls.ls)
 app.add_typer(models.app, name="models")
 

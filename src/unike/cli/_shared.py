@@ -31,7 +31,7 @@ Image = Annotated[Path | None, typer.Option(help="The picture that is asked abou
 Device = Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', 'cuda:1', 'mps', or 'split' over all there are.")]
 Dtype = Annotated[str, typer.Option(help="'auto', 'float32', 'bfloat16' or 'float16'.")]
 Quantize = Annotated[
-    str | None, typer.Option(metavar="8bit|4bit", help="Keep the decoder in so many bits (bitsandbytes).")
+    str | None, typer.Option(metavar="8bit|4bit", help="Keep matrices in so many bits (bitsandbytes).")
 ]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method; repeatable.")

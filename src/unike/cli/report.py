@@ -57,7 +57,10 @@ def report(
             text = reports.to_markdown(measurements, tables)
         else:
             view = views[0] if views else None
-            text = reports.to_html(measurements, tables, view, count=cases, data=data, progress=progress)
+            studies = reports.find_studies(folders)
+            text = reports.to_html(
+                measurements, tables, view, count=cases, data=data, studies=studies, progress=progress
+            )
     if out is not None:
         files.replace_file(out, text.encode(errors="replace"))  # JSON can name half a character
     if as_json:

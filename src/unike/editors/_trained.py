@@ -15,6 +15,7 @@ from unike.errors import UnikeError
 from unike.hooks import Hooks
 from unike.modules import meta_objective
 from unike.modules.hypernetwork import Factors, Hypernetwork
+from unike.modules.leak_guard import ImageHashes, Trace
 from unike.modules.linear_delta import install_low_rank
 from unike.modules.meta_objective import FACT, KINDS, Outcome, Reading
 from unike.modules.token_gradients import TokenGradients, token_gradients
@@ -89,6 +90,18 @@ class TrainedEditor(Editor[TrainedConfigT]):
     def prepare(self, backbone: Backbone) -> None:
         """Read the network."""
         self.network(backbone)
+
+    def sources(self, backbone: Backbone) -> Sequence[Trace]:
+        """Every question that the network was trained on."""
+        return [
+            Trace(
+                source.prompt,
+                None
+                if source.image_hash is None or source.perceptual_hash is None
+                else ImageHashes(source.image_hash, source.perceptual_hash),
+            )
+            for source in find(self.name, backbone, self.config.trained).sources
+        ]
 
     @abstractmethod
     def build(self, backbone: Backbone, settings: Any, seed: int = 0) -> nn.Module:

@@ -46,6 +46,12 @@ class AnswerCacheEdit(RoutingEdit):
         return {row: (fact.target or "").strip() for row, fact in enumerate(facts) if fact is not None}
 
     @classmethod
+    def in_scope(cls, edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query]) -> list[bool]:
+        """Those with a cached answer."""
+        cached = cls.cached(edits, backbone, queries)
+        return [row in cached for row in range(len(queries))]
+
+    @classmethod
     def answer(cls, edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query], **kwargs: Any) -> list[str]:
         """The cached answer where there is one, and the model's own otherwise."""
         cached = cls.cached(edits, backbone, queries)

@@ -264,6 +264,14 @@ class RoutingEdit(Edit):
         if len({edit.config for edit in edits}) > 1:
             raise UnikeError(f"edits of {cls.editor!r} act together only with the same settings; make them anew")
 
+    @classmethod
+    def in_scope(cls, edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query]) -> list[bool]:
+        """Which queries do not simply reach the model as they are: all, unless a method knows better.
+
+        To the others the answer, and every logit, is the unedited model's.
+        """
+        return [True] * len(queries)
+
 
 def answer(edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query], **kwargs: Any) -> list[str]:
     """Answer queries under a stack of edits of any methods.

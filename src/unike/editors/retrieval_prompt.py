@@ -51,6 +51,12 @@ class RetrievalPromptEdit(RoutingEdit):
         ]
 
     @classmethod
+    def in_scope(cls, edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query]) -> list[bool]:
+        """Those that a fact is put before."""
+        rewritten = cls.rewritten(edits, backbone, queries)
+        return [new is not query for new, query in zip(rewritten, queries, strict=True)]
+
+    @classmethod
     def answer(cls, edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query], **kwargs: Any) -> list[str]:
         """What the model answers to the rewritten queries."""
         return backbone.generate(cls.rewritten(edits, backbone, queries), **kwargs)

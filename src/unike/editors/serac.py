@@ -9,46 +9,47 @@ Note:
     ``compat="mmedit"`` does the same where there is a target, in teacher-forced scores, to compare.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
+import hashlib
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, cast
 from weakref import WeakKeyDictionary
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from unike.backbones.base import Backbone
-from unike.editors.base import Edit, Editor, EditorConfig, RoutingEdit
+from unike.editors._trained import TrainedConfig, TrainedEditor
+from unike.editors.base import Edit, RoutingEdit
 from unike.errors import UnikeError
 from unike.functional import target_positions, target_tokens
+from unike.modules import serac
 from unike.modules.demonstrations import stated
 from unike.modules.fact_retrieval import IMAGE, TEXT
-from unike.modules.leak_guard import Trace
+from unike.modules.meta_objective import Outcome
 from unike.modules.serac import (
+    IN_SCOPE,
     SeracModel,
+    SERACNetworkSettings,
+    SeracReading,
     counterfactual_query,
-    load_networks,
-    place,
     squared_distance,
-    traces_of,
 )
-from unike.types import Query, SplitState
+from unike.modules.trained import Trained, find
+from unike.types import EditCase, Query, SplitState
 
 NETWORK = "network"
 
 
-class SERACConfig(EditorConfig):
+class SERACConfig(TrainedConfig):
     """Settings of `SERAC`; those of its networks were chosen when they were trained.
 
     Attributes:
-        trained: Folder of `unike train`; None for the one that is found for the backbone.
         threshold: The least similarity at which a question is about an edit.
         compat: ``"mmedit"`` lets the classifier read a question's target, a leak that published numbers have.
     """
 
-    trained: str | None = None
-    threshold: float = Field(0.5, gt=0, lt=1)
+    threshold: float = Field(IN_SCOPE, gt=0, lt=1)
     compat: Literal["mmedit"] | None = None
 
 
@@ -93,6 +94,12 @@ class SERACEdit(RoutingEdit):
         }
 
     @classmethod
+    def in_scope(cls, edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query]) -> list[bool]:
+        """Those that the counterfactual model answers."""
+        routed = cls.routed(edits, backbone, queries)
+        return [row in routed for row in range(len(queries))]
+
+    @classmethod
     @torch.no_grad()
     def answer(cls, edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query], **kwargs: Any) -> list[str]:
         """What the counterfactual model answers in scope, and the backbone out of it."""
@@ -132,38 +139,67 @@ _READ: WeakKeyDictionary[Backbone, dict[str | None, tuple[SeracModel, Tensor]]] 
 
 
 def networks_of(backbone: Backbone, config: SERACConfig) -> tuple[SeracModel, Tensor]:
-    """The networks of a backbone and their fingerprint, read once.
+    """The networks of a backbone, and eight bytes that tell them from others, ``[8]`` uint8; read once.
 
     Raises:
         UnikeError: There are none, or others.
     """
     known = _READ.setdefault(backbone, {})
     if config.trained not in known:
-        known[config.trained] = load_networks(backbone, None if config.trained is None else Path(config.trained))
+        network = cast(SeracModel, SERAC(config).network(backbone))
+        known[config.trained] = network, fingerprint(find("serac", backbone, config.trained))
     return known[config.trained]
 
 
-class SERAC(Editor[SERACConfig]):
+def fingerprint(trained: Trained) -> Tensor:
+    """``[8]`` uint8, of what was saved: the same in whatever precision it is used."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(trained.tensors.items()):
+        digest.update(name.encode() + tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return torch.tensor(list(digest.digest()[:8]), dtype=torch.uint8)
+
+
+class SERAC(TrainedEditor[SERACConfig]):
     """Routes questions about an edit to a small model that reads the edit."""
 
     name: ClassVar[str] = "serac"
     config_class = SERACConfig
     edit_class = SERACEdit
+    network_settings = SERACNetworkSettings
+    weights: ClassVar[Mapping[str, float]] = {"nll": 0.1, "scope": 1.0}
 
     def prepare(self, backbone: Backbone) -> None:
         """Read the networks."""
         networks_of(backbone, self.config)
 
-    def sources(self, backbone: Backbone) -> Sequence[Trace]:
-        """What the networks were trained on."""
-        networks_of(backbone, self.config)
-        return traces_of(place(backbone) if self.config.trained is None else Path(self.config.trained))
-
     def split(self, backbone: Backbone) -> None:
         """No layer: the backbone is asked or it is not."""
+        networks_of(backbone, self.config)
 
     def make(self, backbone: Backbone, facts: list[Query]) -> dict[str, Tensor]:
         """Embed the questions and pictures; in MMEdit's version, with the answers."""
-        network, fingerprint = networks_of(backbone, self.config)
+        network, made_with = networks_of(backbone, self.config)
         embedded = network.embed(backbone, [as_classified(fact, self.config) for fact in facts])
-        return {**embedded, NETWORK: fingerprint.repeat(len(facts), 1)}
+        return {**embedded, NETWORK: made_with.repeat(len(facts), 1)}
+
+    def build(self, backbone: Backbone, settings: SERACNetworkSettings, seed: int = 0) -> SeracModel:
+        """New networks: a random classifier, and the backbone's own layers."""
+        return SeracModel(backbone, settings, seed)
+
+    def optimizer(self, network: nn.Module, settings: SERACNetworkSettings) -> torch.optim.Optimizer:
+        """Adam, with a rate of its own for the classifier."""
+        layers, scope = network.get_submodule("layers"), network.get_submodule("scope")
+        return torch.optim.Adam(
+            [
+                {"params": list(layers.requires_grad_(True).parameters()), "lr": settings.lr},
+                {"params": list(scope.parameters()), "lr": settings.lr_scope},
+            ]
+        )
+
+    def read(self, backbone: Backbone, network: SeracModel, cases: Sequence[EditCase]) -> SeracReading:
+        """The questions of the cases, embedded and run to the counterfactual model's first layer."""
+        return serac.read(backbone, network, cases)
+
+    def outcome(self, backbone: Backbone, network: SeracModel, reading: SeracReading) -> Outcome:
+        """Losses of both networks, and what they get right."""
+        return serac.outcome(network, reading)

@@ -117,6 +117,8 @@ class UniKEConfig(EditorConfig):
         beta: Length of the move, relative to the norm of what the layer's feed-forward network writes.
         gate: Whether relevance scales both halves.
         slack: How much lower a key's threshold is where the question is of the edit's kind.
+        rivalry: How far an edit of a stack may be behind the one that is most like an input before it is silent; None
+            lets each act by itself. One edit alone has no rivals.
         everywhere: Whether an edit acts on every position, as in the paper, or only from the prompt's last token on.
             Then what was read before that, pictures above all, stays as it was and need not be computed again.
     """
@@ -154,6 +156,7 @@ class UniKEConfig(EditorConfig):
     beta: float = Field(0.01, ge=0)
     gate: bool = True
     slack: float = Field(0.3, ge=0)
+    rivalry: float | None = Field(0.1, gt=0)
     everywhere: bool = False
 
     @model_validator(mode="before")
@@ -225,7 +228,7 @@ class UniKEEdit(Edit):
                 check_knowledge(edit, knowledge)
         gate = None
         if config.has_gate:
-            gate = gate_of(knowledge).install(side_by_side(edits, GATE_KEYS), backbone, hooks)
+            gate = gate_of(knowledge).install(side_by_side(edits, GATE_KEYS), backbone, hooks, config.rivalry)
         memories: dict[int, LatentMemory] = {}
         if config.has_memory and knowledge is not None:
             for layer in config.layers:
@@ -237,7 +240,8 @@ class UniKEEdit(Edit):
                 injection = LatentInjection(
                     memories[layer], config.k, config.site, alpha, config.literal_eq7, config.everywhere
                 )
-                injection.install(backbone, layer, hooks, gate and partial(strongest, gate))
+                eligible = partial(called_upon, gate, memories[layer]) if gate and config.own_entry else None
+                injection.install(backbone, layer, hooks, gate and partial(strongest, gate), eligible)
         patches: dict[int, FFNPatch] = {}
         if config.has_pairs:
             for layer in config.layers:
@@ -290,6 +294,16 @@ def patch_of(edits: Sequence[Edit], layer: int) -> FFNPatch:
 def strongest(gate: Gate) -> Tensor:
     """How far any edit of a stack is called upon, ``[R]``."""
     return gate().amax(dim=1)
+
+
+def called_upon(gate: Gate, memory: LatentMemory) -> Tensor:
+    """Which own entries of G edits may be retrieved, ``[R, G * E]``: those of edits that are called upon at all.
+
+    Questions are of few kinds, so entries of another edit that was asked about in the same words are near, too.
+    """
+    assert memory.own_keys is not None
+    called = gate() > 0
+    return called.repeat_interleave(memory.own_keys.shape[1] // called.shape[1], dim=1)
 
 
 def gate_of_pairs(gate: Gate, at_prompt: Tensor, config: UniKEConfig) -> PairGate:

@@ -122,15 +122,17 @@ class LatentMemory:
         return other
 
     @torch.no_grad()
-    def search(self, query: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def search(self, query: Tensor, k: int, eligible: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The top K entries by cosine similarity, exact unless the index is HNSW.
 
         Args:
             query: ``[R, D]``; with own entries of B edits, row ``r`` belongs to edit ``r * B // R``.
             k: How many; all there are if there are fewer.
+            eligible: ``[R, E]`` bool, which of a row's own entries may be found; None for all.
 
         Returns:
-            Indices ``[R, K]``, from M on a row's own entries, and cosines ``[R, K]`` fp32, best first.
+            Indices ``[R, K]``, from M on a row's own entries, and cosines ``[R, K]`` fp32, best first; entries that may
+            not be found come last, with minus infinity, if there are no others.
 
         Raises:
             ValueError: The rows cannot be shared out among the edits.
@@ -139,6 +141,8 @@ class LatentMemory:
         if self.own_keys is None:
             return indices, scores
         own_scores = self._own_scores(query)
+        if eligible is not None:
+            own_scores = own_scores.masked_fill(~eligible, -torch.inf)
         own_indices = torch.arange(own_scores.shape[1], device=query.device).expand_as(own_scores) + len(self)
         indices, scores = torch.cat([indices, own_indices], dim=1), torch.cat([scores, own_scores], dim=1)
         scores, best = scores.topk(min(k, scores.shape[1]), dim=1)
@@ -268,7 +272,9 @@ def project_memory(site: AttentionSite, states: Tensor) -> tuple[Tensor, Tensor]
     return keys.repeat_interleave(shared_by, dim=1), values.repeat_interleave(shared_by, dim=1)
 
 
-def projected_attention(site: AttentionSite, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+def projected_attention(
+    site: AttentionSite, queries: Tensor, keys: Tensor, values: Tensor, found: Tensor | None = None
+) -> Tensor:
     """``h_know``: every position attends to all retrieved states, through all heads and ``W_o`` (Appendix A, Eq. 8).
 
     Args:
@@ -276,29 +282,33 @@ def projected_attention(site: AttentionSite, queries: Tensor, keys: Tensor, valu
         queries: ``[R, S, n_heads * head_dim]``, what ``q_proj`` returned.
         keys: From `project_memory`.
         values: From `project_memory`.
+        found: ``[R, K]`` bool, which states to attend to; None for all.
 
     Returns:
         ``[R, S, D]``.
     """
     heads = split_heads(queries, site.n_heads, site.q_norm)
+    mask = None if found is None else found[:, None, None]
     mixed = torch.nn.functional.scaled_dot_product_attention(
-        heads.to(keys.dtype), keys, values.to(keys.dtype), scale=site.scale
+        heads.to(keys.dtype), keys, values.to(keys.dtype), attn_mask=mask, scale=site.scale
     )
     known: Tensor = site.o_proj.forward(mixed.transpose(1, 2).flatten(2))
     return known
 
 
-def raw_attention(h_input: Tensor, values: Tensor) -> Tensor:
+def raw_attention(h_input: Tensor, values: Tensor, found: Tensor | None = None) -> Tensor:
     """``h_know`` by one unprojected head, ``softmax(h_input values^T / sqrt(D)) values``, in fp32.
 
     Args:
         h_input: ``[R, S, D]``, attention output states.
         values: ``[R, K, D]``, in the same space.
+        found: ``[R, K]`` bool, which states to attend to; None for all.
 
     Returns:
         ``[R, S, D]``.
     """
-    return torch.nn.functional.scaled_dot_product_attention(h_input.float(), values.float(), values.float())
+    states, mask = values.float(), None if found is None else found[:, None]
+    return torch.nn.functional.scaled_dot_product_attention(h_input.float(), states, states, attn_mask=mask)
 
 
 # ---------------------------------------------------------------------- injection
@@ -357,7 +367,14 @@ class LatentInjection:
         if self.site not in ("projected", "raw"):
             raise ValueError(f"unknown site {self.site!r}; use projected or raw")
 
-    def install(self, backbone: Backbone, layer: int, hooks: Hooks, gate: Gate | None = None) -> RecallLog:
+    def install(
+        self,
+        backbone: Backbone,
+        layer: int,
+        hooks: Hooks,
+        gate: Gate | None = None,
+        eligible: Callable[[], Tensor] | None = None,
+    ) -> RecallLog:
         """Put the memory beside a layer's attention; it stays until ``hooks`` are removed.
 
         Args:
@@ -366,6 +383,7 @@ class LatentInjection:
             hooks: Where the hooks are kept.
             gate: A further factor ``[R]`` on the weight of the injection (beyond the paper, see `Relevance`), read at
                 this layer or a lower one.
+            eligible: Which own entries a row may retrieve, as `LatentMemory.search` wants it; None for all.
 
         Returns:
             What is retrieved, for logging.
@@ -382,19 +400,22 @@ class LatentInjection:
         def remember(module: nn.Module, args: Args, kwargs: Kwargs, output: Tensor) -> None:
             queries[:] = [output]
 
-        def retrieve(at_p: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-            indices, scores = self.memory.search(at_p, self.k)
-            states = self.memory.take(indices)
-            return indices, scores, project_memory(site, states) if projected else (states,)
+        def retrieve(at_p: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...], Tensor | None]:
+            indices, scores = self.memory.search(at_p, self.k, None if eligible is None else eligible())
+            states, found = self.memory.take(indices), scores > -torch.inf
+            # A row that finds nothing gets no weight from whoever closed its entries, but must not attend to nothing.
+            mask = None if found.all() else found | ~found.any(dim=1, keepdim=True)
+            return indices, scores, project_memory(site, states) if projected else (states,), mask
 
         def shift(module: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
             prefill, h_input = current_prefill(backbone), output[0]
             x = first_input(args, kwargs)
-            indices, scores, states = prefill.once(retrieve, lambda: retrieve(prefill.at_prompt_last(x)))
+            indices, scores, states, found = prefill.once(retrieve, lambda: retrieve(prefill.at_prompt_last(x)))
             if projected:
-                h_know = projected_attention(site, queries.pop(), *states).float()
+                keys, values = states
+                h_know = projected_attention(site, queries.pop(), keys, values, found).float()
             else:
-                h_know = raw_attention(h_input, *states)
+                h_know = raw_attention(h_input, states[0], found)
 
             def weigh() -> Tensor:
                 at_p = (prefill.at_prompt_last(h_know), prefill.at_prompt_last(h_input).float())

@@ -12,6 +12,11 @@ Each becomes a factor, and the gate is their product::
 
     question = ramp(centred),    fact = ramp(whitened),    ramp(s) = clamp((s - low) / (high - low), 0, 1)
 
+In a stack edits compete. Two that ask the same about two like things are both near to either's inputs, so each ``fact``
+is scaled by how far its whitened cosine ``w`` is behind the best of the stack (`compete`)::
+
+    fact_g *= clamp(1 - (max_j w_j - w_g) / rivalry, 0, 1)
+
 Note:
     In the paper relevance scales only what the memory injects (alpha, Eq. 7). Here it also scales the new pairs of the
     feed-forward networks, so that an input whose ``fact`` is 0 keeps the unedited model's answer, bit for bit.
@@ -132,10 +137,11 @@ class Relevance:
         question, fact = self.opened(keys, states)
         return question * fact
 
-    def opened(self, keys: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Its two factors, for keys and states as in `__call__`."""
+    def opened(self, keys: Tensor, states: Tensor, rivalry: float | None = None) -> tuple[Tensor, Tensor]:
+        """Its two factors, for keys and states as in `__call__`; with ``rivalry``, those of edits that `compete`."""
         centred, whitened = self.similarities(keys, states)
-        return self.question(centred), self.fact(whitened)
+        fact = self.fact(whitened)
+        return self.question(centred), fact if rivalry is None else fact * compete(whitened, rivalry)
 
     @torch.no_grad()
     def read(self, backbone: Backbone, state: SplitState) -> Tensor:
@@ -149,13 +155,14 @@ class Relevance:
         states: Tensor = backbone.input_norm(self.layer)(state.hidden)
         return Prefill(state.prompt_last).at_prompt_last(states).float()
 
-    def install(self, keys: Tensor, backbone: Backbone, hooks: Hooks) -> Gate:
+    def install(self, keys: Tensor, backbone: Backbone, hooks: Hooks, rivalry: float | None = None) -> Gate:
         """Read relevance once for each prefill, from the prompt alone; the hook stays until ``hooks`` are removed.
 
         Args:
             keys: ``[B, G, D]``: row ``r`` of ``R`` is compared with the G edits ``keys[r * B // R]``.
             backbone: The model.
             hooks: Where the hook is kept.
+            rivalry: As in `opened`.
 
         Returns:
             The gate, to be given to whatever it is to scale.
@@ -168,7 +175,7 @@ class Relevance:
 
             def compare() -> tuple[Tensor, Tensor]:  # not while answers are continued, where ``x`` is a new token alone
                 rows = keys.repeat_interleave(len(x) // len(keys), dim=0)
-                question, fact = self.opened(rows, prefill.at_prompt_last(x))
+                question, fact = self.opened(rows, prefill.at_prompt_last(x), rivalry)
                 prefill.note("gate", (question * fact).amax(dim=1))
                 prefill.note("fact", fact.amax(dim=1))
                 return question, fact
@@ -183,6 +190,16 @@ class Relevance:
 
         hooks.add_pre(backbone.attention(self.layer).module, read)
         return Gate(lambda: current_prefill(backbone).once(owner, missing))
+
+
+def compete(similarities: Tensor, rivalry: float) -> Tensor:
+    """From 1 for the edit that is most like an input, and any as like, to 0 for those ``rivalry`` behind.
+
+    Args:
+        similarities: ``[..., G]``, of an input with each of G edits.
+        rivalry: Above 0; the less, the fewer edits have a say.
+    """
+    return (1 - (similarities.amax(dim=-1, keepdim=True) - similarities) / rivalry).clamp(min=0)
 
 
 def _cosine(keys: Tensor, states: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Reports of benchmark runs: tables in the layout of the paper, figures, and a page; from the results' lines alone."""
 
-from unike.report.measurements import Measurement, measure, read
-from unike.report.page import to_html
+from unike.report.measurements import Measurement, measure, named, read
+from unike.report.page import Chosen, to_html
+from unike.report.study_figures import STUDY_FILE, StudyFigures, find_studies
 from unike.report.tables import (
     Block,
     Entry,
@@ -13,18 +14,24 @@ from unike.report.tables import (
     summary_tables,
     views_of,
 )
-from unike.report.text import to_csv, to_markdown
+from unike.report.text import rows_to_csv, to_csv, to_markdown
 
 __all__ = [
+    "STUDY_FILE",
     "Block",
+    "Chosen",
     "Entry",
     "Measurement",
+    "StudyFigures",
     "Table",
     "arrange",
+    "find_studies",
     "gap_tables",
     "measure",
+    "named",
     "read",
     "report_tables",
+    "rows_to_csv",
     "score_table",
     "summary_tables",
     "to_csv",

@@ -125,6 +125,20 @@ def measure(runs: Mapping[Path, Run], *, progress: Progress = silent) -> list[Me
     return measurements
 
 
+def named(groups: Mapping[str, Mapping[Path, Run]]) -> list[Measurement]:
+    """Measurements under names and in an order of one's own; the runs of one name are put together.
+
+    Args:
+        groups: Name to folder to run; those of one name have the same conditions.
+
+    Raises:
+        UnikeError: Scores that this version cannot read.
+    """
+    return [
+        Measurement(number, name, runs, _summary(name, runs)) for number, (name, runs) in enumerate(groups.items(), 1)
+    ]
+
+
 def pool(runs: Sequence[Run]) -> Run:
     """Runs of several seeds as one, whose units are what is resampled.
 
@@ -143,7 +157,9 @@ def pool(runs: Sequence[Run]) -> Run:
 
 def _summary(name: str, group: Mapping[Path, Run]) -> list[dict[str, Any]]:
     runs = list(group.values())
-    seeds: Any = runs[0].header["seed"] if len(runs) == 1 else "+".join(str(run.header["seed"]) for run in runs)
+    seeds: Any = (
+        runs[0].header["seed"] if len(runs) == 1 else "+".join(dict.fromkeys(str(run.header["seed"]) for run in runs))
+    )
     try:
         rows = summarise(pool(runs))
     except (LookupError, TypeError, ValueError) as error:

@@ -4,7 +4,8 @@
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,38 @@ from unike.evaluation import Progress, silent
 from unike.report.failures import SEED, Failure, Pictures, failures
 from unike.report.figures import bars, histograms
 from unike.report.measurements import Measurement
+from unike.report.study_figures import StudyFigures
 from unike.report.tables import Cell, Table
 from unike.report.text import provenance, where
+from unike.types import Asked
 
 NOTES = {"alpha": "weight of the memory", "gate": "relevance", "activation": "strongest pair"}
 """What a method may say about each question."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A case to be shown with everything that was asked about it.
+
+    Attributes:
+        title: Of the case.
+        dataset: It is from, for pictures.
+        asked: Its questions.
+        others: What other methods answered to them, by name.
+    """
+
+    title: str
+    dataset: str
+    asked: Sequence[Asked]
+    others: Mapping[str, Sequence[str]]
+
+    def shown(self, pictures: Pictures) -> list[dict[str, Any]]:
+        """Its questions as the page has them."""
+        return [
+            _shown(Failure(asked.kind, asked), self.dataset, pictures)
+            | {"others": [(name, answers[number]) for name, answers in self.others.items()]}
+            for number, asked in enumerate(self.asked)
+        ]
 
 
 def to_html(
@@ -30,6 +58,9 @@ def to_html(
     *,
     count: int = 3,
     data: Path | None = None,
+    studies: Sequence[StudyFigures] = (),
+    chosen: Sequence[Chosen] = (),
+    details: bool = True,
     progress: Progress = silent,
 ) -> str:
     """The tables with figures, what the methods logged, failed cases with pictures, and where all of it is from.
@@ -40,20 +71,25 @@ def to_html(
         view: Of `unike.results.VIEWS`: the protocol that says which cases failed; None if nothing was measured yet.
         count: Failed cases to show of each kind of question and run; 0 for none.
         data: Folder of the data set's files, see `Pictures`.
+        studies: Figures that studies made of the runs.
+        chosen: Cases to show in full.
+        details: Whether to draw bars for each table, and what the methods logged.
         progress: Told how many figures are drawn and runs looked through.
     """
     drawn = []
     for number, table in enumerate(tables):
         progress("drawing figures", number, len(tables))
-        drawn.append((table, figures(table)))
+        drawn.append((table, figures(table) if details else []))
     progress("drawing figures", len(tables), len(tables))
     logs, failed, pictures = [], [], Pictures(data)
     for number, measurement in enumerate(measurements):
         progress("looking for failures", number, len(measurements))
-        logs += logged(measurement)
+        logs += logged(measurement) if details else []
         failed += [] if view is None else failed_runs(measurement, view, count, pictures)
     progress("looking for failures", len(measurements), len(measurements))
     sections = {
+        **({"studies": "Studies"} if studies else {}),
+        **({"cases": "Cases"} if chosen else {}),
         "tables": "Tables",
         **({"alpha": "How strongly the memory acts"} if logs else {}),
         **({"failures": "What went wrong"} if failed else {}),
@@ -67,6 +103,8 @@ def to_html(
         contents=sections.items(),
         measurements=measurements,
         tables=drawn,
+        studies=studies,
+        chosen=[(case, case.shown(pictures)) for case in chosen],
         logs=logs,
         failed=failed,
         view=view,
@@ -125,7 +163,7 @@ def origin(cell: Cell) -> str:
     return f"{between}{cell.source.method}: {', '.join(map(str, cell.source.runs))}"
 
 
-def _shown(failure: Failure, dataset: str, pictures: Pictures) -> dict[str, str | None]:
+def _shown(failure: Failure, dataset: str, pictures: Pictures) -> dict[str, Any]:
     asked = failure.asked
     return {
         "case_id": failure.case_id,

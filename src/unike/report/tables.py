@@ -135,6 +135,7 @@ class Table:
         rows: The method, and its cells through all blocks.
         notes: Sentences below it.
         blocks: Whose scores it has, for figures; none if it sums up or compares.
+        of: What a row is.
     """
 
     title: str
@@ -142,6 +143,7 @@ class Table:
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
     notes: tuple[str, ...] = ()
     blocks: tuple[Block, ...] = ()
+    of: str = "method"
 
 
 def report_tables(measurements: Sequence[Measurement], views: Sequence[str]) -> list[Table]:

@@ -26,26 +26,55 @@ def to_csv(measurements: Sequence[Measurement], protocols: Sequence[str] | None 
     Returns:
         Shares are from 0 to 1, as ``unike bench --json`` has them, and empty where a score is not defined.
     """
+    rows = [row for measurement in measurements for row in measurement.rows]
+    return rows_to_csv([row for row in rows if protocols is None or row["protocol"] in protocols], COLUMNS)
+
+
+def rows_to_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
+    """Rows with the same keys, under a line of these.
+
+    Args:
+        rows: The rows; None is an empty field.
+        columns: The keys in their order; those of the first row if None.
+    """
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, columns or list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    for measurement in measurements:
-        writer.writerows(row for row in measurement.rows if protocols is None or row["protocol"] in protocols)
+    writer.writerows(rows)
     return text.getvalue()
 
 
-def to_markdown(measurements: Sequence[Measurement], tables: Sequence[Table]) -> str:
-    """The tables, and where their numbers are from."""
-    parts = ["# Report", *(_table(table) for table in tables), "## Provenance", *(_origin(m) for m in measurements)]
-    return "\n\n".join(parts) + "\n"
+def to_markdown(
+    measurements: Sequence[Measurement],
+    tables: Sequence[Table],
+    *,
+    title: str = "Report",
+    preface: str = "",
+    figures: Mapping[str, str] | None = None,
+) -> str:
+    """The tables, and where their numbers are from.
+
+    Args:
+        measurements: What was measured.
+        tables: Of it.
+        title: Of the whole.
+        preface: What is said before the tables.
+        figures: File to caption of pictures to show behind the preface.
+    """
+    pictures = [f"![{_escaped(caption)}]({file})" for file, caption in (figures or {}).items()]
+    parts = [f"# {_escaped(title)}", *([_escaped(preface)] if preface else []), *pictures, *map(_table, tables)]
+    origins = ["## Provenance", *map(_origin, measurements)] if measurements else []
+    return "\n\n".join([*parts, *origins]) + "\n"
 
 
 def _table(table: Table) -> str:
     # Markdown has no head over several columns, so the first of each block says what they are.
     heads = [
-        f"{title} {head}" if not place else head for title, heads in table.heads for place, head in enumerate(heads)
+        f"{title} {head}".strip() if not place else head
+        for title, heads in table.heads
+        for place, head in enumerate(heads)
     ]
-    lines = [["method", *heads], ["---", *("---:" for _ in heads)]]
+    lines = [[table.of, *heads], ["---", *("---:" for _ in heads)]]
     lines += [[_escaped(method), *(_cell(cell) for cell in cells)] for method, cells in table.rows]
     grid = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"## {_escaped(table.title)}\n\n{grid}\n\n{_escaped(' '.join(table.notes))}"

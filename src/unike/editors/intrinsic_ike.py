@@ -1,0 +1,142 @@
+"""Intrin + IKE (Table 4, row 3): intrinsic editing and in-context editing side by side, without a common paradigm.
+
+A fact is edited twice, by `unike` with its intrinsic half alone and by `ike`, each as if the other were not there. When
+a question is asked, the new pairs are attached, and the model reads the demonstrations, the fact and the question.
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field, field_validator, model_validator
+from torch import Tensor
+
+from unike import registry
+from unike.backbones.base import Backbone
+from unike.editors.base import Edit, Editor, EditorConfig, RoutingEdit, attached
+from unike.modules.leak_guard import Trace
+from unike.types import Query, SplitState
+
+INTRINSIC, IKE = "unike", "ike"
+"""The halves; the names of their tensors begin with these."""
+
+
+class IntrinsicIKEConfig(EditorConfig):
+    """Settings of `IntrinsicIKE`.
+
+    Attributes:
+        intrinsic: Settings of `unike`, beside ``only_intrinsic``.
+        ike: Settings of `ike`.
+    """
+
+    intrinsic: dict[str, Any] = Field(default_factory=dict)
+    ike: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("intrinsic", "ike")
+    @classmethod
+    def _as_saved(cls, settings: dict[str, Any]) -> dict[str, Any]:
+        return dict(json.loads(json.dumps(settings)))  # a tuple comes back from a file as a list
+
+    @model_validator(mode="after")
+    def _settings_of_the_halves(self) -> "IntrinsicIKEConfig":
+        self.half(INTRINSIC)
+        self.half(IKE)
+        return self
+
+    def __hash__(self) -> int:
+        """Of the content, for dictionaries have none."""
+        return hash(json.dumps(self.model_dump(mode="json"), sort_keys=True))
+
+    def half(self, name: str) -> EditorConfig:
+        """The config of one of the halves.
+
+        Raises:
+            UnikeError: A setting that it does not have.
+        """
+        settings = {"max_target_tokens": self.max_target_tokens}
+        settings |= {"only_intrinsic": True, **self.intrinsic} if name == INTRINSIC else self.ike
+        config: EditorConfig = registry.editors.get(name).config_class.parse(settings)
+        return config
+
+
+class IntrinsicIKEEdit(RoutingEdit):
+    """The tensors of both halves, as ``unike.{name}`` and ``ike.{name}``."""
+
+    editor = "intrinsic_ike"
+    config_class = IntrinsicIKEConfig
+
+    def half(self, name: str) -> Edit:
+        """The edit that one of the halves made."""
+        assert isinstance(self.config, IntrinsicIKEConfig)
+        made_by: type[Edit] = registry.editors.get(name).edit_class
+        own = {key.removeprefix(f"{name}."): t for key, t in self.tensors.items() if key.startswith(f"{name}.")}
+        config = self.config.half(name)
+        return made_by(config, own, self.facts, fingerprint=self.fingerprint, source=self.source)
+
+    @classmethod
+    def answer(cls, edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query], **kwargs: Any) -> list[str]:
+        """What the model with the new pairs answers to the rewritten queries."""
+        intrinsic, in_context = cls._halves(edits, backbone)
+        with attached(backbone, intrinsic):
+            return cls._in_context().answer(in_context, backbone, queries, **kwargs)
+
+    @classmethod
+    @torch.no_grad()
+    def target_logits(
+        cls, edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query], state: SplitState | None = None
+    ) -> Tensor:
+        """Logits of the targets behind the rewritten queries, with the new pairs attached."""
+        intrinsic, in_context = cls._halves(edits, backbone)
+        with attached(backbone, intrinsic):
+            return cls._in_context().target_logits(in_context, backbone, queries)
+
+    @staticmethod
+    def _in_context() -> type[Edit]:
+        edit_class: type[Edit] = registry.editors.get(IKE).edit_class
+        return edit_class
+
+    @classmethod
+    def _halves(cls, edits: Sequence[Edit], backbone: Backbone) -> tuple[list[Edit], list[Edit]]:
+        cls.check_stack(edits, backbone)
+        both = [edit for edit in edits if isinstance(edit, cls)]
+        return [edit.half(INTRINSIC) for edit in both], [edit.half(IKE) for edit in both]
+
+
+class IntrinsicIKE(Editor[IntrinsicIKEConfig]):
+    """New pairs in the feed-forward networks, and the fact with demonstrations before every question."""
+
+    name: ClassVar[str] = "intrinsic_ike"
+    config_class = IntrinsicIKEConfig
+    edit_class = IntrinsicIKEEdit
+    sequential: ClassVar[bool] = False
+
+    def half(self, name: str) -> Editor[Any]:
+        """One of the two editors."""
+        editor: Editor[Any] = registry.editors.get(name)(self.config.half(name), anchors=self.anchors)
+        return editor
+
+    def prepare(self, backbone: Backbone) -> None:
+        """What both halves read once."""
+        self.half(INTRINSIC).prepare(backbone)
+        self.half(IKE).prepare(backbone)
+
+    def sources(self, backbone: Backbone) -> Sequence[Trace]:
+        """What both halves learned from."""
+        return [*self.half(INTRINSIC).sources(backbone), *self.half(IKE).sources(backbone)]
+
+    def check(self, backbone: Backbone, fact: Query) -> None:
+        """As both halves do."""
+        self.half(INTRINSIC).check(backbone, fact)
+        self.half(IKE).check(backbone, fact)
+
+    def split(self, backbone: Backbone) -> None:
+        """No layer: the whole model reads another question."""
+
+    def make(self, backbone: Backbone, facts: list[Query]) -> dict[str, Tensor]:
+        """The edits of both halves, made apart from each other."""
+        return {
+            f"{name}.{key}": tensor
+            for name in (INTRINSIC, IKE)
+            for key, tensor in self.half(name).make(backbone, facts).items()
+        }

@@ -1,0 +1,50 @@
+"""Table 4: what each part contributes, alone and together; and the cells that the paper leaves out."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from unike.report import Measurement
+from unike.report.figures import Drawing, dots
+from unike.studies.base import INTRINSIC_IKE, Lab, Outcome, Request, Variant, VariantStudy, first_view, scores_of, told
+
+CONSTANT_ALPHA = 0.1
+"""Of rows where alpha does not depend on the input."""
+
+AS_IN_THE_PAPER = {"train_entry": False, "entry": "last", "k": 40}
+"""What an entry of the memory is, and how many are retrieved."""
+
+ROWS = (
+    Variant("only Intrin", {"only_intrinsic": True}),
+    Variant("only Latent-IKE", {"only_latent": True}),
+    Variant("only Latent-IKE, as in the paper", {"only_latent": True, **AS_IN_THE_PAPER}),
+    Variant("Intrin + IKE", editor=INTRINSIC_IKE),
+    Variant("Intrin + Latent-IKE", {"no_collaboration": True, "fixed_alpha": CONSTANT_ALPHA}),
+    Variant("+ zeta", {"gate": False, "fixed_alpha": CONSTANT_ALPHA}),
+    Variant("+ alpha", {"gate": False, "zeta": "off"}),
+    Variant("+ gate", {"zeta": "off", "fixed_alpha": CONSTANT_ALPHA}),
+    Variant("+ zeta + alpha (no gate)", {"gate": False}),
+    Variant("UniKE"),
+    Variant("UniKE, literal Eq. 7", {"literal_eq7": True}),
+    Variant("UniKE, no own entry", {"own_entry": False}),
+    Variant("UniKE, at every position", {"everywhere": True}),
+    Variant("UniKE as in the paper", {"paper": True}),
+)
+"""The first three, the fifth and UniKE are the paper's; a row that begins with + is Intrin + Latent-IKE and that."""
+
+
+class Ablation(VariantStudy):
+    """Rows of Table 4."""
+
+    name: ClassVar[str] = "ablation"
+    title: ClassVar[str] = "Ablation (Table 4)"
+    asks: ClassVar[str] = "What does each part contribute: the new pairs, the memory, zeta, alpha and the gate?"
+
+    def variants(self, request: Request) -> list[Variant]:
+        """All rows."""
+        return list(ROWS)
+
+    def show(self, lab: Lab, measurements: Sequence[Measurement]) -> Outcome:
+        """Every row's scores with their intervals."""
+        view = first_view(lab)
+        figure = dots({m.method: scores_of(m, view) for m in measurements}, view)
+        return Outcome(drawings=[Drawing("ablation", told(lab, measurements[0], "Ablation (Table 4)"), figure)])

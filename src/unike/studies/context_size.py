@@ -1,0 +1,90 @@
+"""Figure 4a: in-context editing by states of the memory or by demonstrations in the prompt, few and many of them.
+
+Both stand beside the intrinsic half, without collaboration, as in the paper. Demonstrations make every prompt longer;
+states do not.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from unike.editors.ike import IKEConfig
+from unike.editors.unike import UniKEConfig
+from unike.report import Measurement
+from unike.report.figures import Drawing, Scores, curves, pair_of_axes
+from unike.studies._costs import Cost, cost_of, cost_table
+from unike.studies.base import (
+    INTRINSIC_IKE,
+    Lab,
+    Outcome,
+    Request,
+    Variant,
+    VariantStudy,
+    first_view,
+    scores_of,
+    told,
+    whole,
+)
+
+SIZES = (0, 1, 2, 4, 8, 16, 32, 64)
+
+IKE, LATENT = "Intrin + IKE", "Intrin + Latent-IKE"
+
+
+class ContextSize(VariantStudy):
+    """IKE and Latent-IKE with as many demonstrations as states."""
+
+    name: ClassVar[str] = "context_size"
+    title: ClassVar[str] = "Number of demonstrations or states (Figure 4a)"
+    asks: ClassVar[str] = (
+        "What do more examples bring, as text in the prompt and as states in the memory, and what do they cost?"
+    )
+
+    def variants(self, request: Request) -> list[Variant]:
+        """Both methods with each number; beside the examples, both know the edit itself."""
+        sizes = whole(request.numbers or SIZES, "a number of examples", least=0)
+        return [
+            *(Variant(f"{IKE}, {size}", {"ike": demonstrations(size)}, INTRINSIC_IKE) for size in sizes),
+            *(Variant(f"{LATENT}, {size}", states(size, request.settings)) for size in sizes),
+        ]
+
+    def show(self, lab: Lab, measurements: Sequence[Measurement]) -> Outcome:
+        """Scores against the number of examples, and what these cost."""
+        view, variants = first_view(lab), {variant.name: variant for variant in self.variants(lab.request)}
+        lines: dict[str, dict[float, Scores]] = {IKE: {}, LATENT: {}}
+        tokens: dict[str, dict[float, float]] = {IKE: {}, LATENT: {}}
+        seconds: dict[str, dict[float, float]] = {IKE: {}, LATENT: {}}
+        costs: dict[str, Cost] = {}
+        for m in measurements:
+            method, _, size = m.method.rpartition(", ")
+            costs[m.method] = cost = cost_of(lab, variants[m.method], m.header["max_new_tokens"])
+            lines[method][int(size)] = scores_of(m, view)
+            tokens[method][int(size)], seconds[method][int(size)] = cost.prompt_tokens, cost.ask_seconds
+        x, header = "demonstrations, or states of the memory", measurements[0].header
+        what = told(lab, measurements[0], "Scores and the number of examples (Figure 4a)")
+        costing = f"Length of prompts, and time to answer. {header['model']} ({header['dtype']}) on {header['device']}"
+        axes = ("prompt, tokens", "asking, seconds")
+        return Outcome(
+            tables=[cost_table(measurements, costs)],
+            drawings=[
+                Drawing(self.name, what, curves(lines, x, view, even=True)),
+                Drawing(f"{self.name}_cost", costing, pair_of_axes(tokens, seconds, x, *axes)),
+            ],
+        )
+
+
+def demonstrations(count: int) -> dict[str, int]:
+    """So many demonstrations of `ike`, of the three kinds in the proportions of its own setting (3 : 12 : 17)."""
+    kinds = ("n_copy", "n_update", "n_retain")
+    usual = {kind: IKEConfig.model_fields[kind].default for kind in kinds}
+    shares = {kind: count * usual[kind] / sum(usual.values()) for kind in kinds}
+    found = {kind: int(share) for kind, share in shares.items()}
+    for kind in sorted(kinds, key=lambda kind: found[kind] - shares[kind])[: count - sum(found.values())]:
+        found[kind] += 1  # the largest remainders
+    return found
+
+
+def states(count: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """So many states of other facts in the memory, all of them retrieved beside the edit's own."""
+    config = UniKEConfig.parse(dict(settings))
+    own = (config.n_pairs if config.entry == "every" else 1) if config.own_entry else 0
+    return {"no_collaboration": True, "memory_size": count, "k": max(1, count + own)}

@@ -1,0 +1,279 @@
+"""Beyond the paper: what edits change elsewhere, asked on questions that have nothing to do with them.
+
+A sequence of edits is made, and after 1, 10 and 100 of them a *probe set* is asked that the unedited model has answered
+before: questions with a known answer, of cases that are not edited. It tells how many right answers are still right,
+how many answers are still the same text, and how far the distribution of an answer's first token has moved.
+"""
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from unike import registry
+from unike.answers import Answers
+from unike.backbones.base import Backbone
+from unike.editors.base import Edit, attached
+from unike.errors import UnikeError
+from unike.evaluation import cases_hash, choose, room
+from unike.files import replace_file
+from unike.functional import kl
+from unike.metrics import exact_match
+from unike.probing import TOGETHER
+from unike.report import Table
+from unike.report.figures import Drawing, drifts
+from unike.report.tables import Cell
+from unike.results import interval
+from unike.studies.base import Lab, Outcome, Study, Variant, whole
+from unike.types import EditCase, Query
+
+EDITS = (1, 10, 100)
+
+QUESTIONS = 200
+"""In the probe set, unless another number is asked for."""
+
+ASKED = ("reliability", "t_locality", "m_locality")
+"""Kinds of questions in the probe set: of a case that is not edited, all are about something else."""
+
+METHODS = (
+    Variant("UniKE"),
+    Variant("UniKE, no gate", {"gate": False}),
+    Variant("UniKE as in the paper", {"paper": True}),
+    Variant("only Intrin", {"only_intrinsic": True}),
+    Variant("FT", editor="ft"),
+)
+
+QUANTITIES = {
+    "kept": ("right answers kept, percent", 100.0),
+    "same": ("answers unchanged, percent", 100.0),
+    "kl": ("KL of the first token, nats", 1.0),
+}
+"""What is measured, with its unit and what a share is multiplied with."""
+
+
+@dataclass(frozen=True)
+class Probed:
+    """The probe set after some edits.
+
+    Attributes:
+        edits: How many.
+        kept: For each question that was answered rightly before, whether it still is.
+        same: For each question, whether the answer is the same text.
+        kl: For each question, ``KL(before || after)`` of the first answer token, in nats.
+    """
+
+    edits: int
+    kept: list[float]
+    same: list[float]
+    kl: list[float]
+
+
+class Drift(Study):
+    """Accuracy kept and divergence on a held-out probe set, after 1, 10, 100 edits."""
+
+    name: ClassVar[str] = "drift"
+    title: ClassVar[str] = "What edits change elsewhere"
+    asks: ClassVar[str] = "Of what the model knew and said about other things, how much is left after many edits?"
+
+    def check(self, lab: Lab) -> None:
+        """Settings, data, and numbers of edits."""
+        request = lab.request
+        whole(request.numbers, "a number of edits", least=1)
+        if request.count is not None and request.count < 1:
+            raise UnikeError(f"--count {request.count} asks nothing; ask at least 1 question")
+        for variant in METHODS:
+            registry.editors.get(variant.editor).config_class.parse(variant.with_base(request.settings))
+        _ = lab.sources
+
+    def conduct(self, lab: Lab) -> Outcome:
+        """Edit with every method, unless that has been done."""
+        at = whole(lab.request.numbers or EDITS, "a number of edits", least=1)
+        sequence, probes = draw(lab, at[-1])
+        found = {variant.name: self._probed(lab, variant, sequence, probes, at) for variant in METHODS}
+        rows = [
+            row for name, each in found.items() for probed in each for row in summary(name, probed, lab.request.seed)
+        ]
+        backbone, source = lab.backbone, lab.sources[0]
+        caption = (
+            f"Answers to {len(probes)} questions about other things, against the number of edits. {source.dataset} "
+            f"{source.split}, {backbone.source} ({backbone.fingerprint()}), one sequence, seed {lab.request.seed}; "
+            "greedy answers, bootstrap 95 % intervals over questions"
+        )
+        return Outcome(
+            tables=[table(found, lab.request.seed, caption)],
+            drawings=[Drawing(self.name, caption, drifts(rows, {key: name for key, (name, _) in QUANTITIES.items()}))],
+            numbers=rows,
+        )
+
+    def _probed(
+        self, lab: Lab, variant: Variant, sequence: Sequence[EditCase], probes: Sequence[Query], at: Sequence[int]
+    ) -> list[Probed]:
+        """One method's drift, measured now or by an earlier run."""
+        path = lab.out / f"{variant.folder}-drift.json"
+        editor, backbone = lab.editor(variant), lab.backbone
+        made_from = {
+            "fingerprint": backbone.fingerprint(),
+            "dtype": str(backbone.dtype),
+            "config": editor.config.model_dump(mode="json"),
+            "cases": cases_hash(lab.sources),
+            "sequence": [case.case_id for case in sequence],
+            "probes": [query.prompt for query in probes],
+            "edits": list(at),
+        }
+        if (done := read(path, made_from)) is not None:
+            return done
+        answers = Answers(backbone, room(backbone, [case for source in lab.sources for case in source.cases]))
+        answers.ask(probes, lambda done, total: lab.progress("asking the probe set, before", done, total))
+        before = first_tokens(backbone, probes)
+        editor.prepare(backbone)
+        edits: list[Edit] = []
+        found = []
+        for number, case in enumerate(sequence, 1):
+            lab.progress(f"{variant.name}: editing", number - 1, len(sequence))
+            with attached(backbone, edits):
+                edits.append(editor.edit(backbone, case.edit))
+            if number in at:
+                with attached(backbone, edits):
+                    found.append(probe(backbone, answers, probes, before, number))
+        lab.progress(f"{variant.name}: editing", len(sequence), len(sequence))
+        write(path, made_from, found)
+        return found
+
+
+def draw(lab: Lab, count: int) -> tuple[list[EditCase], list[Query]]:
+    """The edits, cases that the model gets wrong in the order of the seed, and questions about other things.
+
+    Raises:
+        UnikeError: There are too few of either.
+    """
+    request, everything = lab.request, [case for source in lab.sources for case in source.cases]
+    answers = Answers(lab.backbone, room(lab.backbone, everything))
+    (sequence,), _ = choose(
+        lab.backbone,
+        lab.editor(METHODS[0]),
+        lab.sources,
+        lab.plan(limit=count),
+        answers,
+        skip_bad=request.skip_bad,
+        progress=lab.progress,
+    )
+    if len(sequence) < count:
+        raise UnikeError(f"too few cases to edit: {len(sequence)} that the model gets wrong, {count} are needed")
+    edited = {case.case_id for case in sequence}
+    shown = {query.image for case in sequence for query in related(case)} - {None}
+    asked = {query.prompt for case in sequence for query in related(case) if query.image is None}
+    others = [query for case in everything if case.case_id not in edited for query in about(case)]
+    apart = [query for query in others if query.image not in shown and (query.image or query.prompt not in asked)]
+    known = list({(query.prompt, query.image): query for query in apart if query.target}.values())
+    if not known:
+        raise UnikeError(f"no questions are left beside {count} edits; make fewer edits with --at")
+    wanted = request.count or QUESTIONS
+    return sequence, random.Random(request.seed).sample(known, min(wanted, len(known)))
+
+
+def related(case: EditCase) -> list[Query]:
+    """What an edit is about: its own question, in other words and about other pictures too."""
+    return [case.edit, *(probe.query for probe in case.probes if probe.kind in ("t_generality", "m_generality"))]
+
+
+def about(case: EditCase) -> list[Query]:
+    """The questions of a case that may be in a probe set."""
+    return [case.edit, *(probe.query for probe in case.probes if probe.kind in ASKED)]
+
+
+def probe(backbone: Backbone, answers: Answers, probes: Sequence[Query], before: Tensor, edits: int) -> Probed:
+    """Ask the probe set of a model as it is now."""
+    said: list[str] = []
+    for start in range(0, len(probes), TOGETHER):
+        said += backbone.generate(probes[start : start + TOGETHER], max_new_tokens=answers.max_new_tokens)
+    right = [exact_match(answers[query], query.target or "") for query in probes]
+    still = [float(exact_match(answer, query.target or "")) for answer, query in zip(said, probes, strict=True)]
+    return Probed(
+        edits,
+        kept=[score for score, was in zip(still, right, strict=True) if was],
+        same=[float(answer == answers[query]) for answer, query in zip(said, probes, strict=True)],
+        kl=[round(value, 6) for value in kl(before, first_tokens(backbone, probes)).tolist()],
+    )
+
+
+@torch.no_grad()
+def first_tokens(backbone: Backbone, queries: Sequence[Query]) -> Tensor:
+    """Logits of the first token of an answer, ``[n, V]`` in the order of the queries."""
+    bare = [Query(query.prompt, query.image) for query in queries]
+    found: dict[int, Tensor] = {}
+    for group in backbone.groups(bare):
+        for start in range(0, len(group), TOGETHER):
+            rows = group[start : start + TOGETHER]
+            batch = backbone.encode([bare[row] for row in rows])
+            positions = torch.zeros_like(batch.labels, dtype=torch.bool)
+            positions[torch.arange(len(rows)), batch.prompt_last] = True
+            # In two steps, for the head's sake: of all positions one a row is needed.
+            found |= dict(zip(rows, backbone.run_from_split(backbone.run_to_split(batch, 0), positions), strict=True))
+    return torch.stack([found[row] for row in range(len(queries))])
+
+
+# ---------------------------------------------------------------------- what is shown and kept
+
+
+def summary(name: str, probed: Probed, seed: int) -> list[dict[str, Any]]:
+    """A row for each quantity, with the keys of a summary: mean and bootstrap 95 % interval over questions."""
+    rows = []
+    for quantity in QUANTITIES:
+        value, low, high, n = interval([[score, 1] for score in getattr(probed, quantity)] or [[0, 0]], seed)
+        row = {"editor": name, "edits": probed.edits, "quantity": quantity}
+        rows.append(row | {"value": value, "low": low, "high": high, "n": n, "seed": seed})
+    return rows
+
+
+def table(found: dict[str, list[Probed]], seed: int, caption: str) -> Table:
+    """Methods by numbers of edits."""
+    rows = []
+    for name, each in found.items():
+        cells = [cell(row) for probed in each for row in summary(name, probed, seed)]
+        rows.append((name, tuple(cells)))
+    heads = tuple(name for name, _ in QUANTITIES.values())
+    numbers = [probed.edits for probed in next(iter(found.values()))]
+    columns = tuple((f"after {number}:", heads) for number in numbers)
+    return Table("Drift", columns, tuple(rows), (f"{caption}.",))
+
+
+def cell(row: dict[str, Any]) -> Cell:
+    """A quantity in its unit."""
+    if row["value"] is None:
+        return Cell()
+    scale = QUANTITIES[row["quantity"]][1]
+    digits = 1 if scale > 1 else 3
+    ends = f"[{scale * row['low']:.{digits}f}, {scale * row['high']:.{digits}f}]"
+    return Cell(f"{scale * row['value']:.{digits}f}", remark=ends, n=row["n"])
+
+
+def read(path: Path, made_from: dict[str, Any]) -> list[Probed] | None:
+    """What an earlier run measured; None if there is nothing.
+
+    Raises:
+        UnikeError: It is damaged, or of something else.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found["made_from"] == made_from:
+            return [Probed(**probed) for probed in found["probed"]]
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise UnikeError(f"{path} is damaged ({error}); delete it, and it is measured anew") from None
+    raise UnikeError(f"{path} is of another model, data or request; choose another folder")
+
+
+def write(path: Path, made_from: dict[str, Any], found: Sequence[Probed]) -> None:
+    """Keep what was measured."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnikeError(f"cannot write {path.parent}: {error.strerror}; choose another folder") from None
+    text = json.dumps({"made_from": made_from, "probed": [asdict(probed) for probed in found]})
+    replace_file(path, text.encode())

@@ -1,0 +1,51 @@
+"""Beyond the paper: how scores hold while edits pile up, one after another in a sequence (section 4.3 stops at 20)."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from unike.evaluation import Plan
+from unike.report import Measurement
+from unike.report.figures import Drawing, curves
+from unike.studies.base import Lab, Outcome, Request, Variant, VariantStudy, first_view, scores_of, told, whole
+
+EDITS = (1, 10, 100)
+
+METHODS = (
+    Variant("UniKE"),
+    Variant("UniKE, no gate", {"gate": False}),
+    Variant("only Intrin", {"only_intrinsic": True}),
+    Variant("FT", editor="ft"),
+)
+"""What a sequence is made with."""
+
+
+class Lifelong(VariantStudy):
+    """Scores of all that was edited so far, after 1, 10, 100 edits."""
+
+    name: ClassVar[str] = "lifelong"
+    title: ClassVar[str] = "Many edits"
+    asks: ClassVar[str] = (
+        "How well is everything that was edited so far answered, and what else changed, as edits pile up?"
+    )
+
+    def variants(self, request: Request) -> list[Variant]:
+        """The methods."""
+        return list(METHODS)
+
+    def plan(self, lab: Lab) -> Plan:
+        """Sequences as long as the largest number."""
+        at = edits(lab.request)
+        return lab.plan(setting="sequential", k=at[-1], evaluate_at=at)
+
+    def show(self, lab: Lab, measurements: Sequence[Measurement]) -> Outcome:
+        """Scores against the number of edits."""
+        view, at = first_view(lab), edits(lab.request)
+        times = {number: f"sequential:at-{number}" for number in at[:-1]} | {at[-1]: "sequential"}
+        lines = {m.method: {number: scores_of(m, view, when) for number, when in times.items()} for m in measurements}
+        figure = curves(lines, "edits so far", view, even=True)
+        return Outcome(drawings=[Drawing(self.name, told(lab, measurements[0], "Scores while edits pile up"), figure)])
+
+
+def edits(request: Request) -> tuple[int, ...]:
+    """After how many edits everything is asked."""
+    return whole(request.numbers or EDITS, "a number of edits", least=1)

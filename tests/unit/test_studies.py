@@ -1,0 +1,353 @@
+"""``unike study``: variants are what they claim, runs are ordinary ones and used again, and files say what runs say."""
+
+import csv
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from PIL import Image
+from reports import case, write
+
+from unike import registry
+from unike.backbones.base import Backbone
+from unike.cli.study import NAMES
+from unike.editors.unike import UniKEConfig
+from unike.errors import UnikeError
+from unike.modules.latent_memory import FixedAlpha
+from unike.report import read
+from unike.report.figures import curves, dots, in_percent
+from unike.results import read_run, summarise
+from unike.studies import ablation, cases, context_size, domains, drift, lifelong
+from unike.studies._costs import measure
+from unike.studies.base import Lab, Request, Study, Variant, VariantStudy, scores_of, study_named, whole
+from unike.types import Asked, CaseResult, EditCase
+
+Cli = Callable[..., Any]
+
+
+@pytest.fixture
+def args(tiny_folder: Path, mmedit: Path) -> tuple[object, ...]:
+    """Two cases of MMEdit in miniature, one step an edit."""
+    options = ("--model", tiny_folder, "--dataset", "mmedit-vqa", "--data", mmedit, "--limit", 2, "--out", "out")
+    return (*options, "--set", "steps=1", "--max-new-tokens", 3, "--protocol", "strict")
+
+
+def numbers(path: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(Path(path).read_text().splitlines()))
+
+
+# ---------------------------------------------------------------------- a study from end to end
+
+
+def test_a_study_is_a_set_of_runs_a_table_and_a_figure(
+    cli: Cli, args: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = cli("study", "alpha", *args, "--at", "0,0.5", "--json")
+    assert (result.code, result.err) == (0, "")
+    found = json.loads(result.out)
+    files = [f"out/alpha.{kind}" for kind in ("csv", "html", "md", "png", "study.json", "svg")]
+    assert found["files"] == files and all(Path(file).is_file() for file in files)
+
+    dynamic = read_run(Path("out/unike"))
+    mean = fmean(asked.notes["alpha"] for case in dynamic.cases for asked in case.asked)
+    constant = read_run(Path(f"out/unike-fixed_alpha={round(mean, 4)}"))
+    assert dynamic.header["config"]["fixed_alpha"] is None and dynamic.header["config"]["steps"] == 1
+    assert constant.header["config"]["fixed_alpha"] == pytest.approx(mean, abs=1e-4)
+
+    rows = numbers("out/alpha.csv")
+    assert {row["editor"] for row in rows} == {"fixed 0", "fixed 0.5", "dynamic", "constant mean of the dynamic one"}
+    told = {row["metric"]: row["value"] for row in rows if row["editor"] == "dynamic"}
+    assert told == {row["metric"]: str(row["value"]) for row in summarise(dynamic)}
+    assert "| dynamic | 2 |" in Path("out/alpha.md").read_text()
+
+    (caption,) = json.loads(Path("out/alpha.study.json").read_text())["figures"].values()
+    assert "strict/exact, percent with bootstrap 95 % intervals" in caption and "2 edits, seed 0" in caption
+    svg = Path("out/alpha.svg").read_text()
+    assert ElementTree.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg"
+    assert "currentColor" in svg and "prefers-color-scheme" in svg and ">strict/exact, percent" in svg
+    with Image.open("out/alpha.png") as picture:
+        assert picture.convert("RGB").getpixel((0, 0)) == (255, 255, 255)
+
+    page = cli("report", "out", "--format", "html", "--out", "page.html")
+    assert page.code == 0 and 'src="data:image/svg+xml;base64,' in Path("page.html").read_text()
+
+    monkeypatch.setattr("unike.studies.base.load_backbone", lambda *args, **kwargs: pytest.fail("loaded"))
+    assert json.loads(cli("study", "alpha", *args, "--at", "0,0.5", "--json").out) == found, "finished runs are used"
+    other = cli("study", "alpha", *args, "--at", "0,0.5", "--seed", 1)
+    assert other.is_error("out/unike-fixed_alpha=0.0 holds another run", "seed is 0, not 1")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("alfa",), "unknown study 'alfa'; did you mean 'alpha'"),
+        (("alpha", "--at", "1,x"), "--at '1,x' is not a list of numbers"),
+        (("alpha", "--at", "2"), "alpha 2 is not between 0 and 1"),
+        (("zeta", "--set", "zeta=off"), "--set zeta cannot be held fixed: the study varies it"),
+        (("zeta", "--set", "stepz=2"), "unknown setting 'stepz'; did you mean 'steps'"),
+        (("zeta", "--split", "dev"), "no split 'dev'"),
+        (("zeta", "--protocol", "loose"), "unknown protocol 'loose'"),
+        (("zeta", "--on-error", "cry"), "neither 'stop' nor 'skip'"),
+        (("context-size", "--at", "1.5"), "--at 1.5 is not a number of examples"),
+        (("lifelong", "--at", "0"), "--at 0 is not a number of edits"),
+        (("drift", "--count", "0"), "--count 0 asks nothing"),
+        (("spaces", "--count", "2"), "too few states"),
+        (("spaces", "--set", "stepz=2"), "unknown setting 'stepz'"),
+        (("cases", "--rule", "nice"), "unknown rule 'nice'"),
+        (("cases", "--count", "0"), "--count 0 shows nothing"),
+    ],
+)
+def test_mistakes_are_known_before_the_model_is_loaded(
+    cli: Cli, args: tuple[object, ...], options: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("unike.studies.base.load_backbone", lambda *args, **kwargs: pytest.fail("loaded"))
+    name, *more = options
+    assert cli("study", name, *args, *more).is_error(message)
+    assert not Path("out").exists()
+
+
+def test_the_command_line_knows_every_study() -> None:
+    assert sorted(name.replace("-", "_") for name in NAMES) == registry.studies.names()
+    for name in NAMES:
+        assert isinstance(study_named(name), Study)
+
+
+# ---------------------------------------------------------------------- variants
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if issubclass(type(study_named(name)), VariantStudy)])
+def test_variants_are_different_runs_of_methods_that_exist(name: str) -> None:
+    study = study_named(name)
+    assert isinstance(study, VariantStudy)
+    variants = study.variants(Request())
+    assert len({variant.folder for variant in variants}) == len(variants)
+    configs = {
+        (
+            v.editor,
+            registry.editors.get(v.editor).config_class.parse(v.with_base({"steps": 7} if v.editor != "ft" else {})),
+        )
+        for v in variants
+    }
+    assert len(configs) == len(variants)
+
+
+def test_rows_of_table_4_are_what_they_are_called() -> None:
+    made = {v.name: UniKEConfig.parse(dict(v.settings)) for v in ablation.ROWS if v.editor == "unike"}
+    parts = {
+        name: (c.has_pairs, c.has_memory, c.has_zeta, c.collaborates and c.fixed_alpha is None, c.has_gate)
+        for name, c in made.items()
+    }
+    assert parts["only Intrin"] == (True, False, False, False, False)
+    assert parts["only Latent-IKE"][:2] == parts["only Latent-IKE, as in the paper"][:2] == (False, True)
+    assert parts["Intrin + Latent-IKE"] == (True, True, False, False, False)
+    assert parts["+ zeta"] == (True, True, True, False, False)
+    assert parts["+ alpha"] == (True, True, False, True, False)
+    assert parts["+ gate"] == (True, True, False, False, True)
+    assert parts["+ zeta + alpha (no gate)"] == (True, True, True, True, False)
+    assert parts["UniKE"] == (True, True, True, True, True)
+    assert made["UniKE as in the paper"].k == made["only Latent-IKE, as in the paper"].k == 40
+    assert FixedAlpha(ablation.CONSTANT_ALPHA)
+
+
+def test_demonstrations_are_as_many_as_are_asked_for_in_ikes_proportions() -> None:
+    for count in (0, 1, 2, 3, 4, 8, 16, 64):
+        assert sum(context_size.demonstrations(count).values()) == count
+    assert context_size.demonstrations(32) == {"n_copy": 3, "n_update": 12, "n_retain": 17}
+    assert context_size.demonstrations(64) == {"n_copy": 6, "n_update": 24, "n_retain": 34}
+
+
+def test_all_states_of_a_size_are_retrieved_beside_the_edits_own() -> None:
+    own = UniKEConfig().n_pairs
+    assert context_size.states(8, {}) == {"no_collaboration": True, "memory_size": 8, "k": 8 + own}
+    assert context_size.states(8, {"entry": "last"})["k"] == 9
+    assert context_size.states(0, {"own_entry": False})["k"] == 1
+
+
+def test_base_settings_reach_the_half_they_are_of() -> None:
+    base = {"steps": 3}
+    assert Variant("x", {"gate": False}).with_base(base) == {"steps": 3, "gate": False}
+    assert Variant("x", {"ike": {"n_copy": 1}}, "intrinsic_ike").with_base(base) == {
+        "intrinsic": {"steps": 3},
+        "ike": {"n_copy": 1},
+    }
+    assert Variant("x", editor="ft").with_base(base) == {}
+    assert Variant("x", {"ike": {"n_copy": 1}}, "intrinsic_ike").folder == "intrinsic_ike-n_copy=1"
+
+
+def test_only_whole_numbers() -> None:
+    assert whole((1.0, 10.0), "a number of edits", least=1) == (1, 10)
+    with pytest.raises(UnikeError, match="--at 0 is not a number of edits; give whole numbers from 1 on"):
+        whole((0.0,), "a number of edits", least=1)
+
+
+# ---------------------------------------------------------------------- the others, on a tiny model
+
+
+def test_table_4_and_the_parts_of_one_row(cli: Cli, args: tuple[object, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [row for row in ablation.ROWS if row.name in ("only Intrin", "Intrin + IKE")]
+    monkeypatch.setattr(ablation, "ROWS", rows)
+    assert cli("study", "ablation", *args).code == 0
+    assert [row["editor"] for row in numbers("out/ablation.csv")[::5]] == ["only Intrin", "Intrin + IKE"]
+    assert read_run(Path("out/intrinsic_ike")).header["config"]["intrinsic"] == {"steps": 1}
+
+
+def test_random_zetas_share_a_row(cli: Cli, args: tuple[object, ...]) -> None:
+    assert cli("study", "zeta", *args, "--limit", 1).code == 0
+    seeds = [read_run(path).header["config"]["seed"] for path in sorted(Path("out").glob("unike-zeta=random-*"))]
+    assert seeds == [0, 1, 2]
+    rows = {row["editor"]: row for row in numbers("out/zeta.csv") if row["metric"] == "reliability"}
+    assert {name: int(row["n"]) for name, row in rows.items()} == {
+        "without": 1,
+        "random, 3 seeds": 3,
+        "semantic": 1,
+        "learned": 1,
+        "truthful (UniKE)": 1,
+    }
+
+
+def test_more_demonstrations_make_longer_prompts_and_more_states_do_not(cli: Cli, args: tuple[object, ...]) -> None:
+    assert cli("study", "context-size", *args, "--limit", 1, "--at", "0,2").code == 0
+    cost = {path.parent.name: json.loads(path.read_text()) for path in Path("out").rglob("cost.json")}
+    few, many, without, with_states = (cost[name] for name in sorted(cost))
+    assert many["prompt_tokens"] > few["prompt_tokens"] > with_states["prompt_tokens"] == without["prompt_tokens"]
+    table = Path("out/context_size.md").read_text()
+    assert f"| Intrin + IKE, 2 | {many['prompt_tokens']:.0f} | {many['ask_seconds']:.3f} |" in table
+    assert Path("out/context_size_cost.svg").is_file()
+    before = Path("out/context_size.md").read_text()
+    assert cli("study", "context-size", *args, "--limit", 1, "--at", "0,2").code == 0
+    assert Path("out/context_size.md").read_text() == before, "costs are measured once"
+
+
+def test_a_lifelong_curve_has_a_point_for_each_time(
+    cli: Cli, args: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lifelong, "METHODS", lifelong.METHODS[:1])
+    assert cli("study", "lifelong", *args, "--at", "1,2").code == 0
+    header = read_run(Path("out/unike-sequential-2")).header
+    assert (header["k"], header["evaluate_at"]) == (2, [1, 2])
+    assert {row["setting"] for row in numbers("out/lifelong.csv")} == {"sequential:at-1", "sequential"}
+
+
+def test_spaces_are_laid_out_for_each_layer(cli: Cli, args: tuple[object, ...]) -> None:
+    assert cli("study", "spaces", *args, "--at", "-2,-1", "--count", 8).code == 0
+    lines = [line for line in Path("out/spaces.md").read_text().splitlines() if line.startswith("| layer")]
+    spaces = ("raw", "truthfulness", "semantic")
+    assert [line.split(" | ")[0] for line in lines] == [f"| layer {n}, {space}" for n in (-2, -1) for space in spaces]
+    assert [row["space"] for row in numbers("out/spaces.csv")] == [*spaces, *spaces]
+    svg = Path("out/spaces.svg").read_text()
+    assert ">true answers<" in svg and ">layer -2<" in svg and len(re.findall("<use ", svg)) >= 2 * 3 * 16
+
+
+def test_cases_are_chosen_by_their_rule() -> None:
+    def result(name: str, *right: float) -> CaseResult:
+        asked = tuple(Asked("reliability", "?", None, "a", "b", "a", {"strict/exact": score}) for score in right)
+        return CaseResult(name, "", asked, 0.0)
+
+    full = {name: result(name, *right) for name, right in {"a": (1, 1), "b": (0, 1), "c": (1, 1), "d": (0, 0)}.items()}
+    half = {name: result(name, *right) for name, right in {"a": (0, 1), "b": (1, 1), "c": (1, 1), "d": (0, 0)}.items()}
+    found = {
+        rule: sorted(cases.choose(full, half, "strict/exact", Request(rule=rule, count=9))) for rule in cases.RULES
+    }
+    assert found == {"drawn": [*"abcd"], "right": [*"ac"], "failed": [*"bd"], "gained": ["a"], "lost": ["b"]}
+    drawn = [sorted(cases.choose(full, half, "strict/exact", Request(count=2, seed=seed))) for seed in range(8)]
+    assert len({*map(tuple, drawn)}) > 1 and all(len(names) == 2 for names in drawn)
+
+
+def test_cases_are_shown_with_everything_that_was_asked(cli: Cli, args: tuple[object, ...]) -> None:
+    result = cli("study", "cases", *args, "--count", 1)
+    assert result.code == 0, result.err
+    page, svg = Path("out/cases.html").read_text(), Path("out/cases.svg").read_text()
+    case = read_run(Path("out/unike")).cases
+    (shown,) = [each for each in case if f"<h3>{each.case_id}</h3>" in page]
+    assert all(f"<p>{asked.prompt}</p>" in page for asked in shown.asked)
+    assert page.count("<dt>only Intrin</dt>") == len(shown.asked) and "data:image/jpeg" in page
+    assert "<image " in svg and ">target: " in svg
+    assert "1 cases drawn from all cases with seed 0" in Path("out/cases.md").read_text()
+    assert cli("study", "cases", *args, "--rule", "right").is_error("no case follows the rule 'right'")
+
+
+def test_domains_are_parts_of_runs(tmp_path: Path) -> None:
+    units = {name: [case(name, ["reliability"] if name == "a" else [])] for name in "abc"}
+    units["a"] = [CaseResult("a", "photo", units["a"][0].asked, 0.5)]
+    (measurement,) = read([write(tmp_path / "run", units)])
+    parts = domains.by_domain(measurement)
+    sizes = {name: [len(run.cases) for run in runs.values()] for name, runs in parts.items()}
+    assert sizes == {"ft: flag": [2], "ft: photo": [1]}
+    (photo,) = parts["ft: photo"].values()
+    assert photo.header["counts"]["edited"] == 1 and read_run(tmp_path / "run").header["counts"]["edited"] == 4
+
+
+def test_drift_of_an_edit_that_does_nothing_is_none(
+    cli: Cli, args: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    methods = [Variant("nothing", {"lr": 1e-30}, "ft"), Variant("much", {"lr": 1.0}, "ft")]
+    monkeypatch.setattr(drift, "METHODS", methods)
+    assert cli("study", "drift", *args, "--at", "1,2", "--count", 5).code == 0
+    rows = {(row["editor"], row["edits"], row["quantity"]): row for row in numbers("out/drift.csv")}
+    assert len(rows) == 12
+    for edits in "12":
+        assert float(rows["nothing", edits, "kl"]["value"]) == pytest.approx(0, abs=1e-6)
+        assert rows["nothing", edits, "same"]["value"] == "1.0" and rows["nothing", edits, "same"]["n"] == "5"
+    assert float(rows["much", "2", "kl"]["value"]) > 1e-3
+
+    monkeypatch.setattr(drift, "first_tokens", lambda *args: pytest.fail("measured again"))
+    assert cli("study", "drift", *args, "--at", "1,2", "--count", 5).code == 0
+    assert cli("study", "drift", *args, "--at", "1", "--count", 5).is_error("is of another model, data or request")
+    Path("out/ft-lr=1.0-drift.json").write_text("{")
+    assert cli("study", "drift", *args, "--at", "1,2", "--count", 5).is_error("is damaged")
+
+
+def test_a_probe_set_has_nothing_of_what_is_edited(
+    cli: Cli, args: tuple[object, ...], tiny_folder: Path, mmedit: Path
+) -> None:
+    lab = Lab(Request(str(tiny_folder), "mmedit-vqa", data=mmedit, count=99), Path("out"))
+    sequence, probes = drift.draw(lab, 1)
+    (edited,) = sequence
+    assert probes and edited.edit.image not in {query.image for query in probes}
+    assert not {edited.edit.prompt} & {query.prompt for query in probes}
+    assert all(query.target for query in probes) and len({(q.prompt, q.image) for q in probes}) == len(probes)
+    with pytest.raises(UnikeError, match=r"too few cases to edit: \d that the model gets wrong, 9 are needed"):
+        drift.draw(lab, 9)
+
+
+def test_first_tokens_are_those_of_an_answer(taught: Backbone, cases: list[EditCase]) -> None:
+    queries = [case.edit for case in cases] + [cases[0].probes[2].query]
+    found = drift.first_tokens(taught, queries)
+    for row, query in enumerate(queries):
+        said = taught.tokenizer.decode([int(found[row].argmax())]).strip()
+        assert taught.generate([query], max_new_tokens=1) == [said]
+        assert torch.allclose(found[row], drift.first_tokens(taught, [query])[0], atol=1e-4)
+
+
+def test_costs_count_what_is_read(taught: Backbone, cases: list[EditCase]) -> None:
+    editor = registry.editors.get("ft")(steps=1)
+    cost = measure(taught, editor, cases[:1], 2)
+    asked = [cases[0].edit, *(probe.query for probe in cases[0].probes)]
+    lengths = [int(taught.encode([query]).prompt_last) + 1 for query in asked]
+    assert cost.questions == len(asked) and cost.prompt_tokens == pytest.approx(fmean(lengths), abs=0.01)
+    edit = editor.edit(taught, cases[0].edit)
+    assert cost.edit_bytes == sum(tensor.nbytes for tensor in edit.tensors.values()) and cost.ask_seconds > 0
+
+
+# ---------------------------------------------------------------------- figures
+
+
+def test_figures_have_the_numbers_of_the_runs(tmp_path: Path) -> None:
+    (measurement,) = read([write(tmp_path / "run")])
+    scores = scores_of(measurement, "strict/exact")
+    values, (below, above) = in_percent([scores["m_generality"], None])
+    row = scores["m_generality"]
+    assert values[0] == 75 and below[0] == 75 - 100 * row["low"] and above[0] == 100 * row["high"] - 75
+    assert values[1] != values[1], "what is not defined is not drawn"
+    (third,) = (axes for axes in dots({"ft": scores}, "strict/exact").axes if axes.get_title() == "M-Gen.")
+    assert list(third.lines[0].get_xdata()) == [75]
+    figure = curves({"a": {0: scores, 8: scores}}, "n", "strict/exact", levels={"b": scores}, even=True)
+    (panel,) = (axes for axes in figure.axes if axes.get_title() == "M-Gen.")
+    assert [list(panel.lines[0].get_xdata()), list(panel.lines[0].get_ydata())] == [[0, 1], [75, 75]]
+    assert [tick.get_text() for tick in panel.get_xticklabels()] == ["0", "8"]
