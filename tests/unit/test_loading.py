@@ -33,7 +33,7 @@ def test_weights_that_are_kept_elsewhere(folder: str, tmp_path: Path) -> None:
     """As on a GPU that is too small: between passes no weight is where it is needed."""
     whole = load_backbone(folder, device="cpu")
     model = accelerate.cpu_offload(load_backbone(folder, device="cpu").model, torch.device("cpu"))
-    offloaded = type(whole)(model, whole.tokenizer, whole.image_processor, source="offloaded")
+    offloaded = whole.around(model)
     assert offloaded.head.weight.is_meta and offloaded.attention(0).q_proj.weight.is_meta
     assert offloaded.device == torch.device("cpu")
     assert offloaded.fingerprint() == whole.fingerprint()

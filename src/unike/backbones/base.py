@@ -176,6 +176,15 @@ class Backbone:
         """What turns text and images into tensors, by the names of the constructor's arguments."""
         return {"tokenizer": read_tokenizer(source), "image_processor": read_image_processor(source)}
 
+    @property
+    def processors(self) -> dict[str, Any]:
+        """What `read_processors` has read."""
+        return {"tokenizer": self.tokenizer, "image_processor": self.image_processor}
+
+    def around(self, model: Any) -> Self:
+        """This adapter around another model of the family."""
+        return type(self)(model, **self.processors, source=self.source, template=self.template)
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write model, tokenizer and image processor, so that `load_backbone` reads them back."""
         for part in (self.model, self.tokenizer, self.image_processor):

@@ -36,6 +36,11 @@ class InstructBlip(Blip2):
         own = {"qformer_tokenizer": read_tokenizer(source, subfolder=QFORMER_TOKENIZER)}
         return super().read_processors(source) | own
 
+    @property
+    def processors(self) -> dict[str, Any]:
+        """The Q-Former's tokenizer, too."""
+        return super().processors | {"qformer_tokenizer": self.qformer_tokenizer}
+
     def save_pretrained(self, folder: str | Path) -> None:
         """As `read_processors` reads it."""
         super().save_pretrained(folder)
