@@ -190,11 +190,11 @@ def test_only_whole_numbers() -> None:
 
 
 def test_table_4_and_the_parts_of_one_row(cli: Cli, args: tuple[object, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [row for row in ablation.ROWS if row.name in ("only Intrin", "Intrin + IKE")]
-    monkeypatch.setattr(ablation, "ROWS", rows)
+    in_context = Variant("Intrin + IKE", {"ike": {"pool_size": 4}}, "intrinsic_ike")
+    monkeypatch.setattr(ablation, "ROWS", [ablation.ROWS[0], in_context])
     assert cli("study", "ablation", *args).code == 0
     assert [row["editor"] for row in numbers("out/ablation.csv")[::5]] == ["only Intrin", "Intrin + IKE"]
-    assert read_run(Path("out/intrinsic_ike")).header["config"]["intrinsic"] == {"steps": 1}
+    assert read_run(Path("out/intrinsic_ike-pool_size=4")).header["config"]["intrinsic"] == {"steps": 1}
 
 
 def test_random_zetas_share_a_row(cli: Cli, args: tuple[object, ...]) -> None:
@@ -211,7 +211,12 @@ def test_random_zetas_share_a_row(cli: Cli, args: tuple[object, ...]) -> None:
     }
 
 
-def test_more_demonstrations_make_longer_prompts_and_more_states_do_not(cli: Cli, args: tuple[object, ...]) -> None:
+def test_more_demonstrations_make_longer_prompts_and_more_states_do_not(
+    cli: Cli, args: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        context_size, "demonstrations", lambda count: {"n_copy": count, "n_update": 0, "n_retain": 0, "pool_size": 4}
+    )
     assert cli("study", "context-size", *args, "--limit", 1, "--at", "0,2").code == 0
     cost = {path.parent.name: json.loads(path.read_text()) for path in Path("out").rglob("cost.json")}
     few, many, without, with_states = (cost[name] for name in sorted(cost))
@@ -235,13 +240,13 @@ def test_a_lifelong_curve_has_a_point_for_each_time(
 
 
 def test_spaces_are_laid_out_for_each_layer(cli: Cli, args: tuple[object, ...]) -> None:
-    assert cli("study", "spaces", *args, "--at", "-2,-1", "--count", 8).code == 0
+    assert cli("study", "spaces", *args, "--at", "-1", "--count", 8).code == 0
     lines = [line for line in Path("out/spaces.md").read_text().splitlines() if line.startswith("| layer")]
     spaces = ("raw", "truthfulness", "semantic")
-    assert [line.split(" | ")[0] for line in lines] == [f"| layer {n}, {space}" for n in (-2, -1) for space in spaces]
-    assert [row["space"] for row in numbers("out/spaces.csv")] == [*spaces, *spaces]
+    assert [line.split(" | ")[0] for line in lines] == [f"| layer -1, {space}" for space in spaces]
     svg = Path("out/spaces.svg").read_text()
-    assert ">true answers<" in svg and ">layer -2<" in svg and len(re.findall("<use ", svg)) >= 2 * 3 * 16
+    assert ">true answers<" in svg and ">layer -1<" in svg and len(re.findall("<use ", svg)) >= 3 * 16
+    assert [row["space"] for row in numbers("out/spaces.csv")] == list(spaces)
 
 
 def test_cases_are_chosen_by_their_rule() -> None:
@@ -286,8 +291,9 @@ def test_domains_are_parts_of_runs(tmp_path: Path) -> None:
 def test_drift_of_an_edit_that_does_nothing_is_none(
     cli: Cli, args: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    methods = [Variant("nothing", {"lr": 1e-30}, "ft"), Variant("much", {"lr": 1.0}, "ft")]
-    monkeypatch.setattr(drift, "METHODS", methods)
+    monkeypatch.setattr(
+        drift, "METHODS", [Variant("nothing", {"lr": 1e-30}, "ft"), Variant("much", {"lr": 1.0, "steps": 3}, "ft")]
+    )
     assert cli("study", "drift", *args, "--at", "1,2", "--count", 5).code == 0
     rows = {(row["editor"], row["edits"], row["quantity"]): row for row in numbers("out/drift.csv")}
     assert len(rows) == 12
@@ -299,7 +305,7 @@ def test_drift_of_an_edit_that_does_nothing_is_none(
     monkeypatch.setattr(drift, "first_tokens", lambda *args: pytest.fail("measured again"))
     assert cli("study", "drift", *args, "--at", "1,2", "--count", 5).code == 0
     assert cli("study", "drift", *args, "--at", "1", "--count", 5).is_error("is of another model, data or request")
-    Path("out/ft-lr=1.0-drift.json").write_text("{")
+    Path("out/ft-lr=1.0-steps=3-drift.json").write_text("{")
     assert cli("study", "drift", *args, "--at", "1,2", "--count", 5).is_error("is damaged")
 
 

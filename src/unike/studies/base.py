@@ -112,11 +112,13 @@ class Variant:
         Raises:
             UnikeError: The study varies one of these.
         """
+        if self.editor == INTRINSIC_IKE:
+            return {"intrinsic": dict(settings), **self.settings}
+        if self.editor != UNIKE:
+            return dict(self.settings)
         for key in settings.keys() & self.settings.keys():
             raise UnikeError(f"--set {key} cannot be held fixed: the study varies it; leave it out")
-        if self.editor == UNIKE:
-            return {**settings, **self.settings}
-        return {**({"intrinsic": dict(settings)} if self.editor == INTRINSIC_IKE else {}), **self.settings}
+        return {**settings, **self.settings}
 
 
 def _told(settings: Mapping[str, Any]) -> Iterator[str]:
@@ -135,7 +137,7 @@ class Outcome:
         measurements: Runs by the names of the study.
         tables: Of them, and others.
         drawings: The figures.
-        numbers: Those that are not of measurements, as rows of a CSV file.
+        numbers: Rows of the CSV file; if empty, those of the measurements.
         cases: To be shown on the page.
     """
 
@@ -400,7 +402,7 @@ def write(study: Study, lab: Lab, outcome: Outcome) -> list[Path]:
     figures = StudyFigures(study.title, [(caption, files[file].decode()) for file, caption in captions.items()])
     texts = {
         f"{name}.md": to_markdown(measurements, tables, title=study.title, preface=study.asks, figures=captions),
-        f"{name}.csv": to_csv(measurements) if measurements else rows_to_csv(outcome.numbers),
+        f"{name}.csv": rows_to_csv(outcome.numbers) if outcome.numbers else to_csv(measurements),
         f"{name}.html": to_html(
             measurements, tables, None, studies=[figures], chosen=outcome.cases, data=lab.request.data, details=False
         ),

@@ -5,7 +5,8 @@ accuracy of a linear probe stands beside each picture. It says whether a space k
 probe nor encoder has seen, which `unike prepare` has measured with encoders trained without them.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -49,20 +50,14 @@ class Spaces(Study):
         layers = whole(lab.request.numbers or tuple(knowledge.layers), "a layer", least=-1000)
         chosen = evenly(len(knowledge), lab.request.count or STATES)
         pictures: dict[str, dict[str, dict[str, Any]]] = {}
-        rows: list[tuple[str, tuple[Cell, ...]]] = []
-        numbers: list[dict[str, Any]] = []
+        probes: list[ProbeResult] = []
         for number, layer in enumerate(layers):
             lab.progress("laying out layers", number, len(layers))
             spaces = encoded(lab, knowledge, layer)
-            probes = probed(knowledge, layer, spaces)
-            rows += [(f"layer {layer}, {SPACES[name]}", cells(probe)) for name, probe in probes.items()]
-            measured = ("unseen", "n_unseen", "known", "n_known")
-            numbers += [
-                {"layer": layer, "space": SPACES[name], **dict(zip(measured, probe, strict=True))}
-                for name, probe in probes.items()
-            ]
+            found = probed(knowledge, layer, spaces)
+            probes += found.values()
             pictures[f"layer {layer}"] = {
-                title(name, probes[name]): laid_out(pos[chosen], neg[chosen], lab.request.seed)
+                found[name].title: laid_out(pos[chosen], neg[chosen], lab.request.seed)
                 for name, (pos, neg) in spaces.items()
             }
         lab.progress("laying out layers", len(layers), len(layers))
@@ -73,14 +68,38 @@ class Spaces(Study):
             f"({knowledge.fingerprint}), seed {lab.request.seed}; probe: accuracy of a linear probe in percent on "
             "answers that neither it nor the encoder has seen, chance is 50. Axes have no unit"
         )
-        notes = (
-            "Accuracy in percent, chance is 50. unseen: answers that neither probe nor encoder has seen, measured by "
-            "unike prepare with encoders trained without them (n states); known to the encoder: the probe has not seen "
-            "them, the encoder, the one that is in use, has. The raw space has no encoder.",
+        return Outcome(
+            tables=[probe_table(probes)],
+            drawings=[Drawing(self.name, caption, clouds(pictures))],
+            numbers=[asdict(probe) for probe in probes],
         )
-        heads = ("unseen", "n", "known to the encoder", "n ")
-        table = Table("Linear probes for truth", (("", heads),), tuple(rows), notes, of="space")
-        return Outcome(tables=[table], drawings=[Drawing(self.name, caption, clouds(pictures))], numbers=numbers)
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """How well a linear probe tells true from false answers in one space, as shares; chance is 0.5.
+
+    Attributes:
+        layer: Whose states.
+        space: Of `SPACES`.
+        unseen: On answers that neither probe nor encoder has seen, as `unike prepare` measured it with encoders trained
+            without them; None if there were too few.
+        n_unseen: States that was measured on.
+        known: On answers that the probe has not seen, but the encoder has, the one that is in use.
+        n_known: States that was measured on.
+    """
+
+    layer: int
+    space: str
+    unseen: float | None
+    n_unseen: int
+    known: float | None
+    n_known: int
+
+    @property
+    def title(self) -> str:
+        """Of a panel."""
+        return f"{self.space} (probe {'n/a' if self.unseen is None else f'{100 * self.unseen:.0f} %'})"
 
 
 @torch.no_grad()
@@ -95,30 +114,36 @@ def encoded(lab: Lab, knowledge: Knowledge, layer: int) -> dict[str, tuple[Tenso
     }
 
 
-def probed(
-    knowledge: Knowledge, layer: int, spaces: Mapping[str, tuple[Tensor, Tensor]]
-) -> dict[str, tuple[float | None, int, float | None, int]]:
-    """For each space: accuracy and number of states on unseen answers, then on those that the encoder has seen."""
-    report = knowledge.description.get("report", {}).get("layers", {}).get(str(layer), {}).get("probe", {})
-    answers = [[normalise(getattr(t, side)) for t in knowledge.triplets] for side in ("positive", "negative")]
+def probed(knowledge: Knowledge, layer: int, spaces: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, ProbeResult]:
+    """The probes of each space of a layer."""
+    prepared = next(index for index, known in knowledge.layers.items() if known is knowledge.layer(layer))
+    report = knowledge.description.get("report", {}).get("layers", {}).get(str(prepared), {}).get("probe", {})
+    triplets = knowledge.triplets[: len(knowledge)]
+    known: dict[str, tuple[float | None, int]] = dict.fromkeys(spaces, (None, 0))
     try:
-        split = split_by_answer(answers[0][: len(knowledge)], answers[1][: len(knowledge)])
-    except UnikeError:  # a few triplets make a memory, but no test
-        return {name: (report.get(name), report.get("n", 0), None, 0) for name in spaces}
-    found = {name: probe_accuracy(*pair, split) for name, pair in spaces.items()}
-    return {name: (report.get(name), report.get("n", 0), *found[name]) for name in spaces}
+        split = split_by_answer([normalise(t.positive) for t in triplets], [normalise(t.negative) for t in triplets])
+        known = {name: probe_accuracy(*pair, split) for name, pair in spaces.items()}
+    except UnikeError:
+        pass  # a few triplets make a memory, but no test
+    return {
+        name: ProbeResult(layer, SPACES[name], report.get(name), report.get("n", 0), *known[name]) for name in spaces
+    }
 
 
-def cells(probe: tuple[float | None, int, float | None, int]) -> tuple[Cell, ...]:
-    """A row of the table."""
-    texts = ("n/a" if part is None else f"{100 * part:.1f}" if isinstance(part, float) else str(part) for part in probe)
-    return tuple(map(Cell, texts))
-
-
-def title(name: str, probe: tuple[float | None, int, float | None, int]) -> str:
-    """Of a panel."""
-    unseen = "n/a" if probe[0] is None else f"{100 * probe[0]:.0f} %"
-    return f"{SPACES[name]} (probe {unseen})"
+def probe_table(probes: Sequence[ProbeResult]) -> Table:
+    """Layers and spaces by what the answers are known to."""
+    rows = []
+    for probe in probes:
+        parts = ((probe.unseen, probe.n_unseen), (probe.known, probe.n_known))
+        cells = [("n/a" if share is None else f"{100 * share:.1f}", str(n)) for share, n in parts]
+        rows.append((f"layer {probe.layer}, {probe.space}", tuple(Cell(text) for pair in cells for text in pair)))
+    notes = (
+        "Accuracy of a linear probe in percent; chance is 50. unseen: answers that neither probe nor encoder has seen, "
+        "as unike prepare measured it with encoders trained without them. known: the probe has not seen them, but the "
+        "encoder, the one that is in use, has. The raw space has no encoder.",
+    )
+    columns = (("unseen:", ("percent", "n")), ("known:", ("percent", "n")))
+    return Table("Linear probes for truth", columns, tuple(rows), notes, of="space")
 
 
 def laid_out(pos: Tensor, neg: Tensor, seed: int) -> dict[str, Any]:
