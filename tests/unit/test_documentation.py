@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 import typer
 
+from unike import registry
 from unike.cli import app
+from unike.cli._shared import parse_settings
+from unike.errors import UnikeError
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,15 +23,19 @@ COMMANDS = [
 
 
 def parse(line: str) -> None:
+    """As the command would, up to where it begins to work: its options, and the settings of an editor."""
     command: Any = typer.main.get_command(app)
     words = shlex.split(line)
     while hasattr(command, "commands"):
         command = command.commands[words.pop(0)]
-    command.make_context("unike", words)
+    given = command.make_context("unike", words).params
+    if command.name in ("edit", "bench", "study"):
+        editor = registry.editors.get(given.get("editor", "unike"))
+        editor.config_class.parse(parse_settings(given["settings"] or ()))
 
 
 @pytest.mark.parametrize("document", sorted({name for name, _ in COMMANDS}))
-def test_every_command_and_option_exists(document: str) -> None:
+def test_every_command_option_and_setting_exists(document: str) -> None:
     for name, line in COMMANDS:
         if name == document:
             parse(line)
@@ -37,5 +44,7 @@ def test_every_command_and_option_exists(document: str) -> None:
 def test_one_that_does_not_exist_would_be_found() -> None:
     with pytest.raises(Exception, match="No such option"):
         parse("bench --editor ft --model mini --out x --dataset y --no-such-option")
+    with pytest.raises(UnikeError, match="unknown setting 'no_such_setting'"):
+        parse("bench --editor ft --model mini --out x --dataset y --set no_such_setting=1")
     with pytest.raises(KeyError):
         parse("models chekc x")
