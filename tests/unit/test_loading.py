@@ -54,7 +54,9 @@ def test_bits_that_there_are_not_are_refused(folder: str, monkeypatch: pytest.Mo
     assert "pip install bitsandbytes" in result.stderr
 
 
-def test_a_quantised_model_is_edited_in_full_precision(folder: str, tmp_path: Path) -> None:
+def test_a_quantised_model_is_edited_in_full_precision(
+    folder: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """In 8 bits; on the cpu, bitsandbytes' 4 bits need matrices of other sizes than the tiny model's."""
     pytest.importorskip("bitsandbytes")
     few = load_backbone(folder, device="cpu", quantize="8bit")
@@ -64,6 +66,7 @@ def test_a_quantised_model_is_edited_in_full_precision(folder: str, tmp_path: Pa
     assert all(finding.holds for finding in laws.check(few, questions))
     edit = registry.editors.get("ft")(steps=2).edit(few, questions[0])
     assert {tensor.dtype for tensor in edit.tensors.values()} == {torch.float32}
+    assert "will be cast" not in caplog.text, "a line for each matrix of each pass"
 
 
 def test_no_device_of_that_name(folder: str) -> None:

@@ -11,6 +11,7 @@ once for each input (`Backbone.run_to_split`) and the rest is replayed as often 
 
 import hashlib
 import importlib.util
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
@@ -801,6 +802,8 @@ def resolve_placement(device: str, dtype: str, quantize: str | None) -> dict[str
     if quantize is not None:
         from transformers import BitsAndBytesConfig
 
+        # For each matrix of each pass it says that LLM.int8 computes in float16.
+        logging.getLogger("bitsandbytes.autograd").setLevel(logging.ERROR)
         compute = {"bnb_4bit_compute_dtype": torch.bfloat16 if kind == "auto" else kind, "bnb_4bit_quant_type": "nf4"}
         placement["quantization_config"] = BitsAndBytesConfig(**{f"load_in_{quantize}": True}, **compute)
     return placement

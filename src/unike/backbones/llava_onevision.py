@@ -66,8 +66,8 @@ class LlavaOnevision(Backbone):
         config = make(
             vision_config=SiglipVisionConfig(
                 hidden_size=16,
-                intermediate_size=32,
-                num_hidden_layers=3,
+                intermediate_size=48,
+                num_hidden_layers=2,
                 num_attention_heads=2,
                 image_size=8,
                 patch_size=4,
