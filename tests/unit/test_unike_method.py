@@ -182,18 +182,18 @@ def by_hand(
         own = row * len(acting) // rows
         return acting[own], int(prompt_last[own])
 
-    def gate_of(tensors: dict[str, Tensor], at_p: Tensor) -> tuple[float, float, float]:
+    def gate_of(tensors: dict[str, Tensor], at_p: Tensor, n_edits: int) -> tuple[float, float, float]:
         gate = knowledge.gate
         assert gate is not None
         key, state = tensors["gate.keys"][0] - gate.mean, at_p - gate.mean
         question, fact = cosine(key, state), cosine(gate.whitening @ key, gate.whitening @ state)
-        ramps = (question, gate.question), (fact, gate.fact)
+        ramps = (question, gate.question), (fact, gate.fact.of(n_edits))
         asked, about = (clamp((s - ramp.low) / (ramp.high - ramp.low)) for s, ramp in ramps)
-        return asked, about, fact
+        return asked, about, cosine(gate.within @ key, gate.within @ state)
 
     def in_competition(found: list[tuple[float, float, float]]) -> list[tuple[float, float]]:
-        best = max(fact for *_, fact in found)
-        behind = [0 if config.rivalry is None else (best - fact) / config.rivalry for *_, fact in found]
+        nearest = max(nearness for *_, nearness in found)
+        behind = [0 if config.rivalry is None else (nearest - near) / config.rivalry for *_, near in found]
         return [(asked, about * max(1 - b, 0)) for (asked, about, _), b in zip(found, behind, strict=True)]
 
     def shifted(layer: int, row: int, edits: list[dict[str, Tensor]], x: Tensor, h_input: Tensor, p: int) -> Tensor:
@@ -230,7 +230,7 @@ def by_hand(
             for row, (x, h_input) in enumerate(zip(hidden_states, output[0], strict=True)):
                 edits, p = of_row(row, len(hidden_states))
                 if config.has_gate and layer == knowledge.gate.layer:  # type: ignore[union-attr]
-                    gates[row] = in_competition([gate_of(edit, x[p]) for edit in edits])
+                    gates[row] = in_competition([gate_of(edit, x[p], len(edits)) for edit in edits])
                 edited = layer in edited_layers and config.has_memory
                 found.append(shifted(edited_layers[layer], row, edits, x, h_input, p) if edited else h_input)
             return (torch.stack(found), *output[1:])
