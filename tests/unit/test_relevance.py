@@ -436,11 +436,24 @@ def test_edits_compete_for_an_input() -> None:
 
 def test_the_nearest_edit_is_the_one_within_whose_scatter_an_input_lies() -> None:
     gate, keys, states = some_gate(**OPEN), draw(4, 3, D, seed=3), draw(4, D, seed=4)
-    _, fact = gate.opened(keys, states, rivalry=0.4)
-    mean, within = gate.mean.numpy().astype(float), gate.within.numpy().astype(float)
-    for row in range(4):
-        near = [cosine(within @ (key.numpy() - mean), within @ (states[row].numpy() - mean)) for key in keys[row]]
-        expected = [max(1 - (max(near) - each) / 0.4, 0) for each in near]
-        assert fact[row].tolist() == pytest.approx(expected, abs=1e-5)
-    assert (fact == 0).any() and ((fact > 0) & (fact < 1)).any()
-    assert torch.equal(gate.opened(keys, states)[1], torch.ones(4, 3)), "without rivalry each acts by itself"
+    opened, mean = gate.opened(keys, states, rivalry=0.4), gate.mean.numpy().astype(float)
+    for factor, matrix in ((opened.gate, gate.within), (opened.fact, gate.whitening)):
+        scale = matrix.numpy().astype(float)
+        for row in range(4):
+            near = [cosine(scale @ (key.numpy() - mean), scale @ (states[row].numpy() - mean)) for key in keys[row]]
+            expected = [max(1 - (max(near) - each) / 0.4, 0) for each in near]
+            assert factor[row].tolist() == pytest.approx(expected, abs=1e-5)
+        assert (factor == 0).any() and ((factor > 0) & (factor < 1)).any()
+    alone = gate.opened(keys, states)
+    assert torch.equal(alone.fact, torch.ones(4, 3)), "without rivalry each acts by itself"
+    assert torch.equal(alone.gate, alone.fact)
+
+
+def test_what_an_input_is_about_is_as_easily_told_in_a_stack() -> None:
+    gate, keys, states = some_gate(question=OPEN["question"]), draw(4, 2, D, seed=3), draw(4, D, seed=4)
+    together = gate.opened(keys, states)
+    for edit in (0, 1):
+        alone = gate.opened(keys[:, edit : edit + 1], states)
+        assert torch.allclose(together.fact[:, edit], alone.fact[:, 0], atol=1e-6)
+        assert torch.equal(alone.gate, alone.fact)
+    assert (together.gate <= together.fact).all() and (together.gate < together.fact).any()

@@ -8,17 +8,19 @@ similarities of an input to that key say whether it is about the edited fact:
 - the *whitened* cosine, of states scaled to unit covariance, hears all directions alike: what the question is about.
   It tells "what is this?" about one thing from the same question about another.
 
-Each becomes a factor, and the gate is their product::
+Each becomes a factor, and the gate of a single edit is their product::
 
     question = ramp(centred),    fact = ramp(whitened),    ramp(s) = clamp((s - low) / (high - low), 0, 1)
 
-In a stack of G edits two things change. An input that is about none of them has G chances to be taken for one, so the
-ramp of ``fact`` rises with G (`RisingRamp`). And edits compete: two that ask the same about two like things are both
-near to either's inputs, so each ``fact`` is scaled by how far its edit is behind the nearest one (`compete`). Which is
-nearest is a third cosine's to say, the *within* cosine ``r``, of states scaled by how they scatter within one fact, so
-that what another wording or another picture changes hardly counts::
+In a stack edits compete: two that ask the same about two like things are both near to either's inputs, so each
+is scaled by how far it is behind the nearest one, ``compete(s)_g = clamp(1 - (max_j s_j - s_g) / rivalry, 0, 1)``::
 
-    fact_g *= clamp(1 - (max_j r_j - r_g) / rivalry, 0, 1)
+    fact_g = ramp(w_g) compete(w)_g,    gate_g = question_g ramp_G(w_g) compete(r)_g
+
+where ``w`` is the whitened cosine and G the number of edits. The gate, which is for the edits' own questions, is
+stricter than ``fact`` in two ways. An input that is about none of G edits has G chances to be taken for one, so its
+ramp rises with G (`RisingRamp`). And whose question it is the *within* cosine ``r`` has to say, of states scaled by how
+they scatter among wordings and pictures of one fact: what is different there hardly counts.
 
 Note:
     In the paper relevance scales only what the memory injects (alpha, Eq. 7). Here it also scales the new pairs of the
@@ -27,7 +29,7 @@ Note:
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, astuple, dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -41,27 +43,32 @@ from unike.modules.latent_memory import current_prefill
 from unike.types import Prefill, SplitState
 
 
+class Opening(NamedTuple):
+    """How far inputs are about each of G edits, ``[..., G]`` each, in 0..1."""
+
+    question: Tensor
+    """Whether it is the edit's kind of question."""
+
+    fact: Tensor
+    """Whether it is about what the edit is about, whatever is asked."""
+
+    gate: Tensor
+    """Whether it is the edit's own question about it."""
+
+
 @dataclass(frozen=True)
 class Gate:
     """How far each row the model runs on is about each of G edits; only to be asked while it runs.
 
     Args:
-        read: Returns ``question`` and ``fact``, ``[R, G]`` each, in 0..1.
+        read: Returns all of it, ``[R, G]`` each.
     """
 
-    read: Callable[[], tuple[Tensor, Tensor]]
-
-    def question(self) -> Tensor:
-        """Whether it is the edit's kind of question, ``[R, G]``."""
-        return self.read()[0]
-
-    def fact(self) -> Tensor:
-        """Whether it is about what the edit is about, ``[R, G]``."""
-        return self.read()[1]
+    read: Callable[[], Opening]
 
     def __call__(self) -> Tensor:
-        """Both, ``[R, G]``."""
-        return self.question() * self.fact()
+        """The gate alone."""
+        return self.read().gate
 
 
 @dataclass(frozen=True)
@@ -157,8 +164,9 @@ class Relevance:
         Raises:
             LookupError, TypeError, ValueError: Something is missing or makes no sense.
         """
-        fact = RisingRamp(tuple(settings["fact"]["low"]), tuple(settings["fact"]["high"]))
-        return cls(settings["layer"], *(tensors[name] for name in cls.TENSORS), Ramp(*settings["question"]), fact)
+        mean, whitening, within = (tensors[name] for name in cls.TENSORS)
+        fact = RisingRamp(*(tuple(settings["fact"][end]) for end in ("low", "high")))
+        return cls(settings["layer"], mean, whitening, within, Ramp(*settings["question"]), fact)
 
     def to(self, device: torch.device | str) -> Self:
         """The same on another device."""
@@ -172,17 +180,17 @@ class Relevance:
     @torch.no_grad()
     def __call__(self, keys: Tensor, states: Tensor) -> Tensor:
         """The gate: keys ``[..., G, D]`` and attention inputs at ``p``, ``[..., D]``, to ``[..., G]``."""
-        question, fact = self.opened(keys, states)
-        return question * fact
+        return self.opened(keys, states).gate
 
-    def opened(self, keys: Tensor, states: Tensor, rivalry: float | None = None) -> tuple[Tensor, Tensor]:
-        """Its two factors, for keys and states as in `__call__`; with ``rivalry``, those of edits that `compete`."""
+    def opened(self, keys: Tensor, states: Tensor, rivalry: float | None = None) -> Opening:
+        """The gate and its factors, for keys and states as in `__call__`; without ``rivalry`` no edit competes."""
         centred, whitened = self.similarities(keys, states)
-        fact = self.fact.of(keys.shape[-2])(whitened)
-        if rivalry is not None and keys.shape[-2] > 1:
-            nearness = _cosine((keys.float() - self.mean) @ self.within, (states.float() - self.mean) @ self.within)
-            fact = fact * compete(nearness, rivalry)
-        return self.question(centred), fact
+        question, n_edits = self.question(centred), keys.shape[-2]
+        fact, own = self.fact.of(1)(whitened), self.fact.of(n_edits)(whitened)
+        if rivalry is not None and n_edits > 1:
+            within = _cosine((keys.float() - self.mean) @ self.within, (states.float() - self.mean) @ self.within)
+            fact, own = fact * compete(whitened, rivalry), own * compete(within, rivalry)
+        return Opening(question, fact, question * own)
 
     @torch.no_grad()
     def read(self, backbone: Backbone, state: SplitState) -> Tensor:
@@ -214,16 +222,16 @@ class Relevance:
         def read(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
             prefill, x = current_prefill(backbone), first_input(args, kwargs)
 
-            def compare() -> tuple[Tensor, Tensor]:  # not while answers are continued, where ``x`` is a new token alone
+            def compare() -> Opening:  # not while answers are continued, where ``x`` is a new token alone
                 rows = keys.repeat_interleave(len(x) // len(keys), dim=0)
-                question, fact = self.opened(rows, prefill.at_prompt_last(x), rivalry)
-                prefill.note("gate", (question * fact).amax(dim=1))
-                prefill.note("fact", fact.amax(dim=1))
-                return question, fact
+                opened = self.opened(rows, prefill.at_prompt_last(x), rivalry)
+                prefill.note("gate", opened.gate.amax(dim=1))
+                prefill.note("fact", opened.fact.amax(dim=1))
+                return opened
 
             prefill.once(owner, compare)
 
-        def missing() -> tuple[Tensor, Tensor]:
+        def missing() -> Opening:
             raise UnikeError(
                 f"the gate is read at layer {self.layer}, which this pass has not reached: "
                 "split the forward pass no higher than there"
