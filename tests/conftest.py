@@ -16,7 +16,7 @@ from unike.files import replace_folder
 from unike.modules.conditioned_update import ConditionedUpdates
 from unike.modules.disentangle import Encoder
 from unike.modules.knowledge import Knowledge, LayerKnowledge, Triplet
-from unike.modules.relevance import Ramp, Relevance
+from unike.modules.relevance import Ramp, Relevance, RisingRamp
 from unike.modules.trained import Trained
 from unike.types import Query
 
@@ -98,9 +98,12 @@ def some_knowledge(
             ffn_norm=torch.tensor(2.5),
         )
 
-    spread = draw(width, width) / width**0.5
-    whitener = torch.eye(width) + spread @ spread.T
-    gate = Relevance(gate_layer, 0.3 * draw(width), whitener, *(Ramp(*ends) for ends in ramps))
+    def spread() -> torch.Tensor:
+        some = draw(width, width) / width**0.5
+        return torch.eye(width) + some @ some.T
+
+    question, (low, high) = ramps
+    gate = Relevance(gate_layer, 0.3 * draw(width), spread(), spread(), Ramp(*question), RisingRamp((low,), (high,)))
     triplets = tuple(Triplet(f"What is {i}?", f"{i:016x}", "0f" * 96, "this", f"that {i}") for i in range(TRIPLETS))
     made_for = {"source": backbone.source, "fingerprint": backbone.fingerprint()}
     made_for |= {"template": backbone.template, "n_layers": backbone.n_layers}

@@ -472,6 +472,7 @@ def describe(
         "device": backbone.device.type,
         "editor": editor.name,
         "config": editor.config.model_dump(mode="json"),
+        "learned": editor.learned(backbone),
         "dataset": "+".join(source.dataset for source in sources),
         "split": "+".join(dict.fromkeys(source.split for source in sources)),
         "cases": cases_hash(sources),

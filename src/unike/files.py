@@ -138,7 +138,8 @@ class SealedFolder:
             described = json.loads(path.read_text(encoding="utf-8"))
             found = described["format"]
             if found != self.version:
-                raise UnikeError(f"{path} has format {found}, this version reads {self.version}; update unike")
+                remedy = "update unike" if found > self.version else f"make the {self.what} anew"
+                raise UnikeError(f"{path} has format {found}, this version reads {self.version}; {remedy}")
             if not self.keys | {"sha256"} <= described.keys():
                 raise KeyError
         except (OSError, ValueError, KeyError, TypeError) as error:

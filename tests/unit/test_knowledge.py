@@ -26,7 +26,7 @@ from unike.modules.knowledge import (
     place,
 )
 from unike.modules.latent_memory import project_memory, projected_attention
-from unike.modules.relevance import Ramp, Relevance
+from unike.modules.relevance import Ramp, Relevance, RisingRamp
 
 T, D, SMALL = 6, 32, 5
 
@@ -121,7 +121,8 @@ def without(key: str) -> Callable[[bytes], bytes]:
         (CONFIG_FILE, cut, "knowledge.json is damaged"),
         (CONFIG_FILE, lambda content: b"[]", "knowledge.json is damaged"),
         (CONFIG_FILE, without("triplets"), "knowledge.json is damaged: keys are missing"),
-        (CONFIG_FILE, lambda content: content.replace(b'"format": 1', b'"format": 9'), "update unike"),
+        (CONFIG_FILE, lambda content: content.replace(b'"format": 2', b'"format": 9'), "update unike"),
+        (CONFIG_FILE, lambda content: content.replace(b'"format": 2', b'"format": 1'), "make the knowledge anew"),
         (CONFIG_FILE, lambda content: content.replace(b"0.25", b"0.01"), "not those that were saved"),
         (TENSOR_FILE, cut, "not those that were saved"),
         (TENSOR_FILE, lambda content: content[:-1] + b"\1", "not those that were saved"),
@@ -162,13 +163,14 @@ def test_missing_files_and_other_folders(tmp_path: Path) -> None:
 
 
 def test_the_gate_is_kept_in_full_precision(tmp_path: Path) -> None:
-    gate = Relevance(1, draw(D, seed=1), draw(D, D, seed=2), Ramp(-0.1, 0.3), Ramp(0.2, 0.7))
+    tensors = draw(D, seed=1), draw(D, D, seed=2), draw(D, D, seed=3)
+    gate = Relevance(1, *tensors, Ramp(-0.1, 0.3), RisingRamp((0.2, 0.3), (0.6, 0.7)))
     known = replace(some_knowledge("float16"), gate=gate)
     known.save_pretrained(tmp_path)
     found = Knowledge.from_pretrained(tmp_path)
     assert same(known, found) and found.gate is not None
     assert found.gate.settings() == gate.settings()
-    assert torch.equal(found.gate.mean, gate.mean) and torch.equal(found.gate.whitening, gate.whitening)
+    assert all(torch.equal(tensor, found.gate.tensors()[name]) for name, tensor in gate.tensors().items())
     assert known.fingerprint != some_knowledge("float16").fingerprint, "it is part of the content"
     assert found.to("meta").gate.mean.device.type == "meta"
     some_knowledge().save_pretrained(tmp_path)

@@ -1,5 +1,6 @@
 """The gate: its ramps and cosines against numpy loops, and on every family that only the prompt opens and closes it."""
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -18,12 +19,27 @@ from unike.hooks import Hooks, trace
 from unike.modules.ffn_patch import FFNPatch, PairGate, install_patch
 from unike.modules.knowledge import Knowledge
 from unike.modules.latent_memory import FixedAlpha, LatentInjection, LatentMemory
-from unike.modules.relevance import MIN_RAMP, Gate, Ramp, Relevance, calibrate, compete, separation, whitening
+from unike.modules.relevance import (
+    MIN_RAMP,
+    SIZES,
+    Gate,
+    Ramp,
+    Relevance,
+    RisingRamp,
+    calibrate,
+    compete,
+    inverse_root,
+    separation,
+    whitening,
+)
 from unike.types import Query
 
 D = 24
 
-OPEN, CLOSED = Ramp(-3.0, -2.0), Ramp(2.0, 3.0)
+OPEN, CLOSED = (
+    {"question": Ramp(-3.0, -2.0), "fact": RisingRamp((-3.0,), (-2.0,))},
+    {"question": Ramp(2.0, 3.0), "fact": RisingRamp((2.0,), (3.0,))},
+)
 """Wherever a cosine may lie."""
 
 
@@ -32,9 +48,9 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 
 def some_gate(**settings: Any) -> Relevance:
-    spread = draw(D, D, seed=1)
-    chosen = {"layer": 1, "mean": draw(D, seed=2), "whitening": spread @ spread.T}
-    return Relevance(**(chosen | {"question": Ramp(-0.2, 0.6), "fact": Ramp(-0.5, 0.5)} | settings))
+    spread, scatter = draw(D, D, seed=1), draw(D, D, seed=5)
+    chosen = {"layer": 1, "mean": draw(D, seed=2), "whitening": spread @ spread.T, "within": scatter @ scatter.T}
+    return Relevance(**(chosen | {"question": Ramp(-0.2, 0.6), "fact": RisingRamp((-0.5, 0.1), (0.5, 0.6))} | settings))
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -53,21 +69,20 @@ def test_a_ramp_is_a_clamped_line() -> None:
             Ramp(low, high)
 
 
-@pytest.mark.parametrize("error", [0.02, 0.25])
-def test_a_ramp_between_two_sorts_ends_at_their_quantiles(error: float) -> None:
-    related, unrelated = 0.7 + 0.1 * draw(200), 0.1 + 0.1 * draw(300, seed=1)
-    ramp = Ramp.between(related, unrelated, error)
-    assert ramp.high == pytest.approx(np.quantile(related.numpy(), error), abs=1e-5)
-    assert ramp.low == pytest.approx(np.quantile(unrelated.numpy(), 1 - error), abs=1e-5)
-    beyond = (ramp(related) < 1).float().mean(), (ramp(unrelated) > 0).float().mean()
-    assert all(share.item() == pytest.approx(error, abs=0.01) for share in beyond)
+def test_a_ramp_lies_between_two_ends_and_is_no_step() -> None:
+    for ramp in (Ramp.between(0.2, 0.6), Ramp.between(0.6, 0.2)):
+        assert (ramp.low, ramp.high) == pytest.approx((0.2, 0.6))
+    touching = Ramp.between(0.5, 0.499)
+    assert (touching.low, touching.high) == pytest.approx((0.4995 - MIN_RAMP / 2, 0.4995 + MIN_RAMP / 2))
 
 
-def test_a_ramp_between_sorts_that_overlap_or_touch() -> None:
-    overlapping = Ramp.between(torch.tensor([0.2, 0.8]), torch.tensor([0.0, 0.6]), 0.0001)
-    assert (overlapping.low, overlapping.high) == pytest.approx((0.2, 0.6), abs=1e-3)
-    touching = Ramp.between(torch.tensor([0.5]), torch.tensor([0.5]), 0.1)
-    assert (touching.low, touching.high) == pytest.approx((0.5 - MIN_RAMP / 2, 0.5 + MIN_RAMP / 2))
+def test_a_ramp_rises_with_the_stack() -> None:
+    rising = RisingRamp(low=(0.1, 0.2, 0.5), high=(0.3, 0.4, 0.6))
+    expected = {1: (0.1, 0.3), 2: (0.2, 0.4), 4: (0.5, 0.6), 5: (0.5, 0.6), 1000: (0.5, 0.6)}
+    expected[3] = (0.2 + 0.3 * np.log2(1.5), 0.4 + 0.2 * np.log2(1.5))
+    assert {n: (rising.of(n).low, rising.of(n).high) for n in expected} == {
+        n: pytest.approx(ends) for n, ends in expected.items()
+    }
 
 
 # ---------------------------------------------------------------------- cosines
@@ -105,26 +120,24 @@ def test_both_cosines_are_those_of_the_definition() -> None:
     centred, whitened = gate.similarities(keys, states)
     assert centred.shape == whitened.shape == (3, 2)
     mean, whitener = gate.mean.numpy().astype(float), gate.whitening.numpy().astype(float)
-    factors = gate(keys, states)
+    factors, ramps = gate(keys, states), (gate.question, gate.fact.of(2))
+    assert (ramps[1].low, ramps[1].high) == pytest.approx((0.1, 0.6)), "there are two edits"
     for row in range(3):
         for edit in range(2):
             a, b = keys[row, edit].numpy() - mean, states[row].numpy() - mean
             by_hand = cosine(a, b), cosine(whitener @ a, whitener @ b)
             assert (centred[row, edit].item(), whitened[row, edit].item()) == pytest.approx(by_hand, abs=1e-5)
-            ramps = [min(max((s - r.low) / (r.high - r.low), 0), 1) for s, r in zip(by_hand, RAMPS, strict=True)]
-            assert factors[row, edit].item() == pytest.approx(ramps[0] * ramps[1], abs=1e-5)
+            expected = [min(max((s - r.low) / (r.high - r.low), 0), 1) for s, r in zip(by_hand, ramps, strict=True)]
+            assert factors[row, edit].item() == pytest.approx(expected[0] * expected[1], abs=1e-5)
     assert 0 < factors.max() < 1 and len(set(factors.flatten().tolist())) > 3
     assert torch.allclose(gate(states.unsqueeze(1), states), torch.ones(3, 1)), "its own input opens it"
 
 
-RAMPS = (some_gate().question, some_gate().fact)
-
-
 def test_both_cosines_have_to_agree() -> None:
     keys, states = draw(5, 1, D, seed=3), draw(5, D, seed=4)
-    assert (some_gate(question=OPEN, fact=OPEN)(keys, states) == 1).all()
+    assert (some_gate(**OPEN)(keys, states) == 1).all()
     for closed in ("question", "fact"):
-        assert (some_gate(**{"question": OPEN, "fact": OPEN, closed: CLOSED})(keys, states) == 0).all()
+        assert (some_gate(**OPEN | {closed: CLOSED[closed]})(keys, states) == 0).all()
 
 
 # ---------------------------------------------------------------------- calibration
@@ -171,11 +184,12 @@ def test_calibration_separates_what_one_cosine_does_not() -> None:
         best_line({kind: gate.similarities(keys_of[kind], states)[which] for kind, (_, states) in probes.items()})
         for which in (0, 1)
     ]
+    gate = replace(gate, fact=RisingRamp(gate.fact.low[:1], gate.fact.high[:1]))
     both = best_line({kind: gate(keys_of[kind], states) for kind, (_, states) in probes.items()})
     assert max(alone) < 0.85 < 0.95 < both, (alone, both)
     assert separation(gate, keys, probes) > 0.9
-    assert separation(replace(gate, fact=OPEN), keys, probes) < 0.8
-    assert separation(replace(gate, question=OPEN), keys, probes) < 0.8
+    assert separation(replace(gate, fact=OPEN["fact"]), keys, probes) < 0.8
+    assert separation(replace(gate, question=OPEN["question"]), keys, probes) < 0.8
 
 
 def test_calibration_draws_each_line_between_what_its_cosine_tells_apart() -> None:
@@ -192,19 +206,36 @@ def test_calibration_draws_each_line_between_what_its_cosine_tells_apart() -> No
 
     locality = ("m_locality", "t_locality")
     assert (gate.question.low, gate.question.high) == pytest.approx(ends(0, RELATED, ("specificity",)), abs=1e-4)
-    assert (gate.fact.low, gate.fact.high) == pytest.approx(ends(1, RELATED, locality), abs=1e-4)
+    chance = torch.cat([gate.similarities(keys, state)[1] for state in probes["m_locality"][1]])
+    for share, lines in ((0.125, gate.fact.low), (0.05, gate.fact.high)):
+        assert len(lines) == SIZES
+        for size, line in enumerate(lines):
+            above = (chance > line).float().mean().item()
+            assert above == pytest.approx(share / 2**size, abs=1.5 / len(chance)), (
+                "of all pairs of an edit and another picture"
+            )
     del probes["specificity"]
     without = calibrate(0, keys, probes, error=0.05)
     measured = {kind: without.similarities(keys.unsqueeze(1), states) for kind, (_, states) in probes.items()}
     assert (without.question.low, without.question.high) == pytest.approx(ends(0, RELATED, locality), abs=1e-4)
 
 
+def test_calibration_knows_how_inputs_about_one_fact_differ() -> None:
+    keys, probes = probes_of(200)
+    gate = calibrate(0, keys, probes)
+    differences = torch.cat([probes[kind][1] - keys for kind in RELATED]).double()
+    assert torch.equal(gate.within, inverse_root(differences.T @ differences / 400, 0.5))
+
+
 def test_separation_is_a_difference_of_means() -> None:
-    gate, (keys, probes) = some_gate(question=Ramp(-1, 1), fact=Ramp(-1, 1)), probes_of(20)
+    rising = RisingRamp(low=(-1, -0.9, -0.8, -0.6, -0.4, -0.1), high=(1, 0.9, 0.8, 0.7, 0.6, 0.5))
+    gate, (keys, probes) = some_gate(question=Ramp(-1, 1), fact=rising), probes_of(20)
     related, unrelated = [], []
-    for kind, (cases, states) in probes.items():
-        factors = [gate(keys[i : i + 1], state).item() for i, state in zip(cases.tolist(), states, strict=True)]
-        (related if kind in RELATED else unrelated).append(np.mean(factors))
+    for size in (0, 4):  # 1 and 16 edits
+        fixed = replace(gate, fact=RisingRamp((rising.low[size],), (rising.high[size],)))
+        for kind, (cases, states) in probes.items():
+            factors = [fixed(keys[i : i + 1], state).item() for i, state in zip(cases.tolist(), states, strict=True)]
+            (related if kind in RELATED else unrelated).append(np.mean(factors))
     assert separation(gate, keys, probes) == pytest.approx(np.mean(related) - np.mean(unrelated), abs=1e-5)
 
 
@@ -326,7 +357,7 @@ def test_a_closed_gate_is_no_edit_bit_for_bit(
     beams = backbone.generate(facts, max_new_tokens=2, num_beams=2)
     with gated(backbone, None, keys):
         assert not torch.allclose(forward(backbone, *facts), plain, atol=1e-1)
-    for closed in (replace(relevance, question=CLOSED), replace(relevance, fact=CLOSED)):
+    for closed in (replace(relevance, question=CLOSED["question"]), replace(relevance, fact=CLOSED["fact"])):
         with gated(backbone, closed, keys):
             assert torch.equal(forward(backbone, *facts), plain)
             assert backbone.generate(facts, max_new_tokens=3) == answers
@@ -338,7 +369,7 @@ def test_an_open_gate_is_no_gate(backbone: Backbone, relevance: Relevance, keys:
     with gated(backbone, None, keys):
         ungated, answers = forward(backbone, *facts), backbone.generate(facts, max_new_tokens=3)
         beams = backbone.generate(facts, max_new_tokens=3, num_beams=2)
-    with gated(backbone, replace(relevance, question=OPEN, fact=OPEN), keys):
+    with gated(backbone, replace(relevance, **OPEN), keys):
         assert torch.equal(forward(backbone, *facts), ungated)
         assert backbone.generate(facts, max_new_tokens=3) == answers
         assert backbone.generate(facts, max_new_tokens=3, num_beams=2) == beams
@@ -354,7 +385,7 @@ def test_the_gate_opens_for_each_row_by_its_own_prompt(
     centred = relevance.similarities(keys, states)[0][:, 0]
     low = max(centred[0].item(), centred[2].item())
     assert centred[1] == pytest.approx(1, abs=1e-5) and low < 0.999
-    narrow = replace(relevance, question=Ramp(low, (low + 1) / 2), fact=OPEN)
+    narrow = replace(relevance, question=Ramp(low, (low + 1) / 2), fact=OPEN["fact"])
     with gated(backbone, None, keys):
         ungated = backbone.forward(batch)
     with gated(backbone, narrow, keys):
@@ -363,7 +394,7 @@ def test_the_gate_opens_for_each_row_by_its_own_prompt(
             assert torch.equal(backbone.run_from_split(backbone.run_to_split(batch, split)), logits)
         advanced = backbone.advance(backbone.run_to_split(batch, 0), -1)
         assert torch.equal(backbone.run_from_split(advanced), logits), "what was read on the way is kept"
-        with gated(backbone, replace(relevance, fact=CLOSED), keys):
+        with gated(backbone, replace(relevance, fact=CLOSED["fact"]), keys):
             assert torch.equal(backbone.forward(batch), logits), "gates stack, and a closed one changes nothing"
     assert torch.equal(logits[[0, 2]], plain[[0, 2]])
     assert torch.equal(logits[1], ungated[1])
@@ -385,11 +416,44 @@ def test_a_gate_that_was_not_reached_says_so(
 
 def test_a_gate_follows_a_moved_copy(pictures: list[Path]) -> None:
     moved = some_gate().to("meta")
-    assert moved.mean.device.type == moved.whitening.device.type == "meta"
-    assert moved.settings() == some_gate().settings() == {"layer": 1, "question": (-0.2, 0.6), "fact": (-0.5, 0.5)}
+    assert {tensor.device.type for tensor in moved.tensors().values()} == {"meta"}
+    assert moved.settings() == some_gate().settings()
+
+
+def test_a_gate_is_made_of_its_settings_and_tensors() -> None:
+    gate = some_gate()
+    again = Relevance.of(json.loads(json.dumps(gate.settings())), gate.tensors())
+    assert again.settings() == gate.settings()
+    assert all(torch.equal(tensor, again.tensors()[name]) for name, tensor in gate.tensors().items())
+    assert len(gate.tensors()) == 3
 
 
 def test_edits_compete_for_an_input() -> None:
     found = compete(torch.tensor([[0.6, 0.55, 0.6, 0.5, -0.3], [0.1, 0.1, 0.0, 0.02, 0.09]]), 0.1)
     assert torch.allclose(found, torch.tensor([[1, 0.5, 1, 0, 0], [1, 1, 0, 0.2, 0.9]]), atol=1e-5)
     assert torch.equal(compete(torch.tensor([[0.2], [-0.7]]), 0.1), torch.ones(2, 1)), "one alone has no rivals"
+
+
+def test_the_nearest_edit_is_the_one_within_whose_scatter_an_input_lies() -> None:
+    gate, keys, states = some_gate(**OPEN), draw(4, 3, D, seed=3), draw(4, D, seed=4)
+    opened, mean = gate.opened(keys, states, rivalry=0.4), gate.mean.numpy().astype(float)
+    for factor, matrix in ((opened.gate, gate.within), (opened.fact, gate.whitening)):
+        scale = matrix.numpy().astype(float)
+        for row in range(4):
+            near = [cosine(scale @ (key.numpy() - mean), scale @ (states[row].numpy() - mean)) for key in keys[row]]
+            expected = [max(1 - (max(near) - each) / 0.4, 0) for each in near]
+            assert factor[row].tolist() == pytest.approx(expected, abs=1e-5)
+        assert (factor == 0).any() and ((factor > 0) & (factor < 1)).any()
+    alone = gate.opened(keys, states)
+    assert torch.equal(alone.fact, torch.ones(4, 3)), "without rivalry each acts by itself"
+    assert torch.equal(alone.gate, alone.fact)
+
+
+def test_what_an_input_is_about_is_as_easily_told_in_a_stack() -> None:
+    gate, keys, states = some_gate(question=OPEN["question"]), draw(4, 2, D, seed=3), draw(4, D, seed=4)
+    together = gate.opened(keys, states)
+    for edit in (0, 1):
+        alone = gate.opened(keys[:, edit : edit + 1], states)
+        assert torch.allclose(together.fact[:, edit], alone.fact[:, 0], atol=1e-6)
+        assert torch.equal(alone.gate, alone.fact)
+    assert (together.gate <= together.fact).all() and (together.gate < together.fact).any()

@@ -315,6 +315,7 @@ def test_methods_that_differ_never_share_a_name() -> None:
     other = {"editor": "zap", "config": {"depth": 1}}
     assert names(other, other | {"config": {"depth": 2}}) == ["zap (depth=1)", "zap (depth=2)"]
     assert names(other) == ["zap"], "an editor of which nothing is known"
+    assert names(unike(), unike() | {"learned": "abc"}) == ["unike (learned=null)", "unike (learned=abc)"]
     old = {key: value for key, value in unike()["config"].items() if key != "slack"}
     assert names(unike(), {"editor": "unike", "config": old}) == ["unike (slack=0.3)", "unike (slack=null)"]
     assert names({"limit": 5}, {"limit": None}) == ["ft (limit=5)", "ft (limit=null)"]

@@ -28,6 +28,7 @@ from unike.hooks import inject, trace
 from unike.modules.anchors import Anchors
 from unike.modules.knowledge import Knowledge, LayerKnowledge, evenly, knowledge_of
 from unike.modules.latent_memory import LatentInjection, RecallLog
+from unike.modules.relevance import Ramp
 from unike.types import Query
 
 LAYERS = (-2, -1)
@@ -176,32 +177,39 @@ def by_hand(
 ) -> Iterator[None]:
     """Let the model compute Eq. 2, 3, 6, 7 and 8 in loops; rows come in as many copies as there are beams."""
     knowledge = knowledge_of(backbone, config.knowledge)
-    gates: dict[int, list[tuple[float, float]]] = {}
+    gates: dict[int, list[tuple[float, float, float]]] = {}
 
     def of_row(row: int, rows: int) -> tuple[list[dict[str, Tensor]], int]:
         own = row * len(acting) // rows
         return acting[own], int(prompt_last[own])
 
-    def gate_of(tensors: dict[str, Tensor], at_p: Tensor) -> tuple[float, float, float]:
+    def gates_of(edits: list[dict[str, Tensor]], at_p: Tensor) -> list[tuple[float, float, float]]:
+        """For each edit: the kind of question, what it is about, and whether it is the edit's own question."""
         gate = knowledge.gate
         assert gate is not None
-        key, state = tensors["gate.keys"][0] - gate.mean, at_p - gate.mean
-        question, fact = cosine(key, state), cosine(gate.whitening @ key, gate.whitening @ state)
-        ramps = (question, gate.question), (fact, gate.fact)
-        asked, about = (clamp((s - ramp.low) / (ramp.high - ramp.low)) for s, ramp in ramps)
-        return asked, about, fact
+        state, keys = at_p - gate.mean, [tensors["gate.keys"][0] - gate.mean for tensors in edits]
 
-    def in_competition(found: list[tuple[float, float, float]]) -> list[tuple[float, float]]:
-        best = max(fact for *_, fact in found)
-        behind = [0 if config.rivalry is None else (best - fact) / config.rivalry for *_, fact in found]
-        return [(asked, about * max(1 - b, 0)) for (asked, about, _), b in zip(found, behind, strict=True)]
+        def cosines(matrix: Tensor) -> list[float]:
+            return [cosine(matrix @ key, matrix @ state) for key in keys]
+
+        def on(ramp: Ramp, s: float) -> float:
+            return clamp((s - ramp.low) / (ramp.high - ramp.low))
+
+        def in_competition(near: list[float]) -> list[float]:
+            return [1 if config.rivalry is None else max(1 - (max(near) - s) / config.rivalry, 0) for s in near]
+
+        whitened, within = cosines(gate.whitening), cosines(gate.within)
+        asked = [on(gate.question, s) for s in cosines(torch.eye(len(state)))]
+        about = [on(gate.fact.of(1), s) * c for s, c in zip(whitened, in_competition(whitened), strict=True)]
+        strict = [on(gate.fact.of(len(edits)), s) * c for s, c in zip(whitened, in_competition(within), strict=True)]
+        return [(q, f, q * own) for q, f, own in zip(asked, about, strict, strict=True)]
 
     def shifted(layer: int, row: int, edits: list[dict[str, Tensor]], x: Tensor, h_input: Tensor, p: int) -> Tensor:
         known, site = knowledge.layer(layer), backbone.attention(layer)
         shared = evenly(len(knowledge), config.memory_size)
         entries = [(known.h_sem[i], (known.h_pos if config.site == "projected" else known.raw_pos)[i]) for i in shared]
         for number, edit in enumerate(edits if config.own_entry else []):
-            if row in gates and not math.prod(gates[row][number]):
+            if row in gates and not gates[row][number][2]:
                 continue  # what is about something else is not there
             entries += zip(edit[f"{layer}.own_keys"], edit[f"{layer}.own_values"], strict=True)
         mean = known.mean if config.centred_retrieval else 0
@@ -217,9 +225,7 @@ def by_hand(
             alpha = clamp(config.alpha_slope * cosine(encode(known, h_know[p]), h_input[p]) + config.alpha_offset)
         elif alpha is None:
             alpha = 0.1
-        weight = (1 - alpha if config.literal_eq7 else alpha) * max(
-            math.prod(both) for both in gates.get(row, [(1.0, 1.0)])
-        )
+        weight = (1 - alpha if config.literal_eq7 else alpha) * max(own for *_, own in gates.get(row, [(1.0,)]))
         changed = (1 - weight) * h_input + weight * h_know
         return changed if config.everywhere else torch.cat([h_input[:p], changed[p:]])
 
@@ -230,7 +236,7 @@ def by_hand(
             for row, (x, h_input) in enumerate(zip(hidden_states, output[0], strict=True)):
                 edits, p = of_row(row, len(hidden_states))
                 if config.has_gate and layer == knowledge.gate.layer:  # type: ignore[union-attr]
-                    gates[row] = in_competition([gate_of(edit, x[p]) for edit in edits])
+                    gates[row] = gates_of(edits, x[p])
                 edited = layer in edited_layers and config.has_memory
                 found.append(shifted(edited_layers[layer], row, edits, x, h_input, p) if edited else h_input)
             return (torch.stack(found), *output[1:])
@@ -244,13 +250,13 @@ def by_hand(
             edits, p = of_row(row, rows)
             begin = 0 if config.everywhere else p
             for number, edit in enumerate(edits):
-                asked, about = gates[row][number] if row in gates else (0.0, 1.0)
+                asked, about, own = gates[row][number] if row in gates else (0.0, 1.0, 1.0)
                 shift = edit[f"{layer}.shift"][0] if f"{layer}.shift" in edit else 0
                 pairs = (edit[f"{layer}.{part}"] for part in ("keys", "bias", "values"))
                 first = edit["gate.at_prompt"] if row in gates else torch.zeros(config.n_pairs)
                 for key, bias, value, of_prompt in zip(*pairs, first, strict=True):
                     activation = torch.relu(q[row] @ key + bias + config.slack * asked).unsqueeze(1)
-                    found[row, begin:] += activation[begin:] * about * (asked if of_prompt else 1) * (value + shift)
+                    found[row, begin:] += activation[begin:] * (own if of_prompt else about) * (value + shift)
         return found
 
     def new_network(layer: int) -> None:

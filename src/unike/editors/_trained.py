@@ -19,7 +19,7 @@ from unike.modules.leak_guard import ImageHashes, Trace
 from unike.modules.linear_delta import install_low_rank
 from unike.modules.meta_objective import FACT, KINDS, Outcome, Reading
 from unike.modules.token_gradients import TokenGradients, token_gradients
-from unike.modules.trained import find, how_to_train
+from unike.modules.trained import find, fingerprint_of, how_to_train
 from unike.settings import Settings
 from unike.types import EditCase, Query
 
@@ -102,6 +102,10 @@ class TrainedEditor(Editor[TrainedConfigT]):
             )
             for source in find(self.name, backbone, self.config.trained).sources
         ]
+
+    def learned(self, backbone: Backbone) -> str:
+        """The hash of the network."""
+        return fingerprint_of(self.name, backbone, self.config.trained)
 
     @abstractmethod
     def build(self, backbone: Backbone, settings: Any, seed: int = 0) -> nn.Module:

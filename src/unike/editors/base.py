@@ -397,6 +397,10 @@ class Editor(ABC, Generic[ConfigT]):
         """What the method learned from before its first edit; the bench refuses what it is to be evaluated on."""
         return ()
 
+    def learned(self, backbone: Backbone) -> str | None:
+        """A short hash of what the method learned before its first edit, if anything: its results depend on it."""
+        return None
+
     def anchor_inputs(self, backbone: Backbone, layers: Sequence[int]) -> dict[int, Tensor]:
         """What the feed-forward networks of the unedited model read of the anchors, see `Anchors.ffn_inputs`.
 

@@ -309,18 +309,18 @@ def called_upon(gate: Gate, memory: LatentMemory) -> Tensor:
 def gate_of_pairs(gate: Gate, at_prompt: Tensor, config: UniKEConfig) -> PairGate:
     """What relevance does to the pairs of G edits.
 
-    Every pair is scaled by what an input is about. A pair whose key was made at the end of the prompt answers a
-    question, so it is scaled by the kind of question, too; the others, made within the answer, only go on where a text
-    has come to the same point, whatever was asked. A question of the edit's own kind lowers the threshold of all.
+    A pair whose key was made at the end of the prompt answers a question, so it is scaled by the gate. The others, made
+    within the answer, only go on where a text has come to the same point, whatever was asked, so they are scaled by
+    what an input is about alone. A question of the edit's own kind lowers the threshold of all.
 
     Args:
         gate: Of G edits.
         at_prompt: ``[B, G * N]``, 1 for the first sort of pairs and 0 for the others.
         config: For N and the slack.
     """
-    question, fact = (each.repeat_interleave(config.n_pairs, dim=1) for each in (gate.question(), gate.fact()))
+    question, fact, own = (each.repeat_interleave(config.n_pairs, dim=1) for each in gate.read())
     first = at_prompt.repeat_interleave(len(question) // len(at_prompt), dim=0)
-    return PairGate(fact * torch.where(first > 0, question, 1), config.slack * question)
+    return PairGate(torch.where(first > 0, own, fact), config.slack * question)
 
 
 def acting(backbone: Backbone, config: UniKEConfig, activations: Tensor) -> Tensor:
@@ -380,6 +380,10 @@ class UniKE(Editor[UniKEConfig]):
             Trace(triplet.prompt, ImageHashes(triplet.image_hash, triplet.perceptual_hash))
             for triplet in knowledge_of(backbone, self.config.knowledge).triplets
         ]
+
+    def learned(self, backbone: Backbone) -> str | None:
+        """The hash of the knowledge."""
+        return knowledge_of(backbone, self.config.knowledge).fingerprint if self.config.needs_knowledge else None
 
     @property
     def _uses_anchors(self) -> bool:

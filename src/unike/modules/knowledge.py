@@ -24,14 +24,14 @@ from unike.errors import UnikeError
 from unike.files import SealedFolder, replace_folder
 from unike.modules.disentangle import Encoder
 from unike.modules.latent_memory import DynamicAlpha, LatentMemory, SiteName, project_memory
-from unike.modules.relevance import Ramp, Relevance
+from unike.modules.relevance import Relevance
 
 CONFIG_FILE, TENSOR_FILE = "knowledge.json", "knowledge.safetensors"
 SAVED = SealedFolder(
     "knowledge",
     CONFIG_FILE,
     TENSOR_FILE,
-    version=1,
+    version=2,  # 1: the gate was the same for stacks of any size
     keys=frozenset({"backbone", "dtype", "layers", "gate", "triplets"}),
 )
 
@@ -258,7 +258,7 @@ class Knowledge:
             for name, tensor in layer.tensors().items()
         }
         if self.gate:
-            tensors |= {"gate.mean": self.gate.mean, "gate.whitening": self.gate.whitening}  # small beside the rest
+            tensors |= {f"gate.{name}": tensor for name, tensor in self.gate.tensors().items()}  # small beside the rest
         return described, save(tensors)
 
     @classmethod
@@ -279,10 +279,8 @@ class Knowledge:
                     {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
                 )
             triplets = tuple(Triplet(**triplet) for triplet in described.pop("triplets"))
-            gate, found = None, described.pop("gate")
-            if found:
-                ramps = Ramp(*found["question"]), Ramp(*found["fact"])
-                gate = Relevance(found["layer"], tensors["gate.mean"], tensors["gate.whitening"], *ramps)
+            found = described.pop("gate")
+            gate = found and Relevance.of(found, {name: tensors[f"gate.{name}"] for name in Relevance.TENSORS})
         except (LookupError, TypeError, ValueError, AttributeError, SafetensorError) as error:
             raise SAVED.damaged(folder, repr(error)) from None
         rest = {key: described[key] for key in described if key not in ("format", "sha256")}

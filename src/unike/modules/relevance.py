@@ -8,14 +8,19 @@ similarities of an input to that key say whether it is about the edited fact:
 - the *whitened* cosine, of states scaled to unit covariance, hears all directions alike: what the question is about.
   It tells "what is this?" about one thing from the same question about another.
 
-Each becomes a factor, and the gate is their product::
+Each becomes a factor, and the gate of a single edit is their product::
 
     question = ramp(centred),    fact = ramp(whitened),    ramp(s) = clamp((s - low) / (high - low), 0, 1)
 
-In a stack edits compete. Two that ask the same about two like things are both near to either's inputs, so each ``fact``
-is scaled by how far its whitened cosine ``w`` is behind the best of the stack (`compete`)::
+In a stack edits compete: two that ask the same about two like things are both near to either's inputs, so each
+is scaled by how far it is behind the nearest one, ``compete(s)_g = clamp(1 - (max_j s_j - s_g) / rivalry, 0, 1)``::
 
-    fact_g *= clamp(1 - (max_j w_j - w_g) / rivalry, 0, 1)
+    fact_g = ramp(w_g) compete(w)_g,    gate_g = question_g ramp_G(w_g) compete(r)_g
+
+where ``w`` is the whitened cosine and G the number of edits. The gate, which is for the edits' own questions, is
+stricter than ``fact`` in two ways. An input that is about none of G edits has G chances to be taken for one, so its
+ramp rises with G (`RisingRamp`). And whose question it is the *within* cosine ``r`` has to say, of states scaled by how
+they scatter among wordings and pictures of one fact: what is different there hardly counts.
 
 Note:
     In the paper relevance scales only what the memory injects (alpha, Eq. 7). Here it also scales the new pairs of the
@@ -23,9 +28,10 @@ Note:
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import astuple, dataclass, replace
-from typing import Any
+from dataclasses import asdict, astuple, dataclass, replace
+from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self
@@ -37,27 +43,32 @@ from unike.modules.latent_memory import current_prefill
 from unike.types import Prefill, SplitState
 
 
+class Opening(NamedTuple):
+    """How far inputs are about each of G edits, ``[..., G]`` each, in 0..1."""
+
+    question: Tensor
+    """Whether it is the edit's kind of question."""
+
+    fact: Tensor
+    """Whether it is about what the edit is about, whatever is asked."""
+
+    gate: Tensor
+    """Whether it is the edit's own question about it."""
+
+
 @dataclass(frozen=True)
 class Gate:
     """How far each row the model runs on is about each of G edits; only to be asked while it runs.
 
     Args:
-        read: Returns ``question`` and ``fact``, ``[R, G]`` each, in 0..1.
+        read: Returns all of it, ``[R, G]`` each.
     """
 
-    read: Callable[[], tuple[Tensor, Tensor]]
-
-    def question(self) -> Tensor:
-        """Whether it is the edit's kind of question, ``[R, G]``."""
-        return self.read()[0]
-
-    def fact(self) -> Tensor:
-        """Whether it is about what the edit is about, ``[R, G]``."""
-        return self.read()[1]
+    read: Callable[[], Opening]
 
     def __call__(self) -> Tensor:
-        """Both, ``[R, G]``."""
-        return self.question() * self.fact()
+        """The gate alone."""
+        return self.read().gate
 
 
 @dataclass(frozen=True)
@@ -80,21 +91,37 @@ class Ramp:
         return ((s - self.low) / (self.high - self.low)).clamp(0, 1)
 
     @classmethod
-    def between(cls, related: Tensor, unrelated: Tensor, error: float) -> Self:
-        """A ramp between similarities of inputs that an edit is about and of those that it is not about.
-
-        Args:
-            related: ``[n]``.
-            unrelated: ``[m]``.
-            error: The share of either that may lie beyond the ramp's ends.
-        """
-        ends = related.float().quantile(error).item(), unrelated.float().quantile(1 - error).item()
-        middle, half = sum(ends) / 2, max(abs(ends[0] - ends[1]) / 2, MIN_RAMP / 2)
+    def between(cls, *ends: float) -> Self:
+        """A ramp between two ends, whichever is the lower; they are moved apart if it would be a step."""
+        middle, half = sum(ends) / 2, max((max(ends) - min(ends)) / 2, MIN_RAMP / 2)
         return cls(middle - half, middle + half)
 
 
 MIN_RAMP = 0.02
 """Of a ramp between two sorts of inputs that lie so close that it would be a step."""
+
+
+@dataclass(frozen=True)
+class RisingRamp:
+    """A ramp for each size of a stack: an input that is about none of G edits has G chances to be taken for one.
+
+    Each edit may therefore take only ``1 / G`` as many of them (Bonferroni's correction).
+
+    Args:
+        low: Where ramps begin in stacks of 1, 2, 4, 8, ... edits.
+        high: Where they end.
+    """
+
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+
+    def of(self, n_edits: int) -> Ramp:
+        """The ramp of each edit in a stack of ``n_edits``; in larger stacks than were calibrated it rises no more."""
+        sizes = [2**i for i in range(len(self.low))]
+        return Ramp.between(
+            *(float(np.interp(np.log2(n_edits), np.log2(sizes), ends)) for ends in (self.low, self.high))
+        )
+
 
 RELATED, OTHER_FACTS = ("t_generality", "m_generality"), ("m_locality", "t_locality")
 """Kinds of probes that an edit is about, and that are about something else."""
@@ -108,23 +135,42 @@ class Relevance:
         layer: Where states are read, counted from 0; no higher than what is gated.
         mean: ``[D]`` of attention inputs at ``p``.
         whitening: ``[D, D]``, their covariance to the power -1/2, shrunken.
+        within: ``[D, D]``, the same of what differs between inputs about one fact.
         question: Ramp of the centred cosine.
-        fact: Ramp of the whitened cosine.
+        fact: Ramps of the whitened cosine.
     """
 
     layer: int
     mean: Tensor
     whitening: Tensor
+    within: Tensor
     question: Ramp
-    fact: Ramp
+    fact: RisingRamp
+
+    TENSORS: ClassVar[tuple[str, ...]] = ("mean", "whitening", "within")
 
     def settings(self) -> dict[str, Any]:
-        """What it is beside tensors, as JSON has it."""
-        return {"layer": self.layer, "question": astuple(self.question), "fact": astuple(self.fact)}
+        """What it is beside `tensors`, as JSON has it."""
+        return {"layer": self.layer, "question": astuple(self.question), "fact": asdict(self.fact)}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """By name."""
+        return {name: getattr(self, name) for name in self.TENSORS}
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        """The reverse of `settings` and `tensors`.
+
+        Raises:
+            LookupError, TypeError, ValueError: Something is missing or makes no sense.
+        """
+        mean, whitening, within = (tensors[name] for name in cls.TENSORS)
+        fact = RisingRamp(*(tuple(settings["fact"][end]) for end in ("low", "high")))
+        return cls(settings["layer"], mean, whitening, within, Ramp(*settings["question"]), fact)
 
     def to(self, device: torch.device | str) -> Self:
         """The same on another device."""
-        return replace(self, mean=self.mean.to(device), whitening=self.whitening.to(device))
+        return self.of(self.settings(), {name: tensor.to(device) for name, tensor in self.tensors().items()})
 
     def similarities(self, keys: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
         """Centred and whitened cosine of ``keys [..., G, D]`` with ``states [..., D]``: ``[..., G]`` each."""
@@ -134,14 +180,17 @@ class Relevance:
     @torch.no_grad()
     def __call__(self, keys: Tensor, states: Tensor) -> Tensor:
         """The gate: keys ``[..., G, D]`` and attention inputs at ``p``, ``[..., D]``, to ``[..., G]``."""
-        question, fact = self.opened(keys, states)
-        return question * fact
+        return self.opened(keys, states).gate
 
-    def opened(self, keys: Tensor, states: Tensor, rivalry: float | None = None) -> tuple[Tensor, Tensor]:
-        """Its two factors, for keys and states as in `__call__`; with ``rivalry``, those of edits that `compete`."""
+    def opened(self, keys: Tensor, states: Tensor, rivalry: float | None = None) -> Opening:
+        """The gate and its factors, for keys and states as in `__call__`; without ``rivalry`` no edit competes."""
         centred, whitened = self.similarities(keys, states)
-        fact = self.fact(whitened)
-        return self.question(centred), fact if rivalry is None else fact * compete(whitened, rivalry)
+        question, n_edits = self.question(centred), keys.shape[-2]
+        fact, own = self.fact.of(1)(whitened), self.fact.of(n_edits)(whitened)
+        if rivalry is not None and n_edits > 1:
+            within = _cosine((keys.float() - self.mean) @ self.within, (states.float() - self.mean) @ self.within)
+            fact, own = fact * compete(whitened, rivalry), own * compete(within, rivalry)
+        return Opening(question, fact, question * own)
 
     @torch.no_grad()
     def read(self, backbone: Backbone, state: SplitState) -> Tensor:
@@ -173,16 +222,16 @@ class Relevance:
         def read(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
             prefill, x = current_prefill(backbone), first_input(args, kwargs)
 
-            def compare() -> tuple[Tensor, Tensor]:  # not while answers are continued, where ``x`` is a new token alone
+            def compare() -> Opening:  # not while answers are continued, where ``x`` is a new token alone
                 rows = keys.repeat_interleave(len(x) // len(keys), dim=0)
-                question, fact = self.opened(rows, prefill.at_prompt_last(x), rivalry)
-                prefill.note("gate", (question * fact).amax(dim=1))
-                prefill.note("fact", fact.amax(dim=1))
-                return question, fact
+                opened = self.opened(rows, prefill.at_prompt_last(x), rivalry)
+                prefill.note("gate", opened.gate.amax(dim=1))
+                prefill.note("fact", opened.fact.amax(dim=1))
+                return opened
 
             prefill.once(owner, compare)
 
-        def missing() -> tuple[Tensor, Tensor]:
+        def missing() -> Opening:
             raise UnikeError(
                 f"the gate is read at layer {self.layer}, which this pass has not reached: "
                 "split the forward pass no higher than there"
@@ -208,62 +257,86 @@ def _cosine(keys: Tensor, states: Tensor) -> Tensor:
 
 
 def whitening(states: Tensor, shrinkage: float = 0.1) -> tuple[Tensor, Tensor]:
-    """Mean ``[D]`` and ``((1 - s) C + s tr(C) / D I)^(-1/2)``, ``[D, D]``, of states ``[T, D]`` with covariance C."""
+    """Mean ``[D]`` of states ``[T, D]`` and their covariance to the power -1/2, ``[D, D]``, see `inverse_root`."""
     states = states.double()
     mean = states.mean(dim=0)
-    covariance = (states - mean).T @ (states - mean) / len(states)
+    return mean.float(), inverse_root((states - mean).T @ (states - mean) / len(states), shrinkage)
+
+
+def inverse_root(covariance: Tensor, shrinkage: float) -> Tensor:
+    """``((1 - s) C + s tr(C) / D I)^(-1/2)``, ``[D, D]`` fp32, for a covariance ``C [D, D]`` in fp64."""
     identity = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
     variances, directions = torch.linalg.eigh(
         (1 - shrinkage) * covariance + shrinkage * covariance.diagonal().mean().clamp(min=1e-8) * identity
     )
-    return mean.float(), (directions * variances.clamp(min=1e-12).rsqrt() @ directions.T).float()
+    return (directions * variances.clamp(min=1e-12).rsqrt() @ directions.T).float()
+
+
+SIZES = 11
+"""Of stacks that ramps are drawn for: 1, 2, 4, ... 1024 edits."""
+
+FIRST = 2.5
+"""A ramp begins where this many times as many unrelated inputs lie beyond it as lie beyond its end."""
 
 
 def calibrate(layer: int, keys: Tensor, probes: Mapping[str, tuple[Tensor, Tensor]], error: float = 0.02) -> Relevance:
     """Where to draw the line, from cases that are not evaluated on.
 
     The centred cosine has to tell rephrasings from other questions about the same picture (``specificity``), the
-    whitened one from other pictures and from text (``m_locality``, ``t_locality``).
+    whitened one keeps out other pictures (``m_locality``, or ``t_locality`` where there are none). Every edit is
+    compared with those of every case, enough to say what one pair in thousands is like.
 
     Args:
         layer: Where the states were read.
         keys: ``[C, D]``, of the edits.
         probes: Kind of probe to which case it belongs to, ``[n]``, and its state, ``[n, D]``.
-        error: As in `Ramp.between`.
+        error: The share of either sort that may lie beyond the ends of ``question``, and the share of unrelated inputs
+            that may pass any edit of a stack entirely.
     """
     everything = torch.cat([keys, *(states for _, states in probes.values())])
     mean, whitener = whitening(everything)
-    always = Ramp(-2.0, -1.5)
-    unset = Relevance(layer, mean, whitener, always, always)
+    scatter = torch.cat([states - keys[cases] for cases, states in of_kinds(RELATED, probes)]).double()
+    within = inverse_root(scatter.T @ scatter / len(scatter), shrinkage=0.5)
+    unset = Relevance(layer, mean, whitener, within, Ramp(-2.0, -1.5), RisingRamp((-2.0,), (-1.5,)))
 
-    def measured(kinds: tuple[str, ...]) -> tuple[Tensor, Tensor]:
-        found = [
-            unset.similarities(keys[cases].unsqueeze(1), states)
-            for cases, states in (probes[kind] for kind in kinds if kind in probes)
-        ]
-        centred, whitened = zip(*found, strict=True)
-        return torch.cat(centred)[:, 0], torch.cat(whitened)[:, 0]
+    def centred(kinds: tuple[str, ...]) -> Tensor:
+        return torch.cat([unset.similarities(keys[i].unsqueeze(1), x)[0][:, 0] for i, x in of_kinds(kinds, probes)])
 
-    related = measured(RELATED)
-    other_question = measured(("specificity",) if "specificity" in probes else OTHER_FACTS)[0]
-    other_fact = measured(OTHER_FACTS)[1]
-    return Relevance(
-        layer,
-        mean,
-        whitener,
-        Ramp.between(related[0], other_question, error),
-        Ramp.between(related[1], other_fact, error),
+    related = centred(RELATED).quantile(error).item()
+    unrelated = centred(("specificity",) if "specificity" in probes else OTHER_FACTS).quantile(1 - error).item()
+    others = next(states for _, states in of_kinds(OTHER_FACTS, probes))
+    chance = unset.similarities(keys, others)[1].flatten().sort(descending=True).values
+
+    def ends(share: float) -> tuple[float, ...]:
+        return tuple(chance[round(share / 2**size * (len(chance) - 1))].item() for size in range(SIZES))
+
+    return replace(
+        unset, question=Ramp.between(related, unrelated), fact=RisingRamp(low=ends(FIRST * error), high=ends(error))
     )
 
 
+def of_kinds(kinds: tuple[str, ...], probes: Mapping[str, tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """The probes of some kinds that there are."""
+    return [probes[kind] for kind in kinds if kind in probes]
+
+
+JUDGED_AT = (1, 16)
+"""Sizes of stacks at which a gate is judged."""
+
+
 def separation(relevance: Relevance, keys: Tensor, probes: Mapping[str, tuple[Tensor, Tensor]]) -> float:
-    """How well a gate does, 0..1: its mean over rephrasings, minus its mean over what an edit should leave alone."""
+    """How well a gate does, 0..1: its mean over rephrasings, minus its mean over what an edit should leave alone.
 
-    def opened(kinds: tuple[str, ...]) -> float:
-        found = [
-            relevance(keys[cases].unsqueeze(1), states).mean().item()
-            for cases, states in (probes[kind] for kind in kinds if kind in probes)
-        ]
-        return sum(found) / len(found)
-
-    return opened(RELATED) - opened(("specificity", *OTHER_FACTS))
+    With the ramps of `JUDGED_AT`, on average: a single edit's is passed easily, a stack's shows how far apart they lie.
+    """
+    separated = []
+    for size in JUDGED_AT:
+        ramp = relevance.fact.of(size)
+        gate = replace(relevance, fact=RisingRamp((ramp.low,), (ramp.high,)))
+        opened = {kind: gate(keys[i].unsqueeze(1), x).mean().item() for kind, (i, x) in probes.items()}
+        sorts = (
+            [opened[kind] for kind in kinds if kind in opened] for kinds in (RELATED, ("specificity", *OTHER_FACTS))
+        )
+        related, unrelated = (sum(found) / len(found) for found in sorts)
+        separated.append(related - unrelated)
+    return sum(separated) / len(separated)

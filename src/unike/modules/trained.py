@@ -132,12 +132,25 @@ def find(editor: str, backbone: Backbone, folder: str | Path | None = None) -> T
     Raises:
         UnikeError: There is none, or it was trained for another.
     """
+    trained = Trained.from_pretrained(_where(editor, backbone, folder))
+    trained.check(editor, backbone)
+    return trained
+
+
+def fingerprint_of(editor: str, backbone: Backbone, folder: str | Path | None = None) -> str:
+    """A short hash of what `find` would read; reads no tensors.
+
+    Raises:
+        UnikeError: There is none.
+    """
+    return str(SAVED.describe(_where(editor, backbone, folder))["sha256"])[:16]
+
+
+def _where(editor: str, backbone: Backbone, folder: str | Path | None) -> Path:
     where = place(editor, backbone) if folder is None else Path(folder)
     if folder is None and not (where / CONFIG_FILE).is_file():
         raise UnikeError(f"{editor} has not been trained for {backbone.source!r} yet; {how_to_train(editor, backbone)}")
-    trained = Trained.from_pretrained(where)
-    trained.check(editor, backbone)
-    return trained
+    return where
 
 
 def how_to_train(editor: str, backbone: Backbone) -> str:

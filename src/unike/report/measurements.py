@@ -23,11 +23,12 @@ MODEL = ("model", "fingerprint", "dtype")
 CONDITIONS = (*MODEL, "setting", "k", "dataset", "split", "cases", "max_new_tokens")
 """What numbers must have in common to stand in one column."""
 
-METHOD = ("editor", "config")
+METHOD = ("editor", "config", "learned")
 EXTENT = ("limit", "sample", "evaluate_at", "protocols")
 """How much was asked: compared within one column, but never taken for the same."""
 
-REQUIRED = (*CONDITIONS, *METHOD, *EXTENT, "seed", "counts")
+REQUIRED = (*CONDITIONS, "editor", "config", *EXTENT, "seed", "counts")
+"""Without ``learned``: runs of older versions lack it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -186,7 +187,7 @@ def _check_seeds(group: Mapping[Path, Run]) -> None:
 
 
 def _canonical(header: Mapping[str, Any], keys: Sequence[str]) -> str:
-    return json.dumps([header[key] for key in keys], sort_keys=True)
+    return json.dumps([header.get(key) for key in keys], sort_keys=True)
 
 
 def _order(name: str, group: Mapping[Path, Run]) -> tuple[Any, ...]:
@@ -209,7 +210,7 @@ def method_names(headers: Sequence[Mapping[str, Any]]) -> list[str]:
     """
     known = registry.editors.names()
     told = [dict(chosen_settings(h["editor"], h["config"])) if h["editor"] in known else {} for h in headers]
-    flat = [{**header["config"], **{key: header[key] for key in EXTENT}} for header in headers]
+    flat = [{**header["config"], **{key: header.get(key) for key in ("learned", *EXTENT)}} for header in headers]
     for keys in ((), CONDITIONS):  # one config has one name everywhere; how much was asked matters in one column alone
         alike = defaultdict(list)
         for index, header in enumerate(headers):
