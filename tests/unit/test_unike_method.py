@@ -256,7 +256,8 @@ def by_hand(
                 first = edit["gate.at_prompt"] if row in gates else torch.zeros(config.n_pairs)
                 for key, bias, value, of_prompt in zip(*pairs, first, strict=True):
                     activation = torch.relu(q[row] @ key + bias + config.slack * asked).unsqueeze(1)
-                    found[row, begin:] += activation[begin:] * (own if of_prompt else about) * (value + shift)
+                    scale = own if of_prompt else own + (1 - asked) * about
+                    found[row, begin:] += activation[begin:] * scale * (value + shift)
         return found
 
     def new_network(layer: int) -> None:

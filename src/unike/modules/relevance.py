@@ -307,12 +307,12 @@ def calibrate(layer: int, keys: Tensor, probes: Mapping[str, tuple[Tensor, Tenso
     others = next(states for _, states in of_kinds(OTHER_FACTS, probes))
     chance = unset.similarities(keys, others)[1].flatten().sort(descending=True).values
 
-    def ends(share: float) -> tuple[float, ...]:
-        return tuple(chance[round(share / 2**size * (len(chance) - 1))].item() for size in range(SIZES))
+    def ends(share: float) -> list[float]:
+        return [chance[round(share / 2**size * (len(chance) - 1))].item() for size in range(SIZES)]
 
-    return replace(
-        unset, question=Ramp.between(related, unrelated), fact=RisingRamp(low=ends(FIRST * error), high=ends(error))
-    )
+    low, high = ends(FIRST * error), ends(error)
+    fact = RisingRamp(tuple(low), tuple(max(pair) for pair in zip(high, (end + MIN_RAMP for end in low), strict=True)))
+    return replace(unset, question=Ramp.between(related, unrelated), fact=fact)
 
 
 def of_kinds(kinds: tuple[str, ...], probes: Mapping[str, tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
