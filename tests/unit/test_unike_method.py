@@ -250,7 +250,7 @@ def by_hand(
             edits, p = of_row(row, rows)
             begin = 0 if config.everywhere else p
             for number, edit in enumerate(edits):
-                asked, about, own = gates[row][number] if row in gates else (0.0, 1.0, 1.0)
+                asked, about, own = gates[row][number] if row in gates else (0.0, 1.0, 0.0)
                 shift = edit[f"{layer}.shift"][0] if f"{layer}.shift" in edit else 0
                 pairs = (edit[f"{layer}.{part}"] for part in ("keys", "bias", "values"))
                 first = edit["gate.at_prompt"] if row in gates else torch.zeros(config.n_pairs)

@@ -117,10 +117,8 @@ class RisingRamp:
 
     def of(self, n_edits: int) -> Ramp:
         """The ramp of each edit in a stack of ``n_edits``; in larger stacks than were calibrated it rises no more."""
-        sizes = [2**i for i in range(len(self.low))]
-        return Ramp.between(
-            *(float(np.interp(np.log2(n_edits), np.log2(sizes), ends)) for ends in (self.low, self.high))
-        )
+        doublings = np.log2(n_edits), range(len(self.low))
+        return Ramp(*(float(np.interp(*doublings, ends)) for ends in (self.low, self.high)))
 
 
 RELATED, OTHER_FACTS = ("t_generality", "m_generality"), ("m_locality", "t_locality")
