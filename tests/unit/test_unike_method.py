@@ -250,13 +250,14 @@ def by_hand(
             edits, p = of_row(row, rows)
             begin = 0 if config.everywhere else p
             for number, edit in enumerate(edits):
-                asked, about, own = gates[row][number] if row in gates else (0.0, 1.0, 1.0)
+                asked, about, own = gates[row][number] if row in gates else (0.0, 1.0, 0.0)
                 shift = edit[f"{layer}.shift"][0] if f"{layer}.shift" in edit else 0
                 pairs = (edit[f"{layer}.{part}"] for part in ("keys", "bias", "values"))
                 first = edit["gate.at_prompt"] if row in gates else torch.zeros(config.n_pairs)
                 for key, bias, value, of_prompt in zip(*pairs, first, strict=True):
                     activation = torch.relu(q[row] @ key + bias + config.slack * asked).unsqueeze(1)
-                    found[row, begin:] += activation[begin:] * (own if of_prompt else about) * (value + shift)
+                    scale = own if of_prompt else own + (1 - asked) * about
+                    found[row, begin:] += activation[begin:] * scale * (value + shift)
         return found
 
     def new_network(layer: int) -> None:

@@ -91,8 +91,9 @@ class MiniVisionModel(PreTrainedModel):
         self.post_init()
 
     def forward(self, pixel_values: Tensor, **_: Any) -> BaseModelOutput:
-        """Features of a batch of pictures."""
-        tokens = self.connector(image_features(self.encoder, pixel_values))
+        """Features of a batch of pictures; one that several questions are asked about is looked at once."""
+        pictures, which = pixel_values.unique(dim=0, return_inverse=True)
+        tokens = self.connector(image_features(self.encoder, pictures))[which]
         return BaseModelOutput(last_hidden_state=tokens, hidden_states=(tokens,))
 
 

@@ -310,8 +310,8 @@ def gate_of_pairs(gate: Gate, at_prompt: Tensor, config: UniKEConfig) -> PairGat
     """What relevance does to the pairs of G edits.
 
     A pair whose key was made at the end of the prompt answers a question, so it is scaled by the gate. The others, made
-    within the answer, only go on where a text has come to the same point, whatever was asked, so they are scaled by
-    what an input is about alone. A question of the edit's own kind lowers the threshold of all.
+    within the answer, go on where a text has come to the same point: the less a question is of the edit's kind, the
+    more it is what the input is about that scales them. A question of that kind lowers the threshold of all.
 
     Args:
         gate: Of G edits.
@@ -320,7 +320,7 @@ def gate_of_pairs(gate: Gate, at_prompt: Tensor, config: UniKEConfig) -> PairGat
     """
     question, fact, own = (each.repeat_interleave(config.n_pairs, dim=1) for each in gate.read())
     first = at_prompt.repeat_interleave(len(question) // len(at_prompt), dim=0)
-    return PairGate(torch.where(first > 0, own, fact), config.slack * question)
+    return PairGate(torch.where(first > 0, own, own + (1 - question) * fact), config.slack * question)
 
 
 def acting(backbone: Backbone, config: UniKEConfig, activations: Tensor) -> Tensor:

@@ -117,10 +117,8 @@ class RisingRamp:
 
     def of(self, n_edits: int) -> Ramp:
         """The ramp of each edit in a stack of ``n_edits``; in larger stacks than were calibrated it rises no more."""
-        sizes = [2**i for i in range(len(self.low))]
-        return Ramp.between(
-            *(float(np.interp(np.log2(n_edits), np.log2(sizes), ends)) for ends in (self.low, self.high))
-        )
+        doublings = np.log2(n_edits), range(len(self.low))
+        return Ramp(*(float(np.interp(*doublings, ends)) for ends in (self.low, self.high)))
 
 
 RELATED, OTHER_FACTS = ("t_generality", "m_generality"), ("m_locality", "t_locality")
@@ -307,12 +305,12 @@ def calibrate(layer: int, keys: Tensor, probes: Mapping[str, tuple[Tensor, Tenso
     others = next(states for _, states in of_kinds(OTHER_FACTS, probes))
     chance = unset.similarities(keys, others)[1].flatten().sort(descending=True).values
 
-    def ends(share: float) -> tuple[float, ...]:
-        return tuple(chance[round(share / 2**size * (len(chance) - 1))].item() for size in range(SIZES))
+    def ends(share: float) -> list[float]:
+        return [chance[round(share / 2**size * (len(chance) - 1))].item() for size in range(SIZES)]
 
-    return replace(
-        unset, question=Ramp.between(related, unrelated), fact=RisingRamp(low=ends(FIRST * error), high=ends(error))
-    )
+    low, high = ends(FIRST * error), ends(error)
+    fact = RisingRamp(tuple(low), tuple(max(pair) for pair in zip(high, (end + MIN_RAMP for end in low), strict=True)))
+    return replace(unset, question=Ramp.between(related, unrelated), fact=fact)
 
 
 def of_kinds(kinds: tuple[str, ...], probes: Mapping[str, tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
