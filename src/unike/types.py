@@ -326,8 +326,10 @@ def _since(kwargs: dict[str, Any], start: int) -> dict[str, Any]:
             # One row per visual token of the whole batch; those of a row come in the order of its positions.
             kept = kwargs["visual_pos_masks"].nonzero()[:, 1] >= start
             rest[key] = [feature[kept] for feature in value]
-        elif not isinstance(value, Tensor) or (key == "attention_mask" and value.ndim == 2):
-            rest[key] = value  # the mask covers the cache, too
+        elif key == "attention_mask":
+            rest[key] = _mask_since(value, start)
+        elif not isinstance(value, Tensor):
+            rest[key] = value
         elif key in ("input_ids", "inputs_embeds", "visual_pos_masks", "token_type_ids"):
             rest[key] = value[:, start:]
         elif key == "position_ids":  # [B, S] or [3 or 4, B, S]
@@ -335,6 +337,24 @@ def _since(kwargs: dict[str, Any], start: int) -> dict[str, Any]:
         else:
             raise NotImplementedError(f"cannot shorten the text stack's argument {key!r}")
     return rest
+
+
+def _mask_since(mask: Any, start: int) -> Any:
+    """A mask of what is left to run. Keys that a cache will hold are still seen, so only queries are left out.
+
+    Args:
+        mask: ``[B, S]`` or None, of which the stack makes its own; or made already, ``[B or 1, 1, S, S]``, perhaps one
+            for each kind of layer.
+        start: The first query that is left.
+
+    Raises:
+        NotImplementedError: A kind of layer has no mask: its attention is causal, and would count from the first query.
+    """
+    if isinstance(mask, dict):
+        if None in mask.values():
+            raise NotImplementedError("cannot shorten a text stack that was given no mask for some layers")
+        return {kind: _mask_since(each, start) for kind, each in mask.items()}
+    return mask[:, :, start:] if isinstance(mask, Tensor) and mask.ndim == 4 else mask
 
 
 def _pick_rows(kwargs: dict[str, Any], batch: int, index: Tensor) -> dict[str, Any]:
@@ -345,6 +365,8 @@ def _pick_rows(kwargs: dict[str, Any], batch: int, index: Tensor) -> dict[str, A
             # One row per visual token of the whole batch, in the order of `visual_pos_masks`.
             sizes = kwargs["visual_pos_masks"].sum(dim=-1).tolist()
             picked[key] = [torch.cat([feature.split(sizes)[row] for row in index.tolist()]) for feature in value]
+        elif key == "attention_mask" and isinstance(value, dict):  # one for each kind of layer
+            picked[key] = {kind: _pick_rows({key: mask}, batch, index)[key] for kind, mask in value.items()}
         elif not isinstance(value, Tensor):
             picked[key] = value
         elif key == "position_ids" and value.ndim == 3:  # [3 or 4, B, S], multimodal rotary positions

@@ -46,6 +46,7 @@ class Job:
         skip_bad: As in `evaluate`.
         device: As in `load_backbone`.
         dtype: As in `load_backbone`.
+        quantize: As in `load_backbone`.
     """
 
     model: str
@@ -59,6 +60,7 @@ class Job:
     skip_bad: bool = False
     device: str = "auto"
     dtype: str = "auto"
+    quantize: str | None = None
 
     @cached_property
     def sources(self) -> list[Source]:
@@ -82,7 +84,7 @@ class Job:
             UnikeError: Bad input.
         """
         progress("loading the model", 0, 1)
-        backbone = load_backbone(self.model, device=self.device, dtype=self.dtype)
+        backbone = load_backbone(self.model, device=self.device, dtype=self.dtype, quantize=self.quantize)
         progress("loading the model", 1, 1)
         return evaluate(
             backbone,

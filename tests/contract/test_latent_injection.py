@@ -21,7 +21,7 @@ from unike.modules.latent_memory import (
     RecallLog,
     read_entries,
 )
-from unike.types import Batch, Query
+from unike.types import Query
 
 LAYERS = (-2, -1)
 ALPHA = DynamicAlpha(slope=0.5, offset=0.5)
@@ -190,14 +190,9 @@ def test_teacher_forcing_equals_generation_with_a_cache(
     with in_words(backbone), injected(backbone, own_of(memories, 0), site=site):
         with trace(backbone.head, keep_all=True) as record:
             backbone.generate([query], max_new_tokens=steps)
-        logits = torch.cat([call.output[:, -1] for call in record.calls])
+        logits = backbone.read_out(torch.cat([call.input[:, -1] for call in record.calls]))
         batch = backbone.encode([Query(query.prompt, query.image)])
-        inputs = dict(batch.inputs)
-        new = logits.argmax(dim=-1)[None, :-1]
-        for key, value in {"input_ids": new, "attention_mask": new * 0 + 1, "mm_token_type_ids": new * 0}.items():
-            if key in inputs:
-                inputs[key] = torch.cat([inputs[key], value.to(inputs[key])], dim=1)
-        forced = backbone.forward(Batch(inputs, batch.labels, batch.prompt_last))
+        forced = backbone.forward(backbone.extended(batch, logits.argmax(dim=-1)[None, :-1]))
     assert len(logits) > 1, "the model stopped at once; take another seed"
     assert torch.allclose(forced[0, batch.prompt_last[0] :], logits, atol=1e-4)
 

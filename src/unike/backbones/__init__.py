@@ -16,14 +16,19 @@ __all__ = ["load_backbone", "tinies"]
 MINI = "mini"
 
 
-def load_backbone(source: str | Path, *, device: str = "auto", dtype: str = "auto") -> "Backbone":
+def load_backbone(
+    source: str | Path, *, device: str = "auto", dtype: str = "auto", quantize: str | None = None
+) -> "Backbone":
     """Load a model and put the adapter of its family around it.
 
     Args:
         source: ``"mini"`` for the bundled model, a folder with a saved model, or a hub id ``"organisation/name"``.
-        device: ``"auto"`` (cuda, else mps, else cpu) or any torch device.
+        device: ``"auto"`` (cuda, else mps, else cpu), any torch device, or ``"split"``: over all GPUs, and what does
+            not fit there is kept on the cpu and moved for each pass (``device_map="auto"`` in transformers).
         dtype: ``"auto"`` (float32 on the cpu, the checkpoint's own elsewhere), ``"float32"``, ``"bfloat16"`` or
             ``"float16"``.
+        quantize: ``"8bit"`` or ``"4bit"`` to keep all matrices but the head in so many bits (bitsandbytes). Patches are
+            fp32 whatever the model is in.
 
     Raises:
         UnikeError: The source is none of the three, cannot be read, or is a model that cannot be edited.
@@ -31,7 +36,7 @@ def load_backbone(source: str | Path, *, device: str = "auto", dtype: str = "aut
     source = str(source)
     if source == MINI:
         mini: type[Backbone] = registry.backbones.get(MINI)
-        return mini.from_pretrained(source, device=device, dtype=dtype)
+        return mini.from_pretrained(source, device=device, dtype=dtype, quantize=quantize)
     if not Path(source).is_dir() and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source):
         if re.search(r"[/\\~]|^\.", source):
             raise UnikeError(f"no folder {source!r}; a backbone is 'mini', a folder or a hub id 'organisation/name'")
@@ -44,7 +49,7 @@ def load_backbone(source: str | Path, *, device: str = "auto", dtype: str = "aut
     by_type = {model_type: family for family in families for model_type in family.model_types}
     vision_type = getattr(getattr(config, "vision_config", None), "model_type", "")
     family = by_type.get(f"{config.model_type}+{vision_type}") or by_type.get(config.model_type, base.Backbone)
-    return family.from_pretrained(source, device=device, dtype=dtype)
+    return family.from_pretrained(source, device=device, dtype=dtype, quantize=quantize)
 
 
 def tinies() -> dict[str, Callable[[], "Backbone"]]:

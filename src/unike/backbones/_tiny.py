@@ -44,6 +44,38 @@ def tiny_tokenizer(specials: Sequence[str] = (), *, bos: bool = True) -> Any:
     )
 
 
+def text_config(tokenizer: Any, **more: Any) -> dict[str, Any]:
+    """Fields of a small decoder's config, by the names that most families have for them.
+
+    Args:
+        tokenizer: From `tiny_tokenizer`.
+        **more: Further fields, or others in place of these.
+    """
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": WIDTH,
+        "intermediate_size": FFN_WIDTH,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "max_position_embeddings": 512,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        **more,
+    }
+
+
+def amplified(model: Any) -> Any:
+    """A Gemma whose last feed-forward network is heard: its output is normed, here to five times the usual size.
+
+    Otherwise it could not outweigh the layers below, whatever an edit does to it, and no random model would learn.
+    """
+    with torch.no_grad():
+        model.model.language_model.layers[-1].post_feedforward_layernorm.weight += 4
+    return model
+
+
 def build(make: Callable[[], nn.Module], seed: int) -> Any:
     """A model in fp32 and eval mode whose weights depend on the seed alone.
 

@@ -10,6 +10,8 @@ once for each input (`Backbone.run_to_split`) and the rest is replayed as often 
 """
 
 import hashlib
+import importlib.util
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
@@ -18,6 +20,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from accelerate.utils import align_module_device
 from torch import Tensor, nn
 from typing_extensions import Self
 
@@ -27,7 +30,12 @@ from unike.types import IGNORE, Batch, Prefill, Query, SplitState
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-TWO_WAY = ("gemma3", "paligemma")
+SPLIT = "split"
+"""The device of a model that is spread over all there are."""
+
+QUANTIZED = ("8bit", "4bit")
+
+TWO_WAY = ("deepseek_ocr2", "diffusion_gemma", "gemma4", "gemma4_unified", "git", "molmo2", "pi0", "step3p7")
 """Model types whose masks depend on more inputs than the generic adapter gives; they would run, and answer wrongly."""
 
 
@@ -101,6 +109,8 @@ class Backbone:
     model_types: ClassVar[tuple[str, ...]] = ()
     mixes_images: ClassVar[bool] = True
     """Whether one batch may hold queries with and without an image."""
+    reads_prompts_both_ways: ClassVar[bool] = False
+    """Whether a prompt's tokens see those after them, so that nothing of a prompt is settled before its end."""
 
     append_eos: bool = True
     """Whether a target ends with the tokenizer's end-of-sequence token, so that an edit also learns to stop."""
@@ -129,7 +139,13 @@ class Backbone:
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, *, device: str = "auto", dtype: str = "auto", template: str | None = None
+        cls,
+        source: str | Path,
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        quantize: str | None = None,
+        template: str | None = None,
     ) -> Self:
         """Load a model with this adapter; `unike.backbones.load_backbone` also chooses the adapter.
 
@@ -137,6 +153,7 @@ class Backbone:
             source: A folder or a hub id.
             device: As in `load_backbone`.
             dtype: As in `load_backbone`.
+            quantize: As in `load_backbone`.
             template: As in `Backbone`.
 
         Raises:
@@ -147,14 +164,27 @@ class Backbone:
         auto: Any = transformers  # its classes are only partly typed
 
         source = str(source)
-        where = resolve_device(device)
-        kind = resolve_dtype(dtype, where)
+        placement = resolve_placement(device, dtype, quantize)
         config = read_config(source)
         cls.check_config(config, source)
-        tokenizer, image_processor = read_tokenizer(source), read_image_processor(source)
+        processors = cls.read_processors(source)
         with _reading(source):
-            model = auto.AutoModelForImageTextToText.from_pretrained(source, config=config, dtype=kind)
-        return cls(model.to(where), tokenizer, image_processor, source=source, template=template)
+            model = auto.AutoModelForImageTextToText.from_pretrained(source, config=config, **placement)
+        return cls(model, **processors, source=source, template=template)
+
+    @classmethod
+    def read_processors(cls, source: str) -> dict[str, Any]:
+        """What turns text and images into tensors, by the names of the constructor's arguments."""
+        return {"tokenizer": read_tokenizer(source), "image_processor": read_image_processor(source)}
+
+    @property
+    def processors(self) -> dict[str, Any]:
+        """What `read_processors` has read."""
+        return {"tokenizer": self.tokenizer, "image_processor": self.image_processor}
+
+    def around(self, model: Any) -> Self:
+        """This adapter around another model of the family."""
+        return type(self)(model, **self.processors, source=self.source, template=self.template)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write model, tokenizer and image processor, so that `load_backbone` reads them back."""
@@ -224,8 +254,9 @@ class Backbone:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
-        return self.head.weight.device
+        """Where the head computes; of a model on several devices, where queries are put and patches are made."""
+        offloaded_to = getattr(getattr(self.head, "_hf_hook", None), "execution_device", None)
+        return self.head.weight.device if offloaded_to is None else torch.device(offloaded_to)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -288,17 +319,19 @@ class Backbone:
         """A short hash that tells this model from others, whatever it is called and wherever it lies.
 
         It covers the model class, the decoder's dimensions and samples of a few weights rounded to bfloat16, so that
-        one checkpoint has one fingerprint on every device and in fp32 and bf16. Attached edits do not change it.
+        one checkpoint has one fingerprint on every device and in fp32 and bf16; quantised, it has another. Attached
+        edits do not change it.
         """
         digest = hashlib.sha256()
         shape = (self.n_layers, self.width, self.vocab_size)
         digest.update(f"{type(self.model).__name__} {type(self.text_stack).__name__} {shape}".encode())
-        weights = [self.head.weight, self.model.get_input_embeddings().weight]
+        modules = [self.head, self.model.get_input_embeddings()]
         for i in sorted({0, self.n_layers // 2, self.n_layers - 1}):
-            weights += [self.attention(i).q_proj.weight, *(m.weight for m in self.ffn(i).matrices.values())]
-        for weight in weights:
-            flat = weight.detach().flatten()
-            sample = flat[:: max(1, flat.numel() // 1024)].to("cpu", torch.bfloat16)
+            modules += [self.attention(i).q_proj, *self.ffn(i).matrices.values()]
+        for module in modules:
+            with align_module_device(module):  # brings back weights that are kept elsewhere between passes
+                flat = module.weight.detach().flatten()
+                sample = flat[:: max(1, flat.numel() // 1024)].to("cpu", torch.bfloat16)
             digest.update(sample.view(torch.int16).numpy().tobytes())
         return digest.hexdigest()[:16]
 
@@ -355,8 +388,8 @@ class Backbone:
             self._tokens_per_image[shape] = sum(feature.reshape(-1, feature.shape[-1]).shape[0] for feature in features)
         return self._tokens_per_image[shape]
 
-    def _sequence_inputs(self, input_ids: Tensor, has_images: bool) -> dict[str, Tensor]:
-        """Further keyword arguments of the model that follow from the tokens."""
+    def _sequence_inputs(self, input_ids: Tensor, prompt_last: Tensor, has_images: bool) -> dict[str, Tensor]:
+        """Further keyword arguments of the model that follow from the tokens, ``[B, S]``, and where prompts end."""
         return {}
 
     def _adds_special_tokens(self, image_text: str) -> bool:
@@ -411,8 +444,21 @@ class Backbone:
             labels[row, start + prompt_length : stop] = tokens[prompt_length:]
             prompt_last[row] = start + prompt_length - 1
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        inputs |= self._sequence_inputs(input_ids, bool(with_image)) | image_inputs
+        inputs |= self._sequence_inputs(input_ids, prompt_last, bool(with_image)) | image_inputs
         return Batch(inputs, labels, prompt_last).to(self.device)
+
+    def extended(self, batch: Batch, tokens: Tensor) -> Batch:
+        """The same batch with further tokens behind every row, as if they had been generated.
+
+        Args:
+            batch: From `encode`, padded on the left.
+            tokens: ``[B, T]``.
+        """
+        pieces = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+        inputs = batch.inputs | {key: torch.cat([batch.inputs[key], new], dim=1) for key, new in pieces.items()}
+        inputs |= self._sequence_inputs(inputs["input_ids"], batch.prompt_last, "pixel_values" in inputs)
+        labels = torch.cat([batch.labels, torch.full_like(tokens, IGNORE)], dim=1)
+        return replace(batch, inputs=inputs, labels=labels)
 
     def _read_images(self, queries: Sequence[Query]) -> tuple[dict[str, Tensor], list[str]]:
         if not queries:
@@ -548,11 +594,14 @@ class Backbone:
 
         Args:
             state: From `run_to_split` or `advance`.
+
+        Returns:
+            The state as it is, if it has been shortened before or if the family reads prompts both ways.
         """
         from transformers import DynamicCache
 
         start = int(state.prompt_last.min())
-        if not start or state.start:
+        if not start or state.start or self.reads_prompts_both_ways:
             return state
         cache: Any = DynamicCache()
         with self._resumed(state):
@@ -601,7 +650,11 @@ class Backbone:
         """
         with self._resumed(state):
             hidden: Tensor = self.text_stack(*state.args, **self._arguments(state))[0]
-        logits: Tensor = self.head(hidden if positions is None else hidden[positions])
+        return self.read_out(hidden if positions is None else hidden[positions])
+
+    def read_out(self, hidden: Tensor) -> Tensor:
+        """Logits ``[..., V]`` of final hidden states ``[..., D]``."""
+        logits: Tensor = self.head(hidden)
         cap = getattr(self.text_config, "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
@@ -707,7 +760,7 @@ def resolve_device(device: str) -> torch.device:
     try:
         found = torch.device(device)
     except RuntimeError as error:
-        raise UnikeError(f"unknown device {device!r}; use auto, cpu, cuda, cuda:1 or mps") from error
+        raise UnikeError(f"unknown device {device!r}; use auto, cpu, cuda, cuda:1, mps or split") from error
     if (found.type == "cuda" and not torch.cuda.is_available()) or (
         found.type == "mps" and not torch.backends.mps.is_available()
     ):
@@ -728,6 +781,34 @@ def resolve_dtype(dtype: str, device: torch.device) -> "torch.dtype | str":
     return DTYPES[dtype]
 
 
+def resolve_placement(device: str, dtype: str, quantize: str | None) -> dict[str, Any]:
+    """What ``from_pretrained`` in transformers is told about where a model goes and what it is kept in.
+
+    Args:
+        device: As in `load_backbone`.
+        dtype: As in `load_backbone`.
+        quantize: As in `load_backbone`.
+
+    Raises:
+        UnikeError: There is no such thing, or bitsandbytes is missing.
+    """
+    if quantize is not None and quantize not in QUANTIZED:
+        raise UnikeError(f"unknown quantization {quantize!r}; use {' or '.join(QUANTIZED)}")
+    if quantize is not None and importlib.util.find_spec("bitsandbytes") is None:
+        raise UnikeError("to quantize a model, bitsandbytes is needed; run: pip install bitsandbytes")
+    where = resolve_device("auto" if device == SPLIT else device)
+    kind = resolve_dtype(dtype, where)
+    placement: dict[str, Any] = {"dtype": kind, "device_map": "auto" if device == SPLIT else {"": where}}
+    if quantize is not None:
+        from transformers import BitsAndBytesConfig
+
+        # For each matrix of each pass it says that LLM.int8 computes in float16.
+        logging.getLogger("bitsandbytes.autograd").setLevel(logging.ERROR)
+        compute = {"bnb_4bit_compute_dtype": torch.bfloat16 if kind == "auto" else kind, "bnb_4bit_quant_type": "nf4"}
+        placement["quantization_config"] = BitsAndBytesConfig(**{f"load_in_{quantize}": True}, **compute)
+    return placement
+
+
 def read_config(source: str) -> Any:
     """The config of a saved or published model.
 
@@ -740,8 +821,12 @@ def read_config(source: str) -> Any:
         return AutoConfig.from_pretrained(source)
 
 
-def read_tokenizer(source: str) -> Any:
+def read_tokenizer(source: str, **kwargs: Any) -> Any:
     """The tokenizer of a saved or published model.
+
+    Args:
+        source: A folder or a hub id.
+        **kwargs: Where in it, as ``AutoTokenizer`` calls it.
 
     Raises:
         UnikeError: It cannot be read.
@@ -749,7 +834,7 @@ def read_tokenizer(source: str) -> Any:
     from transformers import AutoTokenizer
 
     with _reading(source):
-        return AutoTokenizer.from_pretrained(source)
+        return AutoTokenizer.from_pretrained(source, **kwargs)
 
 
 def read_image_processor(source: str) -> Any:

@@ -59,10 +59,10 @@ class Blip2(Backbone):
 
     def image_inputs(self, images: list[Any]) -> tuple[dict[str, Tensor], list[str]]:
         """Pixels, and one placeholder for each query of the Q-Former."""
-        inputs, texts = super().image_inputs(images)
+        text = self.image_token * self.config.num_query_tokens
         if self._image_leads:
-            texts = [text + (self.tokenizer.bos_token or "") for text in texts]
-        return inputs, texts
+            text += self.tokenizer.bos_token or ""
+        return {"pixel_values": self._pixels(images)["pixel_values"]}, [text] * len(images)
 
     def answer_text(self, ids: Sequence[int]) -> str:
         """The first line; of MiniGPT-4, what comes before it gives the word back."""

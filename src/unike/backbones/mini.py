@@ -390,11 +390,17 @@ class Mini(Backbone):
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path = "mini", *, device: str = "auto", dtype: str = "auto", template: str | None = None
+        cls,
+        source: str | Path = "mini",
+        *,
+        device: str = "auto",
+        dtype: str = "auto",
+        quantize: str | None = None,
+        template: str | None = None,
     ) -> Self:
         """Load the built model, building it first if need be, or a folder that it was saved to."""
         folder = build() if source == cls.name else source
-        loaded = super().from_pretrained(folder, device=device, dtype=dtype, template=template)
+        loaded = super().from_pretrained(folder, device=device, dtype=dtype, quantize=quantize, template=template)
         loaded.source = str(source)
         return loaded
 

@@ -36,7 +36,7 @@ class QwenVL(Backbone):
         texts = [f"{before}{self.image_token * count}{after}" for count in merged.tolist()]
         return {key: inputs[key] for key in ("pixel_values", "image_grid_thw")}, texts
 
-    def _sequence_inputs(self, input_ids: Tensor, has_images: bool) -> dict[str, Tensor]:
+    def _sequence_inputs(self, input_ids: Tensor, prompt_last: Tensor, has_images: bool) -> dict[str, Tensor]:
         return {"mm_token_type_ids": (input_ids == self.image_token_id).int()} if has_images else {}
 
     @classmethod

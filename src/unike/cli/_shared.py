@@ -28,8 +28,11 @@ STYLES = {"right": "green", "unchanged": "green", "changed": "yellow", "wrong": 
 
 Model = Annotated[str, typer.Option(help="'mini', a folder with a saved model, or a hub id 'organisation/name'.")]
 Image = Annotated[Path | None, typer.Option(help="The picture that is asked about.", show_default="none")]
-Device = Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'.")]
+Device = Annotated[str, typer.Option(help="'auto', 'cpu', 'cuda', 'cuda:1', 'mps', or 'split' over all there are.")]
 Dtype = Annotated[str, typer.Option(help="'auto', 'float32', 'bfloat16' or 'float16'.")]
+Quantize = Annotated[
+    str | None, typer.Option(metavar="8bit|4bit", help="Keep matrices in so many bits (bitsandbytes).")
+]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method; repeatable.")
 ]
@@ -69,11 +72,11 @@ def check_place(out: Path) -> None:
     check_folder(out, known_by=CONFIG_FILE)
 
 
-def check_hardware(device: str, dtype: str) -> None:
-    """Refuse a device or dtype that does not exist."""
-    from unike.backbones.base import resolve_device, resolve_dtype
+def check_hardware(device: str, dtype: str, quantize: str | None) -> None:
+    """Refuse a device, dtype or quantization that does not exist."""
+    from unike.backbones.base import resolve_placement
 
-    resolve_dtype(dtype, resolve_device(device))
+    resolve_placement(device, dtype, quantize)
 
 
 def load_edits(folders: Iterable[Path]) -> "list[Edit]":
@@ -134,7 +137,7 @@ def quiet() -> None:
     logging.disable_progress_bar()
 
 
-def load(model: str, device: str, dtype: str) -> "tuple[Backbone, float]":
+def load(model: str, device: str, dtype: str, quantize: str | None) -> "tuple[Backbone, float]":
     """Load a model (the bundled one is built first if need be), and say how many seconds that took."""
     from unike.backbones import load_backbone
 
@@ -142,7 +145,7 @@ def load(model: str, device: str, dtype: str) -> "tuple[Backbone, float]":
     build(model)
     with working(f"loading {model}"):
         quiet()
-        return load_backbone(model, device=device, dtype=dtype), time.perf_counter() - start
+        return load_backbone(model, device=device, dtype=dtype, quantize=quantize), time.perf_counter() - start
 
 
 def build(model: str) -> None:

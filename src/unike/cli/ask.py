@@ -24,6 +24,7 @@ def ask(
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 16,
     device: shared.Device = "auto",
     dtype: shared.Dtype = "auto",
+    quantize: shared.Quantize = None,
     as_json: shared.Json = False,
 ) -> None:
     """Ask a question; with edits, also show the answer without them."""
@@ -34,10 +35,10 @@ def ask(
         from unike.backbones import MINI
         from unike.types import Query
 
-        shared.check_hardware(device, dtype)
+        shared.check_hardware(device, dtype, quantize)
         edits = shared.load_edits(folders)
     source = model or (edits[0].source if edits else MINI)
-    backbone, _ = shared.load(source, device, dtype)
+    backbone, _ = shared.load(source, device, dtype, quantize)
     query = Query(prompt, image)
     with shared.working("asking"):
         (answer,) = shared.answers(backbone, [query], edits, max_new_tokens)

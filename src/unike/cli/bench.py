@@ -54,6 +54,7 @@ def bench(
     on_error: Annotated[str, typer.Option(help="'stop' at a bad case, before any edit, or 'skip' it.")] = "stop",
     device: shared.Device = "auto",
     dtype: shared.Dtype = "auto",
+    quantize: shared.Quantize = None,
     as_json: shared.Json = False,
 ) -> None:
     """Edit the cases of a data set, and measure what became of the model.
@@ -70,7 +71,7 @@ def bench(
 
         method = registry.editors.get(editor)
         method.config_class.parse(chosen)
-        shared.check_hardware(device, dtype)
+        shared.check_hardware(device, dtype, quantize)
         plan = Plan(
             setting=setting,
             k=k if k is not None else 1 if setting == "one-step" else 10,
@@ -86,7 +87,7 @@ def bench(
         check_method(method, plan)
         results.check_place(out)
         skip_bad = on_error == "skip"
-        job = workers.Job(model, editor, chosen, dataset, split, data, out, plan, skip_bad, device, dtype)
+        job = workers.Job(model, editor, chosen, dataset, split, data, out, plan, skip_bad, device, dtype, quantize)
         _ = job.sources  # a mistake in the data is known before the model is loaded
     shared.build(model)
     shared.quiet()

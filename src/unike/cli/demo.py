@@ -28,6 +28,7 @@ def demo(
     out: Annotated[Path, typer.Option(help="Where to save the edit.")] = Path("edits/demo"),
     device: shared.Device = "auto",
     dtype: shared.Dtype = "auto",
+    quantize: shared.Quantize = None,
     as_json: shared.Json = False,
 ) -> None:
     """Edit one answer, and show what else changes with it."""
@@ -35,10 +36,10 @@ def demo(
         from unike import api
         from unike.datasets.pocket import Pocket
 
-        shared.check_hardware(device, dtype)
+        shared.check_hardware(device, dtype, quantize)
         shared.check_place(out)
         case = next(case for case in Pocket().cases("dev") if case.case_id == DEMO_CASE)
-    backbone, load_seconds = shared.load(model, device, dtype)
+    backbone, load_seconds = shared.load(model, device, dtype, quantize)
 
     asked = questions(case)
     target = case.edit.target or ""

@@ -29,6 +29,7 @@ def edit(
     out: Annotated[Path | None, typer.Option(help="Where to save the edit.", show_default="edits/<target>")] = None,
     device: shared.Device = "auto",
     dtype: shared.Dtype = "auto",
+    quantize: shared.Quantize = None,
     as_json: shared.Json = False,
 ) -> None:
     """Edit one fact, ask before and after, and save the edit."""
@@ -43,10 +44,10 @@ def edit(
         from unike.types import Query
 
         registry.editors.get(editor).config_class.parse(chosen)
-        shared.check_hardware(device, dtype)
+        shared.check_hardware(device, dtype, quantize)
         place = out or free_place(Query(prompt, image, target), model=model, editor=editor)
         shared.check_place(place)
-    backbone, load_seconds = shared.load(model, device, dtype)
+    backbone, load_seconds = shared.load(model, device, dtype, quantize)
 
     asked = [Query(text, image, target) for text in (prompt, *(rephrase or []))]
     with shared.working("asking") as report:

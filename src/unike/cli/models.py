@@ -1,17 +1,19 @@
-"""``unike models``: the bundled model, and MiniGPT-4 from its parts."""
+"""``unike models``: the bundled model, MiniGPT-4 from its parts, and whether another one can be edited."""
 
+import tempfile
 import time
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.table import Table
 
 from unike.cli import _shared as shared
 from unike.cli.prepare import bars
 from unike.errors import UnikeError
 
-app = typer.Typer(help="Build the bundled model, or put a published one together.", no_args_is_help=True)
+app = typer.Typer(help="Build the bundled model, put a published one together, or check one.", no_args_is_help=True)
 convert = typer.Typer(help="Put a published model together from its parts.", no_args_is_help=True)
 app.add_typer(convert, name="convert")
 
@@ -43,6 +45,50 @@ def build(
         shared.print_json({"model": name, "folder": str(folder), "already_built": there})
     else:
         typer.echo(f"{name} {'is already there' if there else 'was built'}: {folder}")
+
+
+@app.command("check")
+def check(
+    model: Annotated[str, typer.Argument(metavar="DIR_OR_ID", help="'mini', a folder or a hub id.")],
+    device: shared.Device = "auto",
+    dtype: shared.Dtype = "auto",
+    quantize: shared.Quantize = None,
+    as_json: shared.Json = False,
+) -> None:
+    """Measure on a model what editing takes for granted; exit code 1 if something does not hold."""
+    shared.check_hardware(device, dtype, quantize)
+    backbone, load_seconds = shared.load(model, device, dtype, quantize)
+    from unike import laws
+
+    with tempfile.TemporaryDirectory() as folder, shared.working("checking") as report:
+        findings = laws.check(backbone, laws.some_questions(Path(folder)), report)
+    holds = all(finding.holds for finding in findings)
+    if as_json:
+        shared.print_json(
+            {
+                "model": model,
+                "adapter": backbone.name,
+                "template": backbone.template,
+                "layers": backbone.n_layers,
+                "width": backbone.width,
+                "dtype": str(backbone.dtype).removeprefix("torch."),
+                "device": str(backbone.device),
+                "load_seconds": round(load_seconds, 2),
+                "holds": holds,
+                "laws": laws.as_json(findings),
+            }
+        )
+    else:
+        grid = Table(title=f"{backbone!r}", title_justify="left")
+        for heading in ("law", "what it promises", "measured", "verdict"):
+            grid.add_column(heading, overflow="fold")
+        for finding in findings:
+            measured = finding.error if finding.measured is None else f"{finding.measured:.1e}"
+            verdict = "holds" if finding.holds else "does not hold"
+            grid.add_row(finding.law.name, finding.law.promise, shared.printable(measured), verdict)
+        shared.OUT.print(grid)
+    if not holds:
+        raise typer.Exit(1)
 
 
 @convert.command("minigpt4")

@@ -54,6 +54,7 @@ def prepare(
     limit: Annotated[int | None, typer.Option(min=1, help="Keep at most so many triplets.", show_default="all")] = None,
     device: shared.Device = "auto",
     dtype: shared.Dtype = "auto",
+    quantize: shared.Quantize = None,
     as_json: shared.Json = False,
 ) -> None:
     """Collect what a model answers wrongly, and learn what tells true answers from false ones."""
@@ -65,13 +66,13 @@ def prepare(
         from unike.modules.knowledge import Knowledge, place
 
         config = preparation.PrepareConfig.parse(chosen if limit is None else chosen | {"limit": limit})
-        shared.check_hardware(device, dtype)
+        shared.check_hardware(device, dtype, quantize)
         if out is not None:
             preparation.check_place(out)
         cases, against, tags = read_cases(data, split, task, data_dir)
     backbone = None
     if out is None:
-        backbone, _ = shared.load(model, device, dtype)
+        backbone, _ = shared.load(model, device, dtype, quantize)
         out = place(backbone)
     start = time.perf_counter()
     there = preparation.is_prepared(out, model, cases, config, against=against)
@@ -79,7 +80,7 @@ def prepare(
         known = Knowledge.from_pretrained(out)
     else:
         if backbone is None:
-            backbone, load_seconds = shared.load(model, device, dtype)
+            backbone, load_seconds = shared.load(model, device, dtype, quantize)
             start += load_seconds
         with bars() as progress:
             known = preparation.prepare(backbone, cases, out, config, against=against, tags=tags, progress=progress)

@@ -68,6 +68,7 @@ def study(
     on_error: Annotated[str, typer.Option(help="'stop' at a bad case, before any edit, or 'skip' it.")] = "stop",
     device: shared.Device = "auto",
     dtype: shared.Dtype = "auto",
+    quantize: shared.Quantize = None,
     as_json: shared.Json = False,
 ) -> None:
     """Run a study of the paper, on any model and data set, to tables and figures.
@@ -81,7 +82,7 @@ def study(
         from unike.studies import base
 
         chosen = base.study_named(name)
-        shared.check_hardware(device, dtype)
+        shared.check_hardware(device, dtype, quantize)
         request = base.Request(
             model=model,
             dataset=dataset,
@@ -97,6 +98,7 @@ def study(
             workers=processes,
             device=device,
             dtype=dtype,
+            quantize=quantize,
             numbers=values(numbers or ""),
             count=count,
             rule=rule,

@@ -39,6 +39,7 @@ def train(
     ] = None,
     device: shared.Device = "auto",
     dtype: shared.Dtype = "auto",
+    quantize: shared.Quantize = None,
     as_json: shared.Json = False,
 ) -> None:
     """Train the network of an editor on what a model gets wrong; an interrupted run goes on."""
@@ -52,11 +53,11 @@ def train(
         method = training.trainable(registry.editors.get(editor)())
         loop = chosen if steps is None else chosen | {"steps": steps}
         network_settings, config = training.parse_settings(method, loop)
-        shared.check_hardware(device, dtype)
+        shared.check_hardware(device, dtype, quantize)
         if out is not None:
             training.check_place(out)
         cases, validation, against = split_cases(data, task, data_dir)
-    backbone, load_seconds = shared.load(model, device, dtype)
+    backbone, load_seconds = shared.load(model, device, dtype, quantize)
     out = out or place(method.name, backbone)
     start = time.perf_counter()
     with bars() as progress:

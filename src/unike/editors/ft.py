@@ -64,9 +64,9 @@ class FT(Editor[FTConfig]):
         state = backbone.run_to_split(backbone.encode(facts), self.split(backbone))
         positions = target_positions(state.labels)
         matrices = backbone.ffn(self.config.layer).matrices
+        shapes = {name: (len(facts), linear.out_features, linear.in_features) for name, linear in matrices.items()}
         deltas = {
-            name: torch.zeros(len(facts), *linear.weight.shape, device=backbone.device, requires_grad=True)
-            for name, linear in matrices.items()
+            name: torch.zeros(shape, device=backbone.device, requires_grad=True) for name, shape in shapes.items()
         }
         with Hooks() as hooks:
             for name, delta in deltas.items():

@@ -87,10 +87,10 @@ def install_patch(
     def add(module: nn.Module, args: Args, kwargs: Kwargs, output: Tensor) -> Tensor:
         pairs = patch()
         q = per_edit(read.pop(), len(pairs.keys))
-        activations = pairs.activations(q.float(), None if gate is None else gate())
+        activations = pairs.activations(q.to(pairs.keys), None if gate is None else gate())
         if passing is not None:
             activations = passing(activations)
-        return output + (activations @ pairs.values).reshape(output.shape).to(output.dtype)
+        return output + (activations @ pairs.values).reshape(output.shape).to(output)
 
     hooks.add_pre(site.inputs, remember)
     hooks.add(site.outputs, add)

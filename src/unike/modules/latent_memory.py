@@ -264,7 +264,8 @@ def project_memory(site: AttentionSite, states: Tensor) -> tuple[Tensor, Tensor]
     Returns:
         ``[R, n_heads, K, head_dim]`` each; key and value heads that serve several query heads are repeated.
     """
-    states = states.to(site.k_proj.weight.dtype)
+    if site.k_proj.weight.is_floating_point():  # a quantised map takes any
+        states = states.to(site.k_proj.weight.dtype)
     keys = split_heads(site.k_proj.forward(states), site.n_kv_heads, site.k_norm)
     values = split_heads(site.v_proj.forward(states), site.n_kv_heads)
     shared_by = site.n_heads // site.n_kv_heads

@@ -16,8 +16,8 @@ def install_delta(linear: nn.Module, delta: Tensor, hooks: Hooks) -> None:
     """
 
     def add(module: nn.Module, args: Args, kwargs: Kwargs, output: Tensor) -> Tensor:
-        x = per_edit(args[0], len(delta)).float()
-        return output + (x @ delta.transpose(1, 2)).reshape(output.shape).to(output.dtype)
+        x = per_edit(args[0], len(delta)).to(delta)
+        return output + (x @ delta.transpose(1, 2)).reshape(output.shape).to(output)
 
     hooks.add(linear, add)
 
@@ -33,7 +33,7 @@ def install_low_rank(linear: nn.Module, reads: Tensor, writes: Tensor, hooks: Ho
     """
 
     def add(module: nn.Module, args: Args, kwargs: Kwargs, output: Tensor) -> Tensor:
-        x = per_edit(args[0], len(reads)).float()  # [B, T, in]
-        return output + (x @ reads.transpose(1, 2) @ writes).reshape(output.shape).to(output.dtype)
+        x = per_edit(args[0], len(reads)).to(reads)  # [B, T, in]
+        return output + (x @ reads.transpose(1, 2) @ writes).reshape(output.shape).to(output)
 
     hooks.add(linear, add)

@@ -148,9 +148,7 @@ def with_fewer_layers(backbone: Backbone, count: int) -> Backbone:
     weights = [*backbone.model.parameters(), *backbone.model.buffers()]
     memo: dict[int, Any] = {id(each): each for each in (*shared, *weights)} | {id(backbone.layers): layers}
     model = copy.deepcopy(backbone.model, memo)
-    return type(backbone)(
-        model, backbone.tokenizer, backbone.image_processor, source=backbone.source, template=backbone.template
-    )
+    return backbone.around(model)
 
 
 def counterfactual_query(fact: Query, query: Query) -> Query:

@@ -61,6 +61,7 @@ class Request:
         workers: Processes that share each run.
         device: As in `load_backbone`.
         dtype: As in `load_backbone`.
+        quantize: As in `load_backbone`.
         numbers: What is gone through: sizes, values or numbers of edits; if empty, those of the study.
         count: How many cases are shown, states are drawn, or questions are asked; None for as many as the study has.
         rule: By which cases are chosen.
@@ -80,6 +81,7 @@ class Request:
     workers: int = 1
     device: str = "auto"
     dtype: str = "auto"
+    quantize: str | None = None
     numbers: tuple[float, ...] = ()
     count: int | None = None
     rule: str = "drawn"
@@ -190,7 +192,12 @@ class Lab:
     def backbone(self) -> Backbone:
         """The model."""
         self.progress("loading the model", 0, 1)
-        backbone = load_backbone(self.request.model, device=self.request.device, dtype=self.request.dtype)
+        backbone = load_backbone(
+            self.request.model,
+            device=self.request.device,
+            dtype=self.request.dtype,
+            quantize=self.request.quantize,
+        )
         self.progress("loading the model", 1, 1)
         return backbone
 
@@ -225,6 +232,7 @@ class Lab:
             skip_bad=request.skip_bad,
             device=request.device,
             dtype=request.dtype,
+            quantize=request.quantize,
         )
 
     def check(self, variant: Variant, plan: Plan) -> None:
