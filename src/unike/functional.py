@@ -103,3 +103,10 @@ def top_k_ids(logits: Tensor, k: int) -> Tensor:
     """
     # topk leaves the order of ties to the device; a stable sort does not.
     return logits.sort(dim=-1, descending=True, stable=True).indices[..., :k]
+
+
+def cycle(mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """For each row of ``mask [B, S]``, ``count`` true positions in turn: rows and columns, ``[B, count]`` each."""
+    columns = [row.nonzero()[:, 0] for row in mask]
+    chosen = torch.stack([found[torch.arange(count, device=mask.device) % len(found)] for found in columns])
+    return torch.arange(len(mask), device=mask.device).unsqueeze(1).expand_as(chosen), chosen

@@ -15,8 +15,9 @@ from PIL import Image
 from torch import Tensor
 
 from unike.backbones.base import Backbone
-from unike.functional import target_positions, token_nll
+from unike.functional import cycle, target_positions, token_nll
 from unike.hooks import Hooks, trace
+from unike.modules.anchors import ffn_inputs
 from unike.modules.ffn_patch import FFNPatch, install_patch
 from unike.modules.optimise import optimise
 from unike.types import Query
@@ -120,7 +121,7 @@ def shortened(backbone: Backbone, queries: Sequence[Query]) -> float:
 
 def hooks(backbone: Backbone, queries: Sequence[Query]) -> float:
     """A patch beside the last feed-forward network adds ``relu(q K^T + b) V`` (Eq. 3), as widening it would."""
-    batch, site, patch = backbone.encode(queries), backbone.ffn(-1), some_patch(backbone, values=1.0)
+    batch, site, patch = backbone.encode(queries), backbone.ffn(-1), some_patch(backbone)
     with trace([site.inputs, site.outputs]) as (inputs, plain):
         backbone.forward(batch)
     with Hooks() as on:
@@ -146,7 +147,7 @@ def rows(backbone: Backbone, queries: Sequence[Query]) -> float:
 
 def generation(backbone: Backbone, queries: Sequence[Query]) -> float:
     """Under a patch, the logits of each generated token are those of a whole pass without a cache."""
-    patch = some_patch(backbone, values=1.0)
+    patch = some_patch(backbone)
     worst = 0.0
     with Hooks() as on:
         install_patch(lambda: patch, backbone.ffn(-1), on)
@@ -164,7 +165,9 @@ def learning(backbone: Backbone, queries: Sequence[Query]) -> float:
     """Pairs are trained through the split, in fp32: what is left of the loss of the target that falls least."""
     batch = backbone.encode(queries)
     state, positions = backbone.run_to_split(batch, -1), target_positions(batch.labels)
-    patch = some_patch(backbone, edits=len(queries))
+    q = ffn_inputs(backbone, state, [-1])[-1][cycle(positions, 8)].float()
+    keys = q / q.square().sum(dim=-1, keepdim=True)  # each fires by 1 where a token is predicted
+    patch = FFNPatch(keys, torch.zeros_like(keys[..., 0]), torch.zeros_like(keys))
 
     def loss() -> Tensor:
         return token_nll(backbone.run_from_split(state, positions), state.labels)
@@ -177,7 +180,7 @@ def learning(backbone: Backbone, queries: Sequence[Query]) -> float:
 
 def detaching(backbone: Backbone, queries: Sequence[Query]) -> float:
     """Once a patch is off, logits and weights are what they were, bit for bit."""
-    batch, patch = backbone.encode(queries), some_patch(backbone, values=1.0)
+    batch, patch = backbone.encode(queries), some_patch(backbone)
     before, fingerprint = backbone.forward(batch), backbone.fingerprint()
     with Hooks() as on:
         install_patch(lambda: patch, backbone.ffn(-1), on)
@@ -218,20 +221,19 @@ def apart(found: Tensor, expected: Tensor) -> float:
     return float(difference.nan_to_num(nan=float("inf")))
 
 
-def some_patch(backbone: Backbone, edits: int = 1, size: int = 8, values: float = 0.0) -> FFNPatch:
+def some_patch(backbone: Backbone, size: int = 8, values: float = 1.0) -> FFNPatch:
     """Random keys of unit length in fp32, always the same.
 
     Args:
         backbone: Whose width and device it has.
-        edits: How many independent ones.
-        size: Pairs of each.
-        values: Scale of the values; 0 changes nothing yet.
+        size: Pairs.
+        values: Scale of the values.
     """
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
         drawn = torch.randn(*shape, generator=generator) / backbone.width**0.5
-        return drawn.expand(edits, *shape).clone().to(backbone.device)
+        return drawn.unsqueeze(0).to(backbone.device)
 
     return FFNPatch(draw(size, backbone.width), draw(size), values * draw(size, backbone.width))
 

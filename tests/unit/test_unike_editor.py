@@ -13,7 +13,8 @@ from torch import Tensor
 
 from unike import registry
 from unike.backbones.base import Backbone
-from unike.editors.unike import UniKE, cycle, precision, wrong_positions
+from unike.editors.unike import UniKE, precision, wrong_positions
+from unike.functional import cycle
 from unike.hooks import trace
 from unike.modules.anchors import Anchors, ffn_inputs
 from unike.modules.ffn_patch import FFNPatch

@@ -40,7 +40,7 @@ from torch import Tensor
 from unike.backbones.base import Backbone
 from unike.editors.base import Edit, Editor, EditorConfig, side_by_side
 from unike.errors import UnikeError
-from unike.functional import target_positions, token_nll
+from unike.functional import cycle, target_positions, token_nll
 from unike.hooks import Hooks
 from unike.modules.anchors import ffn_inputs
 from unike.modules.ffn_patch import FFNPatch, PairGate, install_patch, wrong_positions
@@ -525,10 +525,3 @@ def precision(memory: Tensor, shrinkage: float) -> Tensor:
     identity = torch.eye(len(covariance), device=memory.device)
     scale = covariance.diagonal().mean().clamp(min=1e-8)  # a single anchor has no spread
     return torch.linalg.inv((1 - shrinkage) * covariance + shrinkage * scale * identity)
-
-
-def cycle(mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """For each row of ``mask [B, S]``, ``count`` true positions in turn: rows and columns, ``[B, count]`` each."""
-    columns = [row.nonzero()[:, 0] for row in mask]
-    chosen = torch.stack([found[torch.arange(count, device=mask.device) % len(found)] for found in columns])
-    return torch.arange(len(mask), device=mask.device).unsqueeze(1).expand_as(chosen), chosen
