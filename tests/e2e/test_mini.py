@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import unike
-from unike import Query
+from unike import Query, laws
 from unike.answers import Answers
 from unike.backbones import mini
 from unike.cli.demo import DEMO_CASE, PROBES, questions
@@ -50,6 +50,12 @@ def test_is_built_once_and_loads_as_an_ordinary_model(model):
         logits = plain(**inputs).logits
     ours = model.forward(model.encode([Query("What is this?", image("flag/france/openmoji"))]))
     assert torch.allclose(logits, ours, atol=1e-4)
+
+
+def test_every_law_holds_of_it(model, tmp_path):
+    """`unike models check` on a trained model, not a random one."""
+    findings = laws.check(model, laws.some_questions(tmp_path))
+    assert [finding.law.name for finding in findings if not finding.holds] == []
 
 
 def test_knows_pictures_it_never_saw(model):
