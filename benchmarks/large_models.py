@@ -43,7 +43,7 @@ from unike.functional import target_positions
 from unike.modules.anchors import Anchors
 from unike.modules.disentangle import Encoder
 from unike.modules.knowledge import Knowledge, LayerKnowledge, Triplet
-from unike.modules.relevance import Ramp, Relevance
+from unike.modules.relevance import Ramp, Relevance, RisingRamp
 from unike.preparation import PrepareConfig
 from unike.types import Query
 
@@ -133,7 +133,8 @@ def knowledge(model: Blip2) -> Knowledge:
         for layer in LAYERS
     }
     gate_layer = min(3 * model.n_layers // 4, model.layer_index(min(LAYERS)))
-    gate = Relevance(gate_layer, draw(width), torch.eye(width), Ramp(0.4, 0.7), Ramp(0.1, 0.15))
+    whitenings, fact = (torch.eye(width), torch.eye(width)), RisingRamp(low=(0.1,), high=(0.15,))
+    gate = Relevance(gate_layer, draw(width), *whitenings, Ramp(0.4, 0.7), fact)
     triplets = [Triplet(f"{i}", f"{i:016x}", "0f" * 96, "this", "that") for i in range(TRIPLETS)]
     made_for = {"source": model.source, "fingerprint": model.fingerprint()}
     made_for |= {"template": model.template, "n_layers": model.n_layers}

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from unike import registry
+
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
@@ -43,3 +45,33 @@ def test_the_large_ones_are_the_published_ones(
     assert (text.num_hidden_layers, text.hidden_size, text.vocab_size) == (layers, width, vocabulary)
     assert (vision.num_hidden_layers, vision.hidden_size) == (39, 1408)
     assert (config.qformer_config.num_hidden_layers, config.num_query_tokens) == (12, 32)
+
+
+def test_every_method_of_the_paper_has_the_same_budget() -> None:
+    """And settings that its editor, or its network, understands."""
+    tuning = runpy.run_path(str(BENCHMARKS / "tuning.py"))
+    methods = {
+        name for name in registry.editors.names() if name not in ("answer_cache", "intrinsic_ike", "retrieval_prompt")
+    }
+    assert set(tuning["GRID"]) == methods
+    assert {len(settings) for settings in tuning["GRID"].values()} == {6}
+    for editor, grid in tuning["GRID"].items():
+        method = registry.editors.get(editor)
+        parse = (method.network_settings if editor in tuning["TRAINED"] else method.config_class).parse
+        assert grid[0] == {} and len({str(parse(settings)) for settings in grid}) == 6, editor
+
+
+def test_the_best_setting_of_each_method_is_marked() -> None:
+    tuning = runpy.run_path(str(BENCHMARKS / "tuning.py"))
+    metrics = (*tuning["JUDGED"], *tuning["ALSO"])
+    rows = [
+        ("ft", {}, dict.fromkeys(metrics, 50.0)),
+        ("ft", {"lr": 0.001}, dict.fromkeys(metrics, 50.0) | {"reliability": 60.0, "portability": 0.0}),
+        ("ke", {"layers": [-1]}, dict.fromkeys(metrics, 10.0)),
+    ]
+    lines = tuning["table"](rows).splitlines()[2:]
+    assert lines == [
+        "| `ft` | default | 50.0 | 50.0 | 50.0 | 50.0 | 50.0 | 50.0 | 50.0 | 50.0 |",
+        "| `ft` | **lr=0.001** | 60.0 | 50.0 | 50.0 | 50.0 | 50.0 | 52.0 | 50.0 | 0.0 |",
+        "| `ke` | **layers=[-1]** | 10.0 | 10.0 | 10.0 | 10.0 | 10.0 | 10.0 | 10.0 | 10.0 |",
+    ]
