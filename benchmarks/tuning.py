@@ -31,7 +31,7 @@ GRID: dict[str, list[dict[str, Any]]] = {
     ],
     "mend": [{}, {"lr": 1e-5}, {"lr": 1e-4}, {"lr_step_size": 1e-3}, {"rank": 192}, {"layers": [-2, -1]}],
     "ke": [{}, {"lr": 1e-3}, {"lr": 1e-4}, {"max_scale": 3.0}, {"margin": 1e-2}, {"layers": [-2, -1]}],
-    "serac": [{}, {"n_layers": 8}, {"n_layers": 30, "lr": 3e-5}, {"lr": 3e-4}, {"lr_scope": 3e-4}, {"width": 384}],
+    "serac": [{}, {"lr": 1e-4}, {"lr": 1e-5}, {"n_layers": 4, "lr": 1e-4}, {"lr_scope": 3e-4}, {"width": 384}],
 }
 """Six settings a method. Of `TRAINED`, settings of the network."""
 

@@ -23,7 +23,7 @@ from unike.files import replace_folder
 from unike.functional import token_nll
 from unike.modules import serac
 from unike.modules.leak_guard import ImageHashes, Trace
-from unike.modules.serac import SeracModel, SERACNetworkSettings, counterfactual_query, with_fewer_layers
+from unike.modules.serac import SeracModel, SERACNetworkSettings, counterfactual_query, with_layers_copied
 from unike.modules.trained import CONFIG_FILE, Trained, place
 from unike.training import TrainConfig, read_log, train
 from unike.types import EditCase, Query
@@ -65,8 +65,8 @@ def test_of_as_many_layers_it_is_the_backbone(family: str, facts: list[Query]) -
     backbone = tinies()[family]()
     batch = backbone.encode(facts)
     plain = backbone.forward(batch)
-    assert torch.equal(with_fewer_layers(backbone, backbone.n_layers).forward(batch), plain)
-    small = with_fewer_layers(backbone, 2)
+    assert torch.equal(with_layers_copied(backbone, backbone.n_layers).forward(batch), plain)
+    small = with_layers_copied(backbone, 2)
     assert (small.n_layers, backbone.n_layers) == (2, 4)
     assert not torch.allclose(small.forward(batch), plain, atol=1e-2)
     with torch.no_grad():

@@ -5,7 +5,7 @@
 language model that reads ``"{edit prompt} {target} {x}"`` and answers.
 
 Note:
-    Ours: the counterfactual model is made of a few layers of the backbone itself, trained, between the backbone's
+    Ours: the counterfactual model is made of layers of the backbone itself, trained, between the backbone's
     embeddings and its head. So it needs no download, reads pictures as the backbone does, projected visual features in
     the place of words, and has the backbone's vocabulary. And the classifier sees the picture, too.
 """
@@ -38,7 +38,8 @@ class SERACNetworkSettings(Settings):
         encoder: Of texts: a folder or hub id that `sentence-transformers` reads.
         width: Of what the classifier compares, for the question and for the picture.
         sees_images: Whether the classifier reads pictures; the original does not.
-        n_layers: Of the counterfactual model; all of a backbone that has fewer.
+        n_layers: Of the counterfactual model; None for all, which can read and repeat an answer from the start.
+            Fewer cost less, and have to learn that first.
         lr: Adam's learning rate for the counterfactual model.
         lr_scope: The same for the classifier.
     """
@@ -46,8 +47,8 @@ class SERACNetworkSettings(Settings):
     encoder: str = MINILM
     width: int = Field(128, ge=1)
     sees_images: bool = True
-    n_layers: int = Field(4, ge=1)
-    lr: float = Field(1e-4, gt=0)
+    n_layers: int | None = Field(None, ge=1)
+    lr: float = Field(3e-5, gt=0)
     lr_scope: float = Field(1e-3, gt=0)
 
 
@@ -113,7 +114,7 @@ class SeracModel(nn.Module):
         text = embed(backbone, [Query("?")], settings.encoder)[TEXT].shape[1]
         image = backbone.width if settings.sees_images else 0
         self.scope = ScopeClassifier(text, image, settings.width, seed).to(backbone.device)
-        small = with_fewer_layers(backbone, settings.n_layers)
+        small = with_layers_copied(backbone, settings.n_layers or backbone.n_layers)
         self.layers = small.layers
         self.__dict__["counterfactual"] = small  # not as a submodule: most of it is the backbone's
 
@@ -127,7 +128,7 @@ class SeracModel(nn.Module):
         return embed(backbone, queries, self.settings.encoder)
 
 
-def with_fewer_layers(backbone: Backbone, count: int) -> Backbone:
+def with_layers_copied(backbone: Backbone, count: int) -> Backbone:
     """A backbone of copies of some layers of another, between whose embeddings, vision and head they stand.
 
     They are evenly spread from the first to the last, as distilled models start (DistilBERT, arXiv 1910.01108): what
