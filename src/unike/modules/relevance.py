@@ -24,7 +24,7 @@ they scatter among wordings and pictures of one fact: what is different there ha
 
 Note:
     In the paper relevance scales only what the memory injects (alpha, Eq. 7). Here it also scales the new pairs of the
-    feed-forward networks, so that an input whose ``fact`` is 0 keeps the unedited model's answer, bit for bit.
+    feed-forward networks, so that an input below the ramps of ``fact`` keeps the unedited model's answer, bit for bit.
 """
 
 from collections.abc import Callable, Mapping
