@@ -5,9 +5,11 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pytest
 from miniature import Prefix, Scatter
@@ -18,9 +20,12 @@ from unike.answers import Answers
 from unike.backbones.base import Backbone
 from unike.editors.base import Editor, RoutingEdit, attached
 from unike.editors.mend import MEND
+from unike.editors.unike import UniKE
 from unike.errors import UnikeError
 from unike.evaluation import Plan, Source, Unit, arrange, evaluate, room
 from unike.metrics import METRICS
+from unike.modules import knowledge
+from unike.modules.knowledge import Knowledge
 from unike.results import Run, read_run
 from unike.types import CaseResult, EditCase, Query
 
@@ -77,6 +82,24 @@ def test_the_header_says_what_the_numbers_depend_on(taught: Backbone, source: So
     assert header["unike"] == unike.__version__
     assert str(tmp_path) not in json.dumps(header)
     assert {"git", "threads", "cases", "protocols", "setting"} <= header.keys()
+
+
+def test_a_run_does_not_go_on_with_other_knowledge(
+    taught: Backbone, source: Source, make_knowledge: Callable[..., Knowledge], tmp_path: Path, monkeypatch: Any
+) -> None:
+    def learn(seed: int) -> str:
+        known = make_knowledge(taught, seed=seed)
+        triplets = tuple(replace(triplet, prompt=f"Whose is it, {triplet.prompt}") for triplet in known.triplets)
+        known = replace(known, triplets=triplets)  # the others' questions are asked here
+        known.save_pretrained(tmp_path / "knowledge")
+        return known.fingerprint
+
+    editor, first = UniKE(knowledge=str(tmp_path / "knowledge"), steps=1, layers=(-2, -1)), learn(seed=0)
+    assert evaluate(taught, editor, source, tmp_path / "run", Plan(limit=1)).header["learned"] == first
+    second = learn(seed=1)
+    monkeypatch.setattr(knowledge, "_READ", WeakKeyDictionary())  # as in another process
+    with pytest.raises(UnikeError, match=f'learned is "{first}", not "{second}"'):
+        evaluate(taught, editor, source, tmp_path / "run", Plan(limit=1))
 
 
 def test_cases_the_model_gets_right_are_left_out_and_counted(taught: Backbone, source: Source, tmp_path: Path) -> None:

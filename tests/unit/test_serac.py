@@ -24,7 +24,7 @@ from unike.functional import token_nll
 from unike.modules import serac
 from unike.modules.leak_guard import ImageHashes, Trace
 from unike.modules.serac import SeracModel, SERACNetworkSettings, counterfactual_query, with_layers_copied
-from unike.modules.trained import CONFIG_FILE, Trained, place
+from unike.modules.trained import CONFIG_FILE, SAVED, Trained, place
 from unike.training import TrainConfig, read_log, train
 from unike.types import EditCase, Query
 
@@ -209,6 +209,7 @@ def test_unike_train_trains_it(backbone: Backbone, tmp_path: Path) -> None:
     assert [entry["step"] for entry in later] == [5, 10]
     assert trained.description["report"]["best"]["validation"]["loss"] < first["validation"]["loss"]
     assert {trace.prompt for trace in SERAC().sources(backbone)} >= {case.edit.prompt for case in learned}
+    assert SERAC().learned(backbone) == SAVED.describe(out)["sha256"][:16]
     fact = learned[0].edit
     edit = SERAC().edit(backbone, fact)
     assert SERACEdit.routed([edit], backbone, [fact]) == {0: counterfactual_query(fact, fact)}

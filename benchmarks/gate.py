@@ -1,0 +1,83 @@
+"""How well the gate keeps K edits apart, and from what none of them is about: on ``dev``, without making an edit.
+
+    python benchmarks/gate.py --limit 60
+
+For stacks of each size: how often the gate of an edit is more than half open for its own rephrasings and other
+pictures, and that of any edit of the stack for an unrelated picture; and how often an edit is the nearest of its stack,
+by the whitened cosine and by the one within facts.
+"""
+
+import argparse
+import json
+import random
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from unike.backbones import load_backbone
+from unike.backbones.base import Backbone
+from unike.datasets.base import open_dataset
+from unike.editors.unike import UniKEConfig
+from unike.modules.knowledge import knowledge_of
+from unike.modules.relevance import Relevance
+from unike.types import EditCase, Query
+
+OWN, UNRELATED = ("t_generality", "m_generality"), "m_locality"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="mini")
+    parser.add_argument("--datasets", nargs="+", default=["pocket-vqa", "pocket-caption"])
+    parser.add_argument("--limit", type=int, default=60, help="dev cases of each data set")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 10, 20, 60])
+    args = parser.parse_args()
+
+    backbone = load_backbone(args.model)
+    gate = knowledge_of(backbone).gate
+    assert gate is not None, "the model was prepared without a gate"
+    for dataset in args.datasets:
+        cases = open_dataset(dataset).cases("dev")
+        random.Random(0).shuffle(cases)
+        states = read(backbone, gate, cases[: args.limit])
+        for size in args.sizes:
+            print(json.dumps({"dataset": dataset, "edits": size} | measure(gate, states, size)))
+
+
+@torch.no_grad()
+def read(backbone: Backbone, gate: Relevance, cases: Sequence[EditCase]) -> dict[str, Tensor]:
+    """States of the edits and of a probe of each kind, ``[C, D]``."""
+    asked = {"edit": [case.edit for case in cases]}
+    for kind in (*OWN, UNRELATED):
+        asked[kind] = [next(probe.query for probe in case.probes if probe.kind == kind) for case in cases]
+
+    def states(queries: list[Query]) -> Tensor:
+        parts = [queries[start : start + 16] for start in range(0, len(queries), 16)]
+        return torch.cat([gate.read(backbone, backbone.run_to_split(backbone.encode(part), 0)) for part in parts])
+
+    return {kind: states(queries) for kind, queries in asked.items()}
+
+
+def measure(gate: Relevance, states: dict[str, Tensor], size: int) -> dict[str, float | list[float]]:
+    """Percentages over stacks that tile the cases."""
+    keys, rivalry, ramp = states["edit"], UniKEConfig().rivalry, gate.fact.of(size)
+    stacks = [range(start, start + size) for start in range(0, len(keys) - size + 1, size)]
+    found: dict[str, list[Tensor]] = {}
+    for stack in (torch.tensor(list(stack)) for stack in stacks):
+        for kind in OWN:
+            those = keys[stack].expand(size, -1, -1)
+            found.setdefault(kind, []).append(gate.opened(those, states[kind][stack], rivalry).gate.diagonal() > 0.5)
+            for name, matrix in (("whitened", gate.whitening), ("within", gate.within)):
+                units = [normalize((x - gate.mean) @ matrix, dim=1) for x in (states[kind][stack], keys[stack])]
+                nearest = (units[0] @ units[1].T).argmax(dim=1) == torch.arange(size)
+                found.setdefault(f"{kind} nearest, {name}", []).append(nearest)
+        every = gate.opened(keys[stack].expand(len(keys), -1, -1), states[UNRELATED], rivalry).gate
+        found.setdefault(UNRELATED, []).append(every.amax(dim=1) > 0.5)
+    shares = {kind: round(100 * torch.cat(parts).float().mean().item(), 1) for kind, parts in found.items()}
+    return {"ramp": [round(ramp.low, 3), round(ramp.high, 3)], **shares}
+
+
+if __name__ == "__main__":
+    main()
