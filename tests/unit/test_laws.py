@@ -51,16 +51,21 @@ def test_a_pass_that_is_resumed_wrongly_is_found(llava: Backbone, tmp_path: Path
 
 def test_a_model_that_sees_padding_is_found(llava: Backbone, tmp_path: Path, monkeypatch: Any) -> None:
     call = llava._call
-    unmasked = lambda inputs: call(inputs | {"attention_mask": torch.ones_like(inputs["attention_mask"])})  # noqa: E731
+
+    def unmasked(inputs: dict[str, torch.Tensor]) -> Any:
+        return call(inputs | {"attention_mask": torch.ones_like(inputs["attention_mask"])})
+
     monkeypatch.setattr(llava, "_call", unmasked)
     assert "rows" in broken(laws.check(llava, laws.some_questions(tmp_path)))
 
 
 def test_a_network_that_is_elsewhere_is_found(llava: Backbone, tmp_path: Path, monkeypatch: Any) -> None:
     """What is called its output is not added to the residual stream: nothing is learned there."""
-    ffn = llava.ffn
-    stray = torch.nn.Linear(llava.width, llava.width)
-    wrong = lambda i: type(ffn(i))(ffn(i).inputs, stray, ffn(i).matrices, gated=True)  # noqa: E731
+    ffn, stray = llava.ffn, torch.nn.Linear(llava.width, llava.width)
+
+    def wrong(i: int) -> Any:
+        return type(ffn(i))(ffn(i).inputs, stray, ffn(i).matrices, gated=True)
+
     monkeypatch.setattr(llava, "ffn", wrong)
     findings = {finding.law.name: finding for finding in laws.check(llava, laws.some_questions(tmp_path))}
     assert not findings["hooks"].holds and findings["hooks"].measured is None
