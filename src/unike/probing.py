@@ -4,7 +4,8 @@ A greedy answer equals a given text exactly if, reading that text, the model wou
 stop. So an answer under an edit is first looked for by *replay*: the texts it may turn out to be (the gold answer, the
 answer before the edit) were read up to the lowest edited layer once, and only the rest of the model runs again. Where
 the replay proves the answer it is known, and the teacher-forced scores come with it; where it does not, the question is
-really asked. A near-tie between two tokens proves nothing, because rounding may fall the other way in generation.
+really asked. A near-tie between two tokens proves nothing, because rounding may fall the other way in generation;
+but what is predicted as before all along the answer before, in a batch of the same shape, is answered as before.
 
 Methods that rewrite or route questions (`Editor.split` is None) are asked through the same code; what they hand on to
 the model as it is, is answered as before the edit.
@@ -355,23 +356,40 @@ class Examiner:
         """The answers that the replay shows, None for the others."""
         proved: list[str | None] = []
         for question in reading.questions:
+            if question.own is not None and self._is_as_before(reading, found, question.own):
+                proved.append(question.before)
+                continue
             places = [place for place in (question.own, question.gold) if place is not None]
             said = (self._said(reading.batches[b].lines[row], found[b][row]) for b, row in places)
             proved.append(next((answer for answer in said if answer is not None), None))
         return proved
 
+    def _is_as_before(self, reading: Reading, found: list[list[Guesses]], place: tuple[int, int]) -> bool:
+        """Whether the same is predicted all along a line, computed in the same way: then the answer is the same, too.
+
+        Unlike generation, which may stand in a batch of another shape, it leaves rounding nothing to decide.
+        """
+        batch, row = place
+        line, before, after = reading.batches[batch].lines[row], reading.batches[batch].before[row], found[batch][row]
+        needed = self._needed(line)
+        comparable = self.hooked and line.provable and needed <= len(after.ids)
+        return comparable and after.ids[:needed] == before.ids[:needed]
+
     def _said(self, line: Line, guesses: Guesses) -> str | None:
         """The greedy answer, if it is the line's text: its tokens are predicted, surely, and then the answer ends."""
-        length = min(len(line.tokens), self.answers.max_new_tokens)
-        cut_off = length == self.answers.max_new_tokens
-        needed = length if cut_off else length + 1
+        length, needed = min(len(line.tokens), self.answers.max_new_tokens), self._needed(line)
         if not line.provable or needed > len(guesses.ids) or min(guesses.leads[:needed]) < self.lead:
             return None
         if guesses.ids[:length] != line.tokens[:length]:
             return None
-        if not cut_off and not self._is_end(guesses.ids[length]):
+        if needed > length and not self._is_end(guesses.ids[length]):
             return None
         return self.backbone.answer_text(line.tokens[:length])
+
+    def _needed(self, line: Line) -> int:
+        """How many predictions settle an answer: one for each token, and one for the end unless it is cut off."""
+        length, limit = len(line.tokens), self.answers.max_new_tokens
+        return limit if length >= limit else length + 1
 
     def _is_end(self, token: int) -> bool:
         """A stop, or a new line: of an answer only the first one counts."""

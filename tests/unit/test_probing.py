@@ -115,14 +115,29 @@ def test_an_answer_that_does_not_change_is_proved(taught: Backbone, cases: list[
 
 
 def test_a_near_tie_proves_nothing(taught: Backbone, cases: list[EditCase], asked: list[Query]) -> None:
-    editor = Scatter(lr=1e-9)
+    """Except where nothing at all is predicted otherwise than before."""
+    editor = Scatter(lr=0.3)
     wanted = ask(taught, editor, cases)
     asked.clear()
     who = examiner(taught, editor, cases)
     who.lead = 1e9
     edits = editor.edit(taught, [case.edit for case in cases])
     assert who.examine([who.read(case) for case in cases], edits) == wanted
-    assert len(asked) == sum(len(questions(case)) for case in cases)
+    as_before = sum(answer.kind in UNCHANGED and answer.before == answer.after for found in wanted for answer in found)
+    everything = sum(len(questions(case)) for case in cases)
+    assert len(asked) == everything - as_before < everything
+
+
+def test_rounding_changes_no_answer(taught: Backbone, cases: list[EditCase]) -> None:
+    """In half precision a near-tie may fall one way in one batch, another way in another; an edit did neither."""
+    who = examiner(taught, Scatter(lr=1e-9), cases)
+    question = cases[0].probes[3].query
+    rounded = "small"
+    assert who.answers[question] != rounded
+    who.answers._known[content_key(question)] = rounded
+    (found,) = who.examine([who.read(cases[0])], [Scatter(lr=1e-9).edit(taught, cases[0].edit)])
+    (asked,) = (answer for answer in found if answer.prompt == question.prompt)
+    assert (asked.before, asked.after) == (rounded, rounded)
 
 
 def test_a_prompt_that_is_read_otherwise_alone_proves_nothing(
