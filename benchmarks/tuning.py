@@ -18,22 +18,20 @@ from typing import Any
 from unike.results import read_run, summarise
 
 GRID: dict[str, list[dict[str, Any]]] = {
-    "unike": [{}, {"lr": 5e-3}, {"lr": 2e-2}, {"steps": 40}, {"n_pairs": 5}, {"beta": 0.0}],
-    "ft": [{}, {"lr": 1e-4}, {"lr": 5e-4}, {"lr": 1e-3}, {"steps": 30}, {"layer": -2}],
-    "t_patcher": [{}, {"lr": 3e-3}, {"lr": 3e-2}, {"max_neurons": 10}, {"memory_weight": 3.0}, {"memory_weight": 30.0}],
+    "unike": [{}, {"lr": 5e-3}, {"lr": 2e-2}, {"n_pairs": 5}],
+    "ft": [{}, {"lr": 1e-4}, {"lr": 5e-4}, {"lr": 1e-3}],
+    "t_patcher": [{}, {"lr": 3e-3}, {"memory_weight": 3.0}, {"memory_weight": 30.0}],
     "ike": [
         {},
-        {"n_copy": 1, "n_update": 3, "n_retain": 4},
         {"n_copy": 2, "n_update": 6, "n_retain": 8},
+        {"n_copy": 1, "n_update": 3, "n_retain": 4},
         {"n_copy": 0, "n_update": 0, "n_retain": 0},
-        {"n_copy": 0, "n_update": 4, "n_retain": 4},
-        {"n_copy": 4, "n_update": 4, "n_retain": 0},
     ],
-    "mend": [{}, {"lr": 1e-5}, {"lr": 1e-4}, {"lr_step_size": 1e-3}, {"rank": 192}, {"layers": [-2, -1]}],
-    "ke": [{}, {"lr": 1e-3}, {"lr": 1e-4}, {"max_scale": 3.0}, {"margin": 1e-2}, {"layers": [-2, -1]}],
-    "serac": [{}, {"lr": 1e-4}, {"lr": 1e-5}, {"n_layers": 4, "lr": 1e-4}, {"lr_scope": 3e-4}, {"width": 384}],
+    "mend": [{}, {"lr": 1e-5}, {"lr": 1e-4}, {"lr_step_size": 1e-3}],
+    "ke": [{}, {"lr": 1e-3}, {"lr": 1e-3, "margin": 3e-2}, {"lr": 3e-3, "margin": 3e-2}],
+    "serac": [{}, {"lr": 1e-4}, {"lr_scope": 3e-4}, {"n_layers": 4, "lr": 1e-4}],
 }
-"""Six settings a method. Of `TRAINED`, settings of the network."""
+"""Four settings a method. Of `TRAINED`, settings of the network."""
 
 TRAINED = ("mend", "ke", "serac")
 
@@ -50,7 +48,8 @@ def main() -> None:
     parser.add_argument("--model", default="mini")
     parser.add_argument("--limit", type=int, default=32, help="dev cases of each task")
     parser.add_argument("--steps", type=int, default=800, help="at most so many, for methods with a network")
-    parser.add_argument("--dtype", default="auto", help="of training; what is measured is in the default one")
+    parser.add_argument("--cases", type=int, default=1000, help="that a network learns from")
+    parser.add_argument("--dtype", default="auto", help="as in `unike bench`")
     args = parser.parse_args()
 
     rows = [(editor, settings, measure(editor, settings, args)) for editor in args.editors for settings in GRID[editor]]
@@ -66,11 +65,12 @@ def measure(editor: str, settings: dict[str, Any], args: argparse.Namespace) -> 
         network = place / "network"
         edit_settings = {"trained": str(network)}
         options = {"editor": editor, "model": args.model, "steps": args.steps, "dtype": args.dtype, "out": network}
-        unike("train", options, settings)
+        unike("train", options, {**settings, "cases": args.cases, "every": 50})
     found: dict[str, list[float]] = {}
     for dataset in DATASETS:
         options = {"editor": editor, "model": args.model, "dataset": dataset, "split": "dev", "limit": args.limit}
-        unike("bench", options | {"protocol": "strict", "out": place / dataset}, edit_settings)
+        options |= {"dtype": args.dtype, "protocol": "strict", "out": place / dataset}
+        unike("bench", options, edit_settings)
         for row in summarise(read_run(place / dataset), resamples=1):
             found.setdefault(row["metric"], []).append(100 * row["value"])
     return {metric: sum(values) / len(values) for metric, values in found.items()}
