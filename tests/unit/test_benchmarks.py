@@ -54,7 +54,7 @@ def test_every_method_of_the_paper_has_the_same_budget() -> None:
         name for name in registry.editors.names() if name not in ("answer_cache", "intrinsic_ike", "retrieval_prompt")
     }
     assert set(tuning["GRID"]) == methods
-    assert {len(settings) for settings in tuning["GRID"].values()} == {6}
+    assert {len(settings) for settings in tuning["GRID"].values()} == {4}
     for editor, grid in tuning["GRID"].items():
         method = registry.editors.get(editor)
         parse = (method.network_settings if editor in tuning["TRAINED"] else method.config_class).parse
