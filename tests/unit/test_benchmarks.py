@@ -58,7 +58,7 @@ def test_every_method_of_the_paper_has_the_same_budget() -> None:
     for editor, grid in tuning["GRID"].items():
         method = registry.editors.get(editor)
         parse = (method.network_settings if editor in tuning["TRAINED"] else method.config_class).parse
-        assert grid[0] == {} and len({str(parse(settings)) for settings in grid}) == 6, editor
+        assert grid[0] == {} and len({str(parse(settings)) for settings in grid}) == 4, editor
 
 
 def test_the_best_setting_of_each_method_is_marked() -> None:
