@@ -27,7 +27,7 @@ GRID: dict[str, list[dict[str, Any]]] = {
         {"n_copy": 1, "n_update": 3, "n_retain": 4},
         {"n_copy": 0, "n_update": 0, "n_retain": 0},
     ],
-    "mend": [{}, {"lr": 1e-5}, {"lr": 1e-4}, {"lr_step_size": 1e-3}],
+    "mend": [{}, {"lr": 1e-5}, {"lr": 1e-4}, {"lr": 1e-4, "lr_step_size": 1e-5}],
     "ke": [{}, {"lr": 1e-3}, {"lr": 1e-3, "margin": 3e-2}, {"lr": 3e-3, "margin": 3e-2}],
     "serac": [{}, {"lr": 1e-4}, {"lr_scope": 3e-4}, {"n_layers": 4, "lr": 1e-4}],
 }
