@@ -110,3 +110,19 @@ def cycle(mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
     columns = [row.nonzero()[:, 0] for row in mask]
     chosen = torch.stack([found[torch.arange(count, device=mask.device) % len(found)] for found in columns])
     return torch.arange(len(mask), device=mask.device).unsqueeze(1).expand_as(chosen), chosen
+
+
+def distinct(rows: Tensor) -> tuple[list[int], list[int]]:
+    """Rows that are told apart, bit by bit: the first of each kind, and for every row the number of its kind.
+
+    Args:
+        rows: ``[B, ...]``.
+    """
+    firsts: list[int] = []
+    kinds: list[int] = []
+    for row in range(len(rows)):
+        same = (kind for kind, first in enumerate(firsts) if torch.equal(rows[row], rows[first]))
+        kinds.append(next(same, len(firsts)))
+        if kinds[-1] == len(firsts):
+            firsts.append(row)
+    return firsts, kinds

@@ -9,10 +9,12 @@ import torch
 
 from unike.backbones import tinies
 from unike.backbones.base import Backbone
-from unike.editors.base import Edit
+from unike.editors.base import Edit, attached
 from unike.editors.ike import IKE, IKEConfig, IKEEdit, limit
+from unike.editors.intrinsic_ike import IntrinsicIKE, IntrinsicIKEEdit
 from unike.errors import UnikeError
 from unike.evaluation import Plan, Source, check_leaks, check_method
+from unike.hooks import trace
 from unike.modules import demonstrations
 from unike.modules.demonstrations import Pool
 from unike.types import EditCase, Probe, Query
@@ -119,6 +121,37 @@ def test_logits_are_those_behind_the_whole_text(backbone: Backbone, pool: Pool, 
     edit = IKE(n_copy=1, n_update=0, n_retain=0).edit(backbone, facts[0])
     expected = Edit.target_logits([], backbone, IKEEdit.rewritten([edit], backbone, facts))
     assert torch.allclose(IKEEdit.target_logits([edit], backbone, facts), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen3_vl", "paligemma"])
+def test_demonstrations_are_read_once_for_each_picture(family: str, pool: Pool, facts: list[Query]) -> None:
+    """Unless what reads them reads both ways."""
+    backbone = tinies()[family]()
+    edit = IKE(**COUNTS).edit(backbone, facts[0])
+    asked = [replace(fact, image=facts[number // 2].image) for number, fact in enumerate([*facts, facts[0]])]
+    expected = Edit.target_logits([], backbone, IKEEdit.rewritten([edit], backbone, asked))
+    with trace(backbone.layers[-1], keep_all=True) as record:
+        assert torch.allclose(IKEEdit.target_logits([edit], backbone, asked), expected, atol=1e-4)
+    passes = [(call.args or tuple(call.kwargs.values()))[0].shape[:2] for call in record.calls]
+    if backbone.reads_prompts_both_ways:
+        assert [rows for rows, _ in passes] == [4]
+    else:
+        (begun, whole), (left, rest) = passes
+        assert (begun, left) == (2, 4), "one row a picture, then every question"
+        assert 2 * rest < whole, "the demonstrations are not among what is left"
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_beside_new_pairs_too(everywhere: bool, backbone: Backbone, pool: Pool, facts: list[Query]) -> None:
+    """Which have to be there while demonstrations are read, if they act on those."""
+    settings = {"lr": 3e-2, "steps": 5, "layers": (-2, -1), "everywhere": everywhere}
+    edit = IntrinsicIKE(ike=COUNTS, intrinsic=settings).edit(backbone, facts[0])
+    asked = [facts[0], replace(facts[1], image=facts[0].image)]
+    rewritten = IKEEdit.rewritten([edit.half("ike")], backbone, asked)
+    with attached(backbone, [edit.half("unike")]):
+        expected = Edit.target_logits([], backbone, rewritten)
+    assert not torch.allclose(Edit.target_logits([], backbone, rewritten), expected, atol=1e-2)
+    assert torch.allclose(IntrinsicIKEEdit.target_logits([edit], backbone, asked), expected, atol=1e-4)
 
 
 # ---------------------------------------------------------------------- the pool

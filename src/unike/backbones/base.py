@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from unike.errors import UnikeError
+from unike.functional import distinct
 from unike.hooks import Args, Hooks, Kwargs, inject, trace
 from unike.types import IGNORE, Batch, Prefill, Query, SplitState
 
@@ -586,30 +587,35 @@ class Backbone:
         return replace(state, layer=index, hidden=at_layer.input, kept=prefill.kept).detach()
 
     @torch.no_grad()
-    def shorten(self, state: SplitState) -> SplitState:
-        """Finish everything before the prompts' ends, once; what is left to run begins at the first row's ``p``.
+    def shorten(self, state: SplitState, start: int | None = None) -> SplitState:
+        """Finish everything before a position, once; what is left to run begins there.
 
-        For whatever acts from ``p`` on only: pictures and most of a question are then out of the way. Logits are those
-        of the whole state at the positions that are left, up to rounding.
+        For whatever acts from the prompts' ends on only: pictures and most of a question are then out of the way.
+        Rows that begin alike share their beginning, too. Logits are those of the whole state at the positions that are
+        left, up to rounding.
 
         Args:
             state: From `run_to_split` or `advance`.
+            start: The position, where rows have a long beginning in common; the first row's ``p`` by default, and at
+                most.
 
         Returns:
             The state as it is, if it has been shortened before or if the family reads prompts both ways.
         """
         from transformers import DynamicCache
 
-        start = int(state.prompt_last.min())
+        end = int(state.prompt_last.min())
+        start = end if start is None else min(start, end)
         if not start or state.start or self.reads_prompts_both_ways:
             return state
+        firsts, row_of = distinct(state.hidden[:, :start])
+        read = state if len(firsts) == len(state) else state.expand(firsts)
         cache: Any = DynamicCache()
-        with self._resumed(state):
-            self.text_stack(*state.args, **state.kwargs | {"past_key_values": cache, "use_cache": True})
-        read = cache.layers[state.layer : self.n_layers]
+        with self._resumed(read):
+            self.text_stack(*read.args, **read.kwargs | {"past_key_values": cache, "use_cache": True})
         past = {
-            state.layer + above: (layer.keys[:, :, :start].clone(), layer.values[:, :, :start].clone())
-            for above, layer in enumerate(read)
+            state.layer + above: (layer.keys[row_of, :, :start], layer.values[row_of, :, :start])
+            for above, layer in enumerate(cache.layers[state.layer : self.n_layers])
         }
         return state.since(start, past).detach()
 

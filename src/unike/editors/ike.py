@@ -23,6 +23,7 @@ Note:
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
@@ -117,9 +118,37 @@ class IKEEdit(RoutingEdit):
         cls, edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query], state: SplitState | None = None
     ) -> Tensor:
         """Logits of the targets behind the rewritten queries; a state of the queries as they were is of no use."""
-        batch = backbone.encode(cls.rewritten(edits, backbone, queries))
-        # In two steps, for the head's sake: thousands of positions, of which a handful are needed.
-        return backbone.run_from_split(backbone.run_to_split(batch, 0), target_positions(batch.labels))
+        read = cls.read(edits, backbone, queries)
+        return backbone.run_from_split(read, target_positions(read.labels))
+
+    @classmethod
+    def read(
+        cls, edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query], *, whole: bool = False
+    ) -> SplitState:
+        """The rewritten queries with their targets, up to the first layer or, unless ``whole``, up to the question.
+
+        Of those about one picture the demonstrations are read once: they are long, and all the same.
+        """
+        rewritten = cls.rewritten(edits, backbone, queries)
+        batch = backbone.encode(rewritten)
+        state = backbone.run_to_split(batch, 0)
+        start = None if whole else common_length(batch.inputs["input_ids"], [query.image for query in rewritten])
+        return state if start is None else backbone.shorten(state, start)
+
+
+def common_length(ids: Tensor, images: Sequence[Path | None]) -> int | None:
+    """How many tokens rows about one picture begin with in common, whichever picture; None if no two share one.
+
+    Args:
+        ids: ``[B, S]``.
+        images: Of each row.
+    """
+    first: dict[Path | None, int] = {}
+    leaders = [first.setdefault(image, row) for row, image in enumerate(images)]
+    others = [row for row, leader in enumerate(leaders) if row != leader]
+    if not others:
+        return None
+    return int((ids[others] == ids[[leaders[row] for row in others]]).long().cumprod(dim=1).sum(dim=1).min())
 
 
 def text_of(fact: Query) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 from unike import registry
 from unike.backbones.base import Backbone
 from unike.editors.base import Edit, Editor, EditorConfig, RoutingEdit, attached
+from unike.functional import target_positions
 from unike.modules.leak_guard import Trace
 from unike.types import Query, SplitState
 
@@ -88,13 +89,17 @@ class IntrinsicIKEEdit(RoutingEdit):
     ) -> Tensor:
         """Logits of the targets behind the rewritten queries, with the new pairs attached."""
         intrinsic, in_context = cls._halves(edits, backbone)
+        read = cls._in_context().read(in_context, backbone, queries, whole=not cls._keep_prefix(intrinsic))
         with attached(backbone, intrinsic):
-            return cls._in_context().target_logits(in_context, backbone, queries)
+            return backbone.run_from_split(read, target_positions(read.labels))
 
     @staticmethod
-    def _in_context() -> type[Edit]:
-        edit_class: type[Edit] = registry.editors.get(IKE).edit_class
-        return edit_class
+    def _in_context() -> Any:
+        return registry.editors.get(IKE).edit_class
+
+    @staticmethod
+    def _keep_prefix(intrinsic: Sequence[Edit]) -> bool:
+        return all(registry.editors.get(INTRINSIC)(edit.config).keeps_prefix for edit in intrinsic)
 
     @classmethod
     def _halves(cls, edits: Sequence[Edit], backbone: Backbone) -> tuple[list[Edit], list[Edit]]:
