@@ -5,7 +5,8 @@ to stop and which network is kept. What lies below the edited layers is computed
 batches are made once, and only their order changes.
 
 Every validation leaves a checkpoint in ``.work`` of the folder to be: network, optimiser, the best network so far and
-the log, never a pickle. A run that is cut off goes on there, and ends with the same network.
+the log, never a pickle. A run that is cut off goes on there, and ends with the same network; with more steps it goes
+on for longer, and with fewer it ends, with the best network so far.
 """
 
 import json
@@ -45,6 +46,9 @@ CHECKPOINT = SealedFolder(
 
 MADE_FROM = ("editor", "backbone", "network", "config", "data")
 """What makes a description that of another network."""
+
+WHEN_IT_ENDS = ("steps", "patience")
+"""Settings that only say when training ends: a run that was cut off may go on with others."""
 
 ASKED_TOGETHER = 64
 """Cases that are looked at together, to find those that the backbone gets wrong."""
@@ -127,7 +131,8 @@ def train(
     judged = choose(backbone, validation, config.held_out, config.seed, partial(progress, "asking, to validate"))
 
     run = Run(backbone, editor, network, network_settings, learned, judged, config)
-    run.resume(out / WORK, {key: described[key] for key in MADE_FROM} | {"dtype": str(backbone.dtype)})
+    loop = config.model_dump(mode="json", exclude={"cache_gb", *WHEN_IT_ENDS})
+    run.resume(out / WORK, {key: described[key] for key in MADE_FROM} | {"config": loop, "dtype": str(backbone.dtype)})
     run.finish(partial(progress, "training"))
 
     asked = [query for case in learned for query in (probes_of(case) or {}).values()]

@@ -183,6 +183,23 @@ def test_killed_and_resumed_is_as_if_never_killed(
     ]
 
 
+def test_a_torn_run_may_end_sooner_or_later(
+    model: Backbone, learned: list[EditCase], judged: list[EditCase], tmp_path: Path
+) -> None:
+    """With the best network so far; or as if it had been asked for more steps from the start."""
+    for place in ("sooner", "later"):
+        with pytest.raises(Killed):
+            trained(model, learned, judged, tmp_path / place, 9)
+    sooner = trained(model, learned, judged, tmp_path / "sooner", steps=4)
+    assert [entry["step"] for entry in log_of(tmp_path / "sooner")] == [0, 4, 8]
+    assert sooner.description["report"]["best"] in [
+        {key: entry[key] for key in ("step", "train", "validation")} for entry in log_of(tmp_path / "sooner")
+    ]
+    trained(model, learned, judged, tmp_path / "later", steps=20)
+    trained(model, learned, judged, tmp_path / "at once", steps=20)
+    assert log_of(tmp_path / "later") == log_of(tmp_path / "at once")
+
+
 def test_what_is_there_is_not_trained_again(
     model: Backbone, learned: list[EditCase], judged: list[EditCase], tmp_path: Path
 ) -> None:
