@@ -10,7 +10,6 @@ from unike.report.figures import Drawing, dots
 from unike.results import Run
 from unike.studies._costs import cost_of, cost_table
 from unike.studies.base import (
-    INTRINSIC_IKE,
     Lab,
     Outcome,
     Request,
@@ -24,7 +23,6 @@ from unike.studies.base import (
 METHODS = (
     Variant("UniKE"),
     Variant("only Intrin", {"only_intrinsic": True}),
-    Variant("Intrin + IKE", editor=INTRINSIC_IKE),
     Variant("FT", editor="ft"),
 )
 
