@@ -7,13 +7,15 @@ how many answers are still the same text, and how far the distribution of an ans
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from unike import registry
 from unike.answers import Answers
@@ -94,7 +96,8 @@ class Drift(Study):
         """Edit with every method, unless that has been done."""
         at = whole(lab.request.numbers or EDITS, "a number of edits", least=1)
         sequence, probes = draw(lab, at[-1])
-        found = {variant.name: self._probed(lab, variant, sequence, probes, at) for variant in METHODS}
+        before = cache(lambda: Unedited.ask(lab, probes))  # only if something is left to measure
+        found = {variant.name: self._probed(lab, variant, sequence, probes, before, at) for variant in METHODS}
         rows = [
             row for name, each in found.items() for probed in each for row in summary(name, probed, lab.request.seed)
         ]
@@ -111,7 +114,13 @@ class Drift(Study):
         )
 
     def _probed(
-        self, lab: Lab, variant: Variant, sequence: Sequence[EditCase], probes: Sequence[Query], at: Sequence[int]
+        self,
+        lab: Lab,
+        variant: Variant,
+        sequence: Sequence[EditCase],
+        probes: Sequence[Query],
+        before: Callable[[], "Unedited"],
+        at: Sequence[int],
     ) -> list[Probed]:
         """One method's drift, measured now or by an earlier run."""
         path = lab.out / f"{variant.folder}-drift.json"
@@ -127,9 +136,7 @@ class Drift(Study):
         }
         if (done := read(path, made_from)) is not None:
             return done
-        answers = Answers(backbone, room(backbone, [case for source in lab.sources for case in source.cases]))
-        answers.ask(probes, lambda done, total: lab.progress("asking the probe set, before", done, total))
-        before = first_tokens(backbone, probes)
+        unedited = before()
         editor.prepare(backbone)
         edits: list[Edit] = []
         found = []
@@ -139,7 +146,7 @@ class Drift(Study):
                 edits.append(editor.edit(backbone, case.edit))
             if number in at:
                 with attached(backbone, edits):
-                    found.append(probe(backbone, answers, probes, before, number))
+                    found.append(unedited.compare(backbone, probes, number))
         lab.progress(f"{variant.name}: editing", len(sequence), len(sequence))
         write(path, made_from, found)
         return found
@@ -186,19 +193,54 @@ def about(case: EditCase) -> list[Query]:
     return [case.edit, *(probe.query for probe in case.probes if probe.kind in ASKED)]
 
 
-def probe(backbone: Backbone, answers: Answers, probes: Sequence[Query], before: Tensor, edits: int) -> Probed:
-    """Ask the probe set of a model as it is now."""
+@dataclass(frozen=True, eq=False)
+class Unedited:
+    """What the model says to the probe set before any edit, asked in the passes that it is asked in later.
+
+    Attributes:
+        said: The answers.
+        first: Logits of their first tokens, ``[n, V]``.
+        max_new_tokens: The longest answer.
+    """
+
+    said: list[str]
+    first: Tensor
+    max_new_tokens: int
+
+    @classmethod
+    def ask(cls, lab: Lab, probes: Sequence[Query]) -> Self:
+        """Ask the model as it came."""
+        backbone = lab.backbone
+        longest = room(backbone, [case for source in lab.sources for case in source.cases])
+        said = ask(backbone, probes, longest, partial(lab.progress, "asking the probe set, before"))
+        return cls(said, first_tokens(backbone, probes), longest)
+
+    def compare(self, backbone: Backbone, probes: Sequence[Query], edits: int) -> Probed:
+        """Ask the model as it is now."""
+        said = ask(backbone, probes, self.max_new_tokens)
+        right = [exact_match(answer, query.target or "") for answer, query in zip(self.said, probes, strict=True)]
+        still = [float(exact_match(answer, query.target or "")) for answer, query in zip(said, probes, strict=True)]
+        return Probed(
+            edits,
+            kept=[score for score, was in zip(still, right, strict=True) if was],
+            same=[float(now == before) for now, before in zip(said, self.said, strict=True)],
+            kl=[round(value, 6) for value in kl(self.first, first_tokens(backbone, probes)).tolist()],
+        )
+
+
+def ask(
+    backbone: Backbone,
+    probes: Sequence[Query],
+    max_new_tokens: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[str]:
+    """Greedy answers of a model as it is now."""
     said: list[str] = []
-    for start in range(0, len(probes), TOGETHER):
-        said += backbone.generate(probes[start : start + TOGETHER], max_new_tokens=answers.max_new_tokens)
-    right = [exact_match(answers[query], query.target or "") for query in probes]
-    still = [float(exact_match(answer, query.target or "")) for answer, query in zip(said, probes, strict=True)]
-    return Probed(
-        edits,
-        kept=[score for score, was in zip(still, right, strict=True) if was],
-        same=[float(answer == answers[query]) for answer, query in zip(said, probes, strict=True)],
-        kl=[round(value, 6) for value in kl(before, first_tokens(backbone, probes)).tolist()],
-    )
+    while len(said) < len(probes):
+        progress(len(said), len(probes))
+        said += backbone.generate(probes[len(said) : len(said) + TOGETHER], max_new_tokens=max_new_tokens)
+    progress(len(said), len(probes))
+    return said
 
 
 @torch.no_grad()
