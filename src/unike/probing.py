@@ -107,6 +107,7 @@ class Question:
         before: The unedited model's greedy answer.
         gold: Where the line with the gold answer is, ``(batch, row)``, or None.
         own: Where the line with the answer before the edit is; None where it does not matter or is empty.
+        edited: Where the line with the edit's own answer is; None where it is as quick to ask.
     """
 
     kind: str
@@ -114,6 +115,11 @@ class Question:
     before: str
     gold: tuple[int, int] | None = None
     own: tuple[int, int] | None = None
+    edited: tuple[int, int] | None = None
+
+
+TEXTS = ("own", "gold", "edited")
+"""The texts that an answer may turn out to be, by their attributes of a `Question`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -219,23 +225,25 @@ class Examiner:
         """
         check_unedited(self.backbone)
         asked = [Question(kind, query, self.answers[query]) for kind, query in questions(case)]
-        texts = {}  # (question, whether gold) to the line that is read
+        texts = {}  # (question, which text) to the line that is read
+        edited = (case.edit.target or "").strip()
         for number, question in enumerate(asked):
             if gold := (question.query.target or "").strip():
-                texts[number, True] = replace(question.query, target=gold)
+                texts[number, "gold"] = replace(question.query, target=gold)
             if question.kind in UNCHANGED and question.before:
-                texts[number, False] = replace(question.query, target=question.before)
+                texts[number, "own"] = replace(question.query, target=question.before)
+            if not self.hooked and edited:  # what a fact in the prompt is often copied to
+                texts[number, "edited"] = replace(question.query, target=edited)
         lines = list(dict.fromkeys(texts.values()))  # an answer that was right before is read once
         batches, places = [], {}
         for number, rows in enumerate(self.backbone.groups(lines) if lines else []):
             batches.append(self._read_lines([lines[row] for row in rows]))
             places.update({lines[row]: (number, place) for place, row in enumerate(rows)})
         found = {key: places[line] for key, line in texts.items()}
-        return Reading(
-            case,
-            [replace(q, gold=found.get((n, True)), own=found.get((n, False))) for n, q in enumerate(asked)],
-            batches,
-        )
+        for number, question in enumerate(asked):
+            at = [found.get((number, text)) for text in TEXTS]
+            asked[number] = replace(question, own=at[0], gold=at[1], edited=at[2])
+        return Reading(case, asked, batches)
 
     def _read_lines(self, queries: list[Query]) -> Lines:
         batch = self.backbone.encode(queries)
@@ -252,7 +260,7 @@ class Examiner:
         return replace(read, before=self._guess(read))
 
     def _provable(self, query: Query) -> bool:
-        if self.split is None:
+        if not self.fast:
             return False
         bare = replace(query, image=None)
         read, asked = self.backbone.encode([bare]), self.backbone.encode([replace(bare, target=None)])
@@ -359,7 +367,7 @@ class Examiner:
             if question.own is not None and self._is_as_before(reading, found, question.own):
                 proved.append(question.before)
                 continue
-            places = [place for place in (question.own, question.gold) if place is not None]
+            places = [place for place in (getattr(question, text) for text in TEXTS) if place is not None]
             said = (self._said(reading.batches[b].lines[row], found[b][row]) for b, row in places)
             proved.append(next((answer for answer in said if answer is not None), None))
         return proved

@@ -227,11 +227,12 @@ def test_mmedit_counts_every_position(taught: Backbone, cases: list[EditCase]) -
 
 
 @pytest.mark.parametrize("stacked", [False, True])
-def test_methods_that_rewrite_are_asked_everything(taught: Backbone, cases: list[EditCase], stacked: bool) -> None:
+def test_methods_that_rewrite_are_asked_what_is_not_proved(
+    taught: Backbone, cases: list[EditCase], stacked: bool
+) -> None:
     Prefixed.asked.clear()
     found = ask(taught, Prefix(), cases[:3], stacked=stacked)
-    wanted = [query for case in cases[:3] for _, query in questions(case)]
-    assert [replace(query, target=None) for query in wanted] == Prefixed.asked
+    assert 0 < len(Prefixed.asked) <= sum(len(questions(case)) for case in cases[:3])
     assert found == ask(taught, Prefix(), cases[:3], stacked=stacked, engine="plain")
     for answers, case in zip(found, cases[:3], strict=True):
         facts = cases[:3] if stacked else [case]
