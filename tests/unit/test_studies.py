@@ -68,6 +68,7 @@ def test_a_study_is_a_set_of_runs_a_table_and_a_figure(
 
     (caption,) = json.loads(Path("out/alpha.study.json").read_text())["figures"].values()
     assert "strict/exact, percent with bootstrap 95 % intervals" in caption and "2 edits, seed 0" in caption
+    assert "with steps=1. one-step editing" in caption
     svg = Path("out/alpha.svg").read_text()
     assert ElementTree.fromstring(svg).tag == "{http://www.w3.org/2000/svg}svg"
     assert "currentColor" in svg and "prefers-color-scheme" in svg and ">strict/exact, percent" in svg

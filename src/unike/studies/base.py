@@ -355,9 +355,10 @@ def first_view(lab: Lab) -> str:
 
 def told(lab: Lab, measurement: Measurement, what: str) -> str:
     """The caption of a figure: what it shows, and under which conditions."""
-    header = measurement.header
+    header, fixed = measurement.header, ", ".join(_told(lab.request.settings))
     return (
-        f"{what}. {header['setting']} editing, {header['dataset']} {header['split']}, {header['model']} "
+        f"{what}{f', with {fixed}' if fixed else ''}. {header['setting']} editing, "
+        f"{header['dataset']} {header['split']}, {header['model']} "
         f"({header['fingerprint']}, {header['dtype']}), {measurement.done} edits, seed {header['seed']}; "
         f"{first_view(lab)}, percent with bootstrap 95 % intervals"
     )
