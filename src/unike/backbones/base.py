@@ -596,8 +596,8 @@ class Backbone:
 
         Args:
             state: From `run_to_split` or `advance`.
-            start: The position, where rows have a long beginning in common; the first row's ``p`` by default, and at
-                most.
+            start: The position, where rows have a long beginning in common; the first row's ``p`` by default, and no
+                later.
 
         Returns:
             The state as it is, if it has been shortened before or if the family reads prompts both ways.
