@@ -380,8 +380,12 @@ class Examiner:
         batch, row = place
         line, before, after = reading.batches[batch].lines[row], reading.batches[batch].before[row], found[batch][row]
         needed = self._needed(line)
-        comparable = self.hooked and line.provable and needed <= len(after.ids)
-        return comparable and after.ids[:needed] == before.ids[:needed]
+        if not self.hooked or not line.provable or needed > len(after.ids):
+            return False
+        # Of a text that is no answer, for its tokens are others when it is read than when it was said, nothing follows.
+        along = zip(line.tokens[:needed], before.ids, before.leads, strict=False)
+        was_said = all(token == guess or lead < self.lead for token, guess, lead in along)
+        return was_said and after.ids[:needed] == before.ids[:needed]
 
     def _said(self, line: Line, guesses: Guesses) -> str | None:
         """The greedy answer, if it is the line's text: its tokens are predicted, surely, and then the answer ends."""
