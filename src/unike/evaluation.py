@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
 
 from unike._version import __version__
 from unike.answers import ALONE, Answers, Team
@@ -92,8 +93,12 @@ class Plan:
         for name, number in [*numbers.items(), *(("evaluate-at", number) for number in self.evaluate_at)]:
             if number is not None and number < 1:
                 raise UnikeError(f"{name.replace('_', '-')} is {number}; it must be at least 1")
+        if self.seed < 0:
+            raise UnikeError(f"seed is {self.seed}; it must be at least 0")
         if self.setting == "one-step" and (self.k, self.evaluate_at, self.sample) != (1, (), None):
             raise UnikeError("k, evaluate-at and sample are for sequences; choose the setting sequential")
+        if self.setting != "one-step" and self.limit is not None and self.limit < self.k:
+            raise UnikeError(f"limit is {self.limit}, which is less than one sequence of {self.k} edits")
         if any(number > self.k for number in self.evaluate_at):
             raise UnikeError(f"evaluate-at {max(self.evaluate_at)} is after the end of a sequence of {self.k} edits")
 
@@ -179,7 +184,7 @@ def evaluate(
     check_leaks(backbone, editor, sources, progress if team.rank == 0 else silent)
     everything = [case for source in sources for case in source.cases]
     answers = Answers(backbone, plan.max_new_tokens or room(backbone, everything))
-    described = describe(backbone, editor, sources, plan, answers.max_new_tokens)
+    described = describe(backbone, editor, sources, plan, answers.max_new_tokens, skip_bad=skip_bad)
     check_same_run(out, described)
     editor.split(backbone)  # what the method needs and has not is told before anything is asked
     chosen, counts = choose(
@@ -224,13 +229,8 @@ def evaluate(
 
 
 def room(backbone: Backbone, cases: Sequence[EditCase]) -> int:
-    """How many tokens an answer may have: the power of two, 16 or more, that holds every edit's target and its end.
-
-    One number for the whole data set: the length of a target must not tell when its answer is over.
-    """
-    targets = [" " + (case.edit.target or "") for case in cases]
-    longest = max((len(ids) for ids in backbone.tokenizer(targets, add_special_tokens=False)["input_ids"]), default=0)
-    return max(16, 1 << longest.bit_length())
+    """How many tokens an answer may have: enough for every edit of a data set."""
+    return backbone.room([case.edit.target or "" for case in cases])
 
 
 def check_sources(sources: Sequence[Source], plan: Plan) -> None:
@@ -352,7 +352,10 @@ def arrange(chosen: Sequence[Sequence[EditCase]], plan: Plan) -> list[Unit]:
 def _is_good(backbone: Backbone, editor: Editor[Any], case: EditCase, *, skip_bad: bool) -> bool:
     try:
         editor.check(backbone, case.edit)
-        for path in {query.image for _, query in questions(case) if query.image is not None}:
+        asked = [query for _, query in questions(case)]
+        for query in asked:
+            backbone.check(query)
+        for path in {query.image for query in asked if query.image is not None}:
             load_image(path)
     except UnikeError as error:
         if skip_bad:
@@ -451,16 +454,26 @@ class Bench:
 
 
 def checksum(backbone: Backbone) -> torch.Tensor:
-    """A number for each weight that changes with it, ``[n]``."""
+    """A number for each weight that changes with it, ``[n]`` on the CPU."""
     exact = torch.float32 if backbone.device.type == "mps" else torch.float64  # mps has no fp64
-    return torch.stack([weight.sum(dtype=exact) for weight in backbone.model.state_dict().values()])
+    sums = []
+    for module in backbone.model.modules():
+        with align_module_device(module):  # brings back weights that are kept elsewhere between passes
+            sums += [weight.sum(dtype=exact).cpu() for weight in module.parameters(recurse=False)]
+    return torch.stack(sums)
 
 
 # ---------------------------------------------------------------------- provenance
 
 
 def describe(
-    backbone: Backbone, editor: Editor[Any], sources: Sequence[Source], plan: Plan, max_new_tokens: int
+    backbone: Backbone,
+    editor: Editor[Any],
+    sources: Sequence[Source],
+    plan: Plan,
+    max_new_tokens: int,
+    *,
+    skip_bad: bool,
 ) -> dict[str, Any]:
     """Everything the numbers of a run depend on, as its header keeps it."""
     return {
@@ -469,6 +482,7 @@ def describe(
         "model": backbone.source,
         "fingerprint": backbone.fingerprint(),
         "dtype": str(backbone.dtype).removeprefix("torch."),
+        "quantize": backbone.quantize,
         "device": backbone.device.type,
         "editor": editor.name,
         "config": editor.config.model_dump(mode="json"),
@@ -478,6 +492,7 @@ def describe(
         "cases": cases_hash(sources),
         **asdict(plan),
         "max_new_tokens": max_new_tokens,
+        "skip_bad": skip_bad,
         "threads": torch.get_num_threads(),
     }
 
@@ -494,11 +509,11 @@ def cases_hash(sources: Sequence[Source]) -> str:
 
 
 def git_state() -> dict[str, Any] | None:
-    """Commit of the checkout this code lies in, and whether anything in it was changed; None outside of one."""
+    """The commit this package was last changed by, and whether it was changed since; None outside of a checkout."""
     commands = [
         ["ls-files", "--error-unmatch", Path(__file__).name],
-        ["rev-parse", "HEAD"],
-        ["status", "--porcelain", "--untracked-files=no"],
+        ["log", "-1", "--format=%H", "--", "."],
+        ["status", "--porcelain", "--untracked-files=no", "--", "."],
     ]
     git = ["git", "-C", str(Path(__file__).parent)]
     try:

@@ -18,12 +18,31 @@ def replace_file(path: Path, content: bytes) -> None:
     """Write a file as a whole; its folder is there."""
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        partial.write_bytes(content)
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
         raise UnikeError(f"cannot write {path}: {error.strerror}") from None
     finally:
         partial.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that nothing could be written to, whether it is there or would have to be made.
+
+    Raises:
+        UnikeError: It is a file, below one, or read-only.
+    """
+    try:
+        above = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        raise UnikeError(f"cannot write {folder}: {error.strerror}; choose another folder") from None
+    if not above.is_dir():
+        raise UnikeError(f"cannot write {folder}: {above} is not a folder; choose another folder")
+    if not os.access(above, os.W_OK):
+        raise UnikeError(f"cannot write {folder}: {above} is read-only; choose another folder")
 
 
 def check_folder(folder: Path, *, known_by: str) -> None:
@@ -35,13 +54,9 @@ def check_folder(folder: Path, *, known_by: str) -> None:
     try:
         if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / known_by).exists())):
             raise UnikeError(f"{folder} exists and is something else; choose another folder")
-        above = next(parent for parent in folder.absolute().parents if parent.exists())
-    except OSError as error:  # a name that is too long, a folder that may not be read
+    except OSError as error:
         raise UnikeError(f"cannot write {folder}: {error.strerror}; choose another folder") from None
-    if not above.is_dir():
-        raise UnikeError(f"cannot write {folder}: {above} is not a folder; choose another folder")
-    if not os.access(above, os.W_OK):
-        raise UnikeError(f"cannot write {folder}: {above} is read-only; choose another folder")
+    check_writable(folder.absolute().parent)  # it is replaced as a whole
 
 
 def replace_folder(folder: Path, files: Mapping[str, bytes], *, known_by: str) -> None:

@@ -91,20 +91,6 @@ def kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     return torch.nn.functional.kl_div(q, p, reduction="none", log_target=True).sum(dim=-1)
 
 
-def top_k_ids(logits: Tensor, k: int) -> Tensor:
-    """The ``k`` most likely token ids, best first; equal logits in the order of their ids.
-
-    Args:
-        logits: ``[..., V]``.
-        k: How many; at most V.
-
-    Returns:
-        ``[..., k]`` long.
-    """
-    # topk leaves the order of ties to the device; a stable sort does not.
-    return logits.sort(dim=-1, descending=True, stable=True).indices[..., :k]
-
-
 def cycle(mask: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """For each row of ``mask [B, S]``, ``count`` true positions in turn: rows and columns, ``[B, count]`` each."""
     columns = [row.nonzero()[:, 0] for row in mask]

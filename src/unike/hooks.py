@@ -162,6 +162,12 @@ def first_input(args: Args, kwargs: Kwargs) -> Any:
     return args[0] if args else kwargs["hidden_states"]
 
 
+def text_input(args: Args, kwargs: Kwargs) -> Tensor:
+    """What a whole text stack is given to read, ``[R, S]`` or ``[R, S, D]``, whatever it is called."""
+    given = [*args, kwargs.get("inputs_embeds"), kwargs.get("input_ids")]
+    return next(value for value in given if isinstance(value, Tensor))
+
+
 def replace_first_input(args: Args, kwargs: Kwargs, value: Any) -> tuple[Args, Kwargs]:
     """The same arguments with another hidden state."""
     if args:

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -139,9 +138,7 @@ class Reading:
     @property
     def nbytes(self) -> int:
         """Memory of the split states, in bytes."""
-        states = [batch.state for batch in self.batches if batch.state is not None]
-        kept = [t for s in states for t in (s.hidden, *s.kwargs.values(), *chain.from_iterable(s.past.values()))]
-        return sum(tensor.nbytes for tensor in kept if isinstance(tensor, Tensor))
+        return sum(batch.state.nbytes for batch in self.batches if batch.state is not None)
 
 
 def questions(case: EditCase) -> list[tuple[str, Query]]:

@@ -15,14 +15,18 @@ write ``results.0.jsonl``, ``results.1.jsonl`` and so on, each with the same hea
 import gzip
 import json
 import os
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from typing_extensions import Self
 
 from unike.errors import UnikeError
+from unike.files import check_writable
 from unike.metrics import METRICS, PROTOCOLS, the_protocol
 from unike.types import Asked, CaseResult
 
@@ -61,19 +65,25 @@ class ResultsFile:
         part: Number of this process, or None if it is the only one.
 
     Raises:
-        UnikeError: The folder holds another run (what differs is named) or something else, or cannot be written.
+        UnikeError: The folder holds another run (what differs is named) or something else, cannot be written, or is
+            being written by another process.
     """
 
     def __init__(self, folder: Path, header: Mapping[str, Any], *, part: int | None = None) -> None:
         self.path = folder / ("results.jsonl" if part is None else f"results.{part}.jsonl")
+        self._lock = FileLock(folder / f".{self.path.name}.lock")
         check_same_run(folder, header)
         try:
             folder.mkdir(parents=True, exist_ok=True)
+            self.path.touch()  # before its lock: a folder with a lock alone would be something else
+            self._lock.acquire(timeout=0)
             self._file = self.path.open("ab")
             whole = _whole_bytes(self.path)
             self._file.truncate(whole)
             if not whole:
                 self._write({"format": FORMAT, **header})
+        except Timeout:
+            raise UnikeError(f"{self.path} is being written by another process; wait for it, or end it") from None
         except OSError as error:
             raise UnikeError(f"cannot write {self.path}: {error.strerror}; choose another folder") from None
 
@@ -99,6 +109,9 @@ class ResultsFile:
     def __exit__(self, *error: object) -> None:
         """Let go of the file; all that was appended is on disk already."""
         self._file.close()
+        with suppress(OSError):  # where an open file cannot be removed, releasing the lock does
+            Path(self._lock.lock_file).unlink()
+        self._lock.release()
 
 
 def check_place(folder: Path) -> None:
@@ -107,16 +120,9 @@ def check_place(folder: Path) -> None:
     Raises:
         UnikeError: It is a file, holds something else, or cannot be written.
     """
-    try:
-        if folder.exists() and not folder.is_dir():
-            raise UnikeError(f"{folder} is not a folder; choose another")
-        if folder.is_dir() and any(folder.iterdir()) and not _parts(folder):
-            raise UnikeError(f"{folder} holds something else; choose an empty or a new folder")
-        above = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    except OSError as error:
-        raise UnikeError(f"cannot write {folder}: {error.strerror}; choose another folder") from None
-    if not above.is_dir() or not os.access(above, os.W_OK):
-        raise UnikeError(f"cannot write {folder}: {above} is read-only or not a folder; choose another folder")
+    check_writable(folder)
+    if folder.is_dir() and any(folder.iterdir()) and not _parts(folder):
+        raise UnikeError(f"{folder} holds something else; choose an empty or a new folder")
 
 
 def check_same_run(folder: Path, header: Mapping[str, Any]) -> None:
@@ -224,7 +230,7 @@ def _whole_bytes(path: Path) -> int:
 def _read(path: Path) -> Iterable[dict[str, Any]]:
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UnikeError(f"cannot read {path}: {error}") from None
     for number, line in enumerate(content.split(b"\n")[:-1]):  # what follows the last line break was cut short
         try:
@@ -357,7 +363,7 @@ def interval(
     """
     import numpy as np
 
-    scores, counts = np.array(totals, dtype=float).T
+    scores, counts = np.array(sorted(map(list, totals)), dtype=float).T  # in whichever order units were finished
     n = int(counts.sum())
     if not n:
         return None, None, None, 0

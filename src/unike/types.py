@@ -17,7 +17,7 @@ Nothing here knows a model: a `Query` holds a path and strings, a `Batch` the te
 `SplitState` the frozen part of a forward pass, a `Prefill` where the prompts end that a model is reading.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -194,6 +194,11 @@ class SplitState:
         """B."""
         return self.hidden.shape[0]
 
+    @property
+    def nbytes(self) -> int:
+        """Memory of its tensors, in bytes."""
+        return sum(tensor.nbytes for f in fields(self) for tensor in _tensors(getattr(self, f.name)))
+
     def since(self, start: int, past: dict[int, tuple[Tensor, Tensor]]) -> Self:
         """What is left of a whole state when everything before a position is in ``past``.
 
@@ -204,7 +209,7 @@ class SplitState:
             raise NotImplementedError("cannot shorten a state twice, or a text stack's positional arguments")
         return replace(
             self,
-            hidden=self.hidden[:, start:],
+            hidden=self.hidden[:, start:].clone(),  # or all that is before stays in memory
             kwargs=_since(self.kwargs, start),
             labels=self.labels[:, start:],
             prompt_last=self.prompt_last - start,
@@ -318,6 +323,14 @@ def _map_tensors(value: Any, function: Any) -> Any:
     return value
 
 
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict | tuple | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(item)
+
+
 def _since(kwargs: dict[str, Any], start: int) -> dict[str, Any]:
     """A text stack's keyword arguments without the positions before ``start``, which its cache will hold."""
     rest: dict[str, Any] = {}
@@ -331,7 +344,7 @@ def _since(kwargs: dict[str, Any], start: int) -> dict[str, Any]:
         elif not isinstance(value, Tensor):
             rest[key] = value
         elif key in ("input_ids", "inputs_embeds", "visual_pos_masks", "token_type_ids"):
-            rest[key] = value[:, start:]
+            rest[key] = value[:, start:].clone()
         elif key == "position_ids":  # [B, S] or [3 or 4, B, S]
             rest[key] = value[..., start:]
         else:

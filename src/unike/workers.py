@@ -13,14 +13,13 @@ from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
 from queue import Empty
-from threading import BrokenBarrierError
 from typing import Any
 
 import torch
 
 from unike import api
 from unike.answers import ALONE, Team
-from unike.backbones import load_backbone
+from unike.backbones import load_backbone, quiet
 from unike.datasets.base import all_tasks, open_dataset
 from unike.errors import UnikeError
 from unike.evaluation import Plan, Progress, Source, check_sources, evaluate, silent
@@ -132,51 +131,41 @@ def run_local(job: Job, size: int, progress: Progress = silent) -> Run:
         context.Process(target=_work_locally, args=(job, rank, size, threads, barrier, told), daemon=True)
         for rank in range(size)
     ]
-    shares, errors = Shares(progress), []
+    shares = Shares(progress)
     try:
         for process in processes:
             process.start()
         while True:
-            alive = any(process.is_alive() for process in processes)
+            over = all(process.exitcode == 0 for process in processes)
+            codes = [process.exitcode for process in processes if process.exitcode]
             try:
                 message = told.get(timeout=0.2)
             except Empty:
-                if not alive:
-                    break
+                if codes:
+                    raise UnikeError(f"a worker ended with code {codes[0]}; the same command goes on") from None
+                if over:
+                    return read_run(job.out)
             else:
                 if isinstance(message, str):
-                    errors.append(message)
-                else:
-                    shares.tell(*message)
-            if any(process.exitcode for process in processes):
-                barrier.abort()  # or the others would wait for it forever
+                    raise UnikeError(message)
+                shares.tell(*message)
     finally:
-        for process in processes:
+        for process in (process for process in processes if process.pid):  # what they have finished is on disk
             process.terminate()
-    codes = [process.exitcode for process in processes if process.exitcode]
-    if errors or codes:
-        raise UnikeError(errors[0] if errors else f"a worker ended with code {codes[0]}; the same command goes on")
-    return read_run(job.out)
+            process.join()
 
 
 def _work_locally(job: Job, rank: int, size: int, threads: int, barrier: Any, told: Any) -> None:
     """What each process does."""
     torch.set_num_threads(threads)
-    _quiet()
+    quiet()
     try:
         job.run(progress=lambda *news: told.put((rank, *news)), team=Team(rank, size, lambda: barrier.wait()))
     except UnikeError as error:
         told.put(str(error))
         sys.exit(2)
-    except (BrokenBarrierError, KeyboardInterrupt):
-        sys.exit(1)  # another process says why
-
-
-def _quiet() -> None:
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    except KeyboardInterrupt:
+        sys.exit(1)
 
 
 # ---------------------------------------------------------------------- accelerate launch
@@ -192,7 +181,7 @@ def run_launched(job: Job, progress: Progress = silent) -> Run | None:
     from accelerate import PartialState
 
     state = PartialState(cpu=job.device == "cpu", timeout=PATIENCE)
-    _quiet()
+    quiet()
     team = Team(state.process_index, state.num_processes, state.wait_for_everyone)
     run = replace(job, device=str(state.device)).run(progress=progress if state.is_main_process else silent, team=team)
     state.destroy_process_group()
@@ -244,7 +233,7 @@ def run_ray(job: Job, size: int, progress: Progress = silent) -> Run:
     try:
         import ray
     except ImportError:
-        raise UnikeError("--ray needs Ray, which is not installed; pip install unike[ray]") from None
+        raise UnikeError("--ray needs Ray, which is not installed; run: pip install ray") from None
 
     if not ray.is_initialized():
         ray.init(log_to_driver=False, logging_level="error", include_dashboard=False)
@@ -258,7 +247,9 @@ def run_ray(job: Job, size: int, progress: Progress = silent) -> Run:
     options = {"num_gpus": 1, "num_cpus": 0} if kind == "GPU" else {"num_cpus": 1}
     work = ray.remote(**options, max_retries=0)(_work_on_ray)
     shares = Shares(progress)
-    waiting = [work.remote(replace(job, out=job.out.absolute()), rank, size, gate) for rank in range(size)]
+    # Workers have working folders of their own.
+    job = replace(job, out=job.out.absolute(), data=job.data and job.data.absolute())
+    waiting = [work.remote(job, rank, size, gate) for rank in range(size)]
     try:
         while waiting:
             ready, waiting = ray.wait(waiting, timeout=0.5)
@@ -285,5 +276,5 @@ def _work_on_ray(job: Job, rank: int, size: int, gate: Any) -> None:
         while not ray.get(gate.is_open.remote(count)):
             time.sleep(0.05)
 
-    _quiet()
+    quiet()
     job.run(progress=lambda *news: gate.tell.remote(rank, *news), team=Team(rank, size, wait))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 import unike
 from unike.cli import _shared, bench
@@ -93,7 +94,7 @@ def test_bad_records_are_skipped_if_told(cli: Cli, args: tuple[object, ...], mme
     ("options", "message"),
     [
         (("--dataset", "pocket-vqas"), "unknown data set 'pocket-vqas'; did you mean 'pocket-vqa'"),
-        (("--dataset", "pocket-vqa"), "leave --data out"),
+        (("--dataset", "pocket-vqa"), "name none"),
         (("--split", "dev"), "mmedit has no split 'dev' (known: train, eval)"),
         (("--split", "train"), "vqa_train.json"),
         (("--editor", "ftt"), "unknown editor 'ftt'; did you mean 'ft'"),
@@ -129,12 +130,12 @@ def test_cells() -> None:
 def test_progress_is_shown_on_a_terminal_alone(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with bench.progress_bars() as report:
+    with _shared.progress_bars() as report:
         report("editing", 1, 2)
     assert capsys.readouterr() == ("", "")
     monkeypatch.setattr(_shared.ERR, "_force_terminal", True)
     monkeypatch.setattr(_shared.ERR, "width", 100)
-    with bench.progress_bars() as report:
+    with _shared.progress_bars() as report:
         report("editing", 1, 2)
         report("nothing", 0, 0)
     told = capsys.readouterr().err
@@ -183,6 +184,18 @@ def test_what_stops_one_process_stops_all(job: Job) -> None:
 
 
 @pytest.mark.slow
+def test_what_stops_one_process_later_stops_the_others_too(job: Job) -> None:
+    """The first process waits for the second, which has found that its file is taken."""
+    job.out.mkdir()
+    (job.out / "results.1.jsonl").touch()
+    with (
+        FileLock(job.out / ".results.1.jsonl.lock"),
+        pytest.raises(unike.UnikeError, match=r"results\.1\.jsonl is being written by another process"),
+    ):
+        run_local(job, 2)
+
+
+@pytest.mark.slow
 def test_accelerate_launch_gives_what_one_process_gives(job: Job, tmp_path: Path) -> None:
     alone = replace(job, out=tmp_path / "alone").run()
     launch = ["torch.distributed.run", "--nproc-per-node", 2, "-m", "unike", "bench"]  # as accelerate does on GPUs
@@ -222,7 +235,7 @@ def test_a_local_ray_gives_what_one_process_gives(job: Job, tmp_path: Path) -> N
 
 def test_ray_that_is_missing_is_said(cli: Cli, args: tuple[object, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    assert cli(*args, "--ray", "--workers", 2, "--out", "run").is_error("pip install unike[ray]")
+    assert cli(*args, "--ray", "--workers", 2, "--out", "run").is_error("run: pip install ray")
 
 
 def test_a_gate_opens_when_all_have_come() -> None:

@@ -82,6 +82,9 @@ def test_every_data_set_says_what_it_is(name: str) -> None:
         ({"port_new": [{"Q&A": {"Question": "?"}}]}, "port_new or spec is not a list of questions with answers"),
         ({"spec": "none"}, "port_new or spec is not a list of questions with answers"),
         ({"port_new": [{"Q&A": {"Question": "?", "Answer": " "}}]}, "the answer to a question of port_new is empty"),
+        ({"spec": [{"Question": " ", "Answer": "a"}]}, "the question for specificity is empty"),
+        ({"rephrase": ""}, "the question for t_generality is empty"),
+        ({"spec": [{"Question": "\ud800?", "Answer": "a"}]}, "the question for specificity is not valid text"),
     ],
 )
 def test_further_probes_that_are_bad_are_refused(more: dict[str, Any], message: str) -> None:
@@ -99,7 +102,7 @@ def test_data_sets_are_opened_by_the_name_of_their_task(tmp_path: Path) -> None:
     assert all_tasks("vlkeb") == ["vlkeb"]
     with pytest.raises(UnikeError, match="unknown data set 'mmedit'; did you mean 'mmedit-vqa'"):
         open_dataset("mmedit")
-    with pytest.raises(UnikeError, match="leave --data out"):
+    with pytest.raises(UnikeError, match="name none"):
         open_dataset("pocket-vqa", tmp_path)
 
 
@@ -191,6 +194,7 @@ def test_a_file_that_cannot_be_read_says_where(folder: Path, content: bytes, mes
         (lambda folder: change(folder, alt=None), "alt missing"),
         (lambda folder: change(folder, src=" "), r"the prompt \(src\) is empty"),
         (lambda folder: change(folder, m_loc_q=["a", "b"]), r'm_loc_q is \["a", "b"\], not text'),
+        (lambda folder: change(folder, alt="\ud800"), r'alt is not valid text: "\\ud800"'),
         (lambda folder: change(folder, image="val2014/none.jpg"), "image not found: .*none.jpg"),
         (lambda folder: change(folder, m_loc="val2014"), "image not found: .*val2014"),
     ],

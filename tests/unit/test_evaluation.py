@@ -27,7 +27,7 @@ from unike.metrics import METRICS
 from unike.modules import knowledge
 from unike.modules.knowledge import Knowledge
 from unike.results import Run, read_run
-from unike.types import CaseResult, EditCase, Query
+from unike.types import CaseResult, EditCase, Probe, Query
 
 
 @pytest.fixture(autouse=True)
@@ -219,6 +219,8 @@ def test_what_does_not_fill_a_sequence_is_left_out(cases: list[EditCase]) -> Non
         ({"setting": "sequential", "k": 5, "evaluate_at": (0,)}, "evaluate-at is 0"),
         ({"batch": 0}, "batch is 0; it must be at least 1"),
         ({"limit": -1}, "limit is -1"),
+        ({"seed": -1}, "seed is -1; it must be at least 0"),
+        ({"setting": "sequential", "k": 5, "limit": 4}, "limit is 4, which is less than one sequence of 5 edits"),
         ({"max_new_tokens": 0}, "max-new-tokens is 0"),
     ],
 )
@@ -227,15 +229,20 @@ def test_plans_that_make_no_sense(settings: dict[str, Any], message: str) -> Non
         Plan(**settings)
 
 
-@pytest.mark.parametrize("bad", ["picture", "target"])
+@pytest.mark.parametrize("bad", ["picture", "target", "placeholder", "length"])
 def test_a_bad_case_stops_before_any_edit_or_is_left_out(
     taught: Backbone, source: Source, tmp_path: Path, bad: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = tmp_path / "broken.png"
     broken.write_text("no picture")
-    fact = source.cases[2].edit
-    edit = Query(fact.prompt, broken, fact.target) if bad == "picture" else replace(fact, target="long " * 60)
-    cases = [*source.cases[:2], replace(source.cases[2], edit=edit), source.cases[3]]
+    case, fact = source.cases[2], source.cases[2].edit
+    worse = {
+        "picture": replace(case, edit=Query(fact.prompt, broken, fact.target)),
+        "target": replace(case, edit=replace(fact, target="long " * 60)),
+        "placeholder": replace(case, probes=(Probe("t_locality", Query(f"Why {taught.image_token}?")),)),
+        "length": replace(case, probes=(Probe("t_locality", Query("long " * 5000)),)),
+    }
+    cases = [*source.cases[:2], worse[bad], source.cases[3]]
     data = replace(source, cases=cases)
     edited: list[Any] = []
     monkeypatch.setattr(Scatter, "make", lambda self, backbone, facts: edited.append(facts))

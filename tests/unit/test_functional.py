@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from unike.functional import kl, target_positions, target_tokens, token_nll, top_k_ids
+from unike.functional import kl, target_positions, target_tokens, token_nll
 
 LABELS = torch.tensor([[-100, -100, 3, 4, -100], [-100, -100, -100, -100, 2], [-100, -100, -100, -100, -100]])
 
@@ -53,7 +53,3 @@ def test_kl() -> None:
     assert torch.allclose(kl(p, q), (a * (a / b).log()).sum(-1))
     assert kl(p, q)[0].item() == 0.0
     assert torch.allclose(kl(p + 5, q - 3), kl(p, q), atol=1e-6)
-
-
-def test_top_k_breaks_ties_by_id() -> None:
-    assert top_k_ids(torch.tensor([[1.0, 3.0, 3.0, 2.0, 3.0]]), 4).tolist() == [[1, 2, 4, 3]]

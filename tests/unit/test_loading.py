@@ -12,6 +12,7 @@ from unike import laws, registry
 from unike.backbones import load_backbone
 from unike.cli import app
 from unike.errors import UnikeError
+from unike.evaluation import checksum
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +42,9 @@ def test_weights_that_are_kept_elsewhere(folder: str, tmp_path: Path) -> None:
     assert all(finding.holds for finding in laws.check(offloaded, questions))
     edits = [registry.editors.get("ft")(steps=2).edit(backbone, questions[0]) for backbone in (offloaded, whole)]
     assert all(torch.equal(edits[0].tensors[name], tensor) for name, tensor in edits[1].tensors.items())
+    assert torch.equal(checksum(offloaded), checksum(whole))
+    whole.head.weight.data[0, 0] += 1
+    assert not torch.equal(checksum(offloaded), checksum(whole))
 
 
 def test_bits_that_there_are_not_are_refused(folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,6 +65,7 @@ def test_a_quantised_model_is_edited_in_full_precision(
     pytest.importorskip("bitsandbytes")
     few = load_backbone(folder, device="cpu", quantize="8bit")
     assert not few.attention(0).q_proj.weight.is_floating_point()
+    assert (few.quantize, load_backbone(folder, device="cpu").quantize) == ("8bit", None)
     assert few.fingerprint() != load_backbone(folder, device="cpu").fingerprint()
     questions = laws.some_questions(tmp_path)
     assert all(finding.holds for finding in laws.check(few, questions))

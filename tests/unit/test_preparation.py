@@ -20,7 +20,7 @@ from unike.hooks import trace
 from unike.modules.disentangle import fit_w_zeta, zeta
 from unike.modules.knowledge import CONFIG_FILE, TENSOR_FILE, Knowledge, as_attention_output
 from unike.modules.latent_memory import read_entries
-from unike.modules.leak_guard import LEAKS, LeakGuard, bits_apart, content_hash, perceptual_hash
+from unike.modules.leak_guard import LEAKS, LeakGuard, content_hash, perceptual_hash
 from unike.modules.relevance import calibrate, separation
 from unike.preparation import (
     WORK,
@@ -541,6 +541,10 @@ def flag(*colours: str, size: tuple[int, int] = (90, 60)) -> Image.Image:
     for i, colour in enumerate(colours):
         stripes.paste(colour, (i, 0, i + 1, 1))
     return stripes.resize(size, Image.Resampling.NEAREST)
+
+
+def bits_apart(one: str, other: str) -> int:
+    return (int(one, 16) ^ int(other, 16)).bit_count()
 
 
 def test_pictures_are_alike_in_their_colours_too() -> None:

@@ -337,6 +337,8 @@ def test_the_command_makes_the_header() -> None:
         "--setting sequential --k 10 --limit 8 --seed 0 --evaluate-at 1,5 --batch 16 --protocol strict "
         "--protocol teacher_forced --max-new-tokens 16 --device cpu --dtype float32"
     )
+    assert command(header | {"quantize": "4bit"}).endswith("--dtype float32 --quantize 4bit")
+    assert "--on-error skip" in command(header | {"skip_bad": True})
 
 
 # ---------------------------------------------------------------------- bad runs

@@ -87,6 +87,17 @@ def test_compressed_results_are_read(tmp_path: Path) -> None:
     assert list(read_run(tmp_path).units) == ["a"]
 
 
+def test_a_damaged_archive_is_one_line(tmp_path: Path) -> None:
+    write(tmp_path, *"abc")
+    path = tmp_path / "results.jsonl"
+    content = bytearray(gzip.compress(path.read_bytes()))
+    path.unlink()
+    content[len(content) // 2] ^= 0xFF
+    (tmp_path / "results.jsonl.gz").write_bytes(content)
+    with pytest.raises(UnikeError, match=r"cannot read .*results\.jsonl\.gz"):
+        read_run(tmp_path)
+
+
 def test_another_run_is_refused_and_what_differs_is_named(tmp_path: Path) -> None:
     write(tmp_path, "a")
     with ResultsFile(tmp_path, HEADER | {"threads": 1}):
@@ -96,6 +107,18 @@ def test_another_run_is_refused_and_what_differs_is_named(tmp_path: Path) -> Non
     with pytest.raises(UnikeError, match=r"there config\.steps is null, not 1;"):
         ResultsFile(tmp_path, HEADER | {"config": {"steps": 1}}, part=1)
     assert [path.name for path in tmp_path.iterdir()] == ["results.jsonl"]
+
+
+def test_two_processes_do_not_write_one_file(tmp_path: Path) -> None:
+    with ResultsFile(tmp_path, HEADER, part=0) as file:
+        file.append("a", [result("a")])
+        with pytest.raises(UnikeError, match=r"results\.0\.jsonl is being written by another process"):
+            ResultsFile(tmp_path, HEADER, part=0)
+        with ResultsFile(tmp_path, HEADER, part=1) as other:
+            other.append("b", [result("b")])
+    write(tmp_path, "c", part=0)
+    assert sorted(read_run(tmp_path).units) == list("abc")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["results.0.jsonl", "results.1.jsonl"]
 
 
 def test_places_that_cannot_be_used_are_left_alone(tmp_path: Path) -> None:
@@ -197,6 +220,12 @@ def test_times_of_a_sequence_are_settings_of_their_own() -> None:
         "sequential:at-100",
     ]
     assert [row["value"] for row in rows] == [0.5, 0.25, 0.75, 0.0]
+
+
+def test_an_interval_does_not_depend_on_the_order_in_which_units_were_finished() -> None:
+    totals = [[float(number % 3 == 0), 1] for number in range(20)]
+    shuffled = random.Random(1).sample(totals, len(totals))
+    assert shuffled != totals and interval(shuffled, seed=0) == interval(totals, seed=0)
 
 
 def test_the_interval_is_that_of_whole_units() -> None:

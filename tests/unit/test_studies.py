@@ -22,10 +22,20 @@ from unike.errors import UnikeError
 from unike.modules.latent_memory import FixedAlpha
 from unike.report import read
 from unike.report.figures import curves, dots, in_percent
-from unike.results import read_run, summarise
+from unike.results import Run, read_run, summarise
 from unike.studies import ablation, cases, context_size, domains, drift, lifelong
 from unike.studies._costs import measure
-from unike.studies.base import Lab, Request, Study, Variant, VariantStudy, scores_of, study_named, whole
+from unike.studies.base import (
+    Lab,
+    Request,
+    Study,
+    Variant,
+    VariantStudy,
+    check_conditions,
+    scores_of,
+    study_named,
+    whole,
+)
 from unike.types import Asked, CaseResult, EditCase
 
 Cli = Callable[..., Any]
@@ -82,6 +92,19 @@ def test_a_study_is_a_set_of_runs_a_table_and_a_figure(
     assert json.loads(cli("study", "alpha", *args, "--at", "0,0.5", "--json").out) == found, "finished runs are used"
     other = cli("study", "alpha", *args, "--at", "0,0.5", "--seed", 1)
     assert other.is_error("out/unike-fixed_alpha=0.0 holds another run", "seed is 0, not 1")
+    other = cli("study", "alpha", *args, "--at", "0,0.5", "--dtype", "bfloat16", "--max-new-tokens", 5)
+    assert other.is_error("max_new_tokens is 3, not 5", 'dtype is "float32", not "bfloat16"')
+
+
+def test_runs_made_under_other_conditions_do_not_share_a_figure() -> None:
+    shared = {"setting": "one-step", "k": 1, "dataset": "d", "split": "eval", "cases": "c", "max_new_tokens": 16}
+    shared |= {"model": "m", "fingerprint": "f", "dtype": "float32", "editor": "unike"}
+    runs = [Run(shared | {"learned": learned}, {}) for learned in ("old", None)]
+    check_conditions(runs)
+    with pytest.raises(UnikeError, match=r"different learned \(old, new\)"):
+        check_conditions([*runs, Run(shared | {"learned": "new"}, {})])
+    with pytest.raises(UnikeError, match=r"different dtype \(float32, bfloat16\)"):
+        check_conditions([*runs, Run(shared | {"learned": None, "dtype": "bfloat16"}, {})])
 
 
 @pytest.mark.parametrize(
@@ -89,6 +112,10 @@ def test_a_study_is_a_set_of_runs_a_table_and_a_figure(
     [
         (("alfa",), "unknown study 'alfa'; did you mean 'alpha'"),
         (("alpha", "--at", "1,x"), "--at '1,x' is not a list of numbers"),
+        (("context-size", "--at", "nan"), "--at 'nan' is not a list of numbers"),
+        (("lifelong", "--at", "1,inf"), "--at '1,inf' is not a list of numbers"),
+        (("drift", "--out", "file/below"), "file is not a folder"),
+        (("spaces", "--out", "file/below"), "file is not a folder"),
         (("alpha", "--at", "2"), "alpha 2 is not between 0 and 1"),
         (("zeta", "--set", "zeta=off"), "--set zeta cannot be held fixed: the study varies it"),
         (("zeta", "--set", "stepz=2"), "unknown setting 'stepz'; did you mean 'steps'"),
@@ -108,6 +135,7 @@ def test_mistakes_are_known_before_the_model_is_loaded(
     cli: Cli, args: tuple[object, ...], options: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("unike.studies.base.load_backbone", lambda *args, **kwargs: pytest.fail("loaded"))
+    Path("file").touch()
     name, *more = options
     assert cli("study", name, *args, *more).is_error(message)
     assert not Path("out").exists()

@@ -11,7 +11,7 @@ from unike.errors import UnikeError
 if TYPE_CHECKING:
     from unike.backbones.base import Backbone
 
-__all__ = ["load_backbone", "tinies"]
+__all__ = ["load_backbone", "quiet", "tinies"]
 
 MINI = "mini"
 
@@ -50,6 +50,14 @@ def load_backbone(
     vision_type = getattr(getattr(config, "vision_config", None), "model_type", "")
     family = by_type.get(f"{config.model_type}+{vision_type}") or by_type.get(config.model_type, base.Backbone)
     return family.from_pretrained(source, device=device, dtype=dtype, quantize=quantize)
+
+
+def quiet() -> None:
+    """Keep progress bars and warnings of transformers to itself."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
 
 
 def tinies() -> dict[str, Callable[[], "Backbone"]]:

@@ -26,7 +26,7 @@ from typing_extensions import Self
 
 from unike.errors import UnikeError
 from unike.functional import distinct
-from unike.hooks import Args, Hooks, Kwargs, inject, trace
+from unike.hooks import Args, Hooks, Kwargs, inject, text_input, trace
 from unike.types import IGNORE, Batch, Prefill, Query, SplitState
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -264,6 +264,12 @@ class Backbone:
         """What the decoder computes in."""
         return self.head.weight.dtype
 
+    @property
+    def quantize(self) -> str | None:
+        """One of `QUANTIZED`, if matrices are kept in so many bits."""
+        config = getattr(self.config, "quantization_config", None)
+        return next((bits for bits in QUANTIZED if getattr(config, f"load_in_{bits}", False)), None)
+
     def layer_index(self, i: int) -> int:
         """A layer counted from 0; negative numbers count from the top, -1 being the last.
 
@@ -428,9 +434,7 @@ class Backbone:
         rows = [self._tokenize(query, next(texts) if query.image is not None else "") for query in queries]
 
         length = max(len(ids) for ids, _ in rows)
-        limit = getattr(self.text_config, "max_position_embeddings", None)
-        if limit is not None and length > limit:
-            raise UnikeError(f"a query takes {length} tokens, {self.source} reads at most {limit}")
+        self._check_length(length)
         pad = self.tokenizer.pad_token_id
         input_ids = torch.full((len(rows), length), self.tokenizer.eos_token_id or 0 if pad is None else pad)
         attention_mask = torch.zeros_like(input_ids)
@@ -447,6 +451,21 @@ class Backbone:
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         inputs |= self._sequence_inputs(input_ids, prompt_last, bool(with_image)) | image_inputs
         return Batch(inputs, labels, prompt_last).to(self.device)
+
+    def check(self, query: Query) -> None:
+        """Refuse a question that `encode` would refuse for its text; its picture is not read, nor an empty target.
+
+        Raises:
+            UnikeError: It is too long, or holds a placeholder.
+        """
+        target = query.target if (query.target or "").strip() else None
+        ids, _ = self._tokenize(replace(query, target=target), "")
+        self._check_length(len(ids))
+
+    def _check_length(self, length: int) -> None:
+        limit = getattr(self.text_config, "max_position_embeddings", None)
+        if limit is not None and length > limit:
+            raise UnikeError(f"a query takes {length} tokens, {self.source} reads at most {limit}")
 
     def extended(self, batch: Batch, tokens: Tensor) -> Batch:
         """The same batch with further tokens behind every row, as if they had been generated.
@@ -527,8 +546,8 @@ class Backbone:
         outer, prefill = self.prefill, Prefill(prompt_last, dict(kept or {}))
 
         def count(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
-            given = next(v for v in [*args, kwargs.get("inputs_embeds"), kwargs.get("input_ids")] if v is not None)
-            prefill.passes.append((given.shape[0], given.shape[1]))
+            rows, length = text_input(args, kwargs).shape[:2]
+            prefill.passes.append((rows, length))
 
         self.prefill = prefill
         try:
@@ -735,6 +754,14 @@ class Backbone:
         else:
             groups = [[i for i, q in enumerate(queries) if (q.image is None) is without] for without in (False, True)]
         return [group for group in groups if group]
+
+    def room(self, targets: Sequence[str]) -> int:
+        """How many tokens an answer may have: the power of two, 16 or more, that holds every target and its end.
+
+        One number for all of them: the length of a target must not tell when its answer is over.
+        """
+        ids = self.tokenizer([" " + target for target in targets], add_special_tokens=False)["input_ids"]
+        return max(16, 1 << max(map(len, ids), default=0).bit_length())
 
     def ask(self, image: str | Path | None, prompt: str, **kwargs: Any) -> str:
         """Answer one question.

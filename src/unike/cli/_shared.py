@@ -1,15 +1,18 @@
 """What the subcommands share: options, checks, loading with a spinner, asking, and showing the answers."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
@@ -18,11 +21,14 @@ from unike.errors import UnikeError
 if TYPE_CHECKING:
     from unike.backbones.base import Backbone
     from unike.editors.base import Edit, Editor
+    from unike.evaluation import Progress
     from unike.types import Query
 
 # What people and models write is shown as it is, so nothing is read as rich's markup.
 OUT = Console(markup=False, highlight=False, emoji=False)
 ERR = Console(markup=False, highlight=False, emoji=False, stderr=True)
+
+N = TypeVar("N", int, float)
 
 STYLES = {"right": "green", "unchanged": "green", "changed": "yellow", "wrong": "red"}
 
@@ -36,6 +42,7 @@ Quantize = Annotated[
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method; repeatable.")
 ]
+OnError = Annotated[str, typer.Option(help="'stop' at a bad case, before any edit, or 'skip' it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
@@ -98,6 +105,21 @@ def load_edits(folders: Iterable[Path]) -> "list[Edit]":
     return edits
 
 
+def parse_numbers(text: str | None, option: str, kind: type[N]) -> tuple[N, ...]:
+    """``"1,10,100"`` as numbers, in ascending order; none if there is no text.
+
+    Raises:
+        UnikeError: They are not, or not finite.
+    """
+    try:
+        found = sorted({kind(part) for part in text.split(",")}) if text else []
+        if all(map(math.isfinite, found)):
+            return tuple(found)
+    except ValueError:
+        pass
+    raise UnikeError(f"{option} {text!r} is not a list of numbers; write for example {option} 1,10,100")
+
+
 def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
     """``KEY=VALUE`` to a value: JSON where it is, else the text itself.
 
@@ -119,7 +141,37 @@ def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
     return found
 
 
+def skips(on_error: str) -> bool:
+    """Whether bad cases are to be left out.
+
+    Raises:
+        UnikeError: The option says neither that nor the contrary.
+    """
+    if on_error not in ("stop", "skip"):
+        raise UnikeError(f"--on-error {on_error!r} is neither 'stop' nor 'skip'")
+    return on_error == "skip"
+
+
 # ---------------------------------------------------------------------- work
+
+
+@contextmanager
+def progress_bars() -> "Iterator[Progress]":
+    """A bar for each thing that is done, with the time left; on stderr, if that is a terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Bars(*columns, console=ERR, disable=not ERR.is_terminal) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def report(what: str, done: int, total: int) -> None:
+            if not total:
+                return
+            if what not in tasks:
+                for task in tasks.values():  # what was done before may have ended sooner than it might
+                    bars.update(task, completed=bars.tasks[task].total)
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done, total=total)
+
+        yield report
 
 
 @contextmanager
@@ -129,17 +181,9 @@ def working(message: str) -> Iterator[Callable[[str], None]]:
         yield lambda text: status.update(text)
 
 
-def quiet() -> None:
-    """Keep progress bars and warnings of transformers to itself."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-
-
 def load(model: str, device: str, dtype: str, quantize: str | None) -> "tuple[Backbone, float]":
     """Load a model (the bundled one is built first if need be), and say how many seconds that took."""
-    from unike.backbones import load_backbone
+    from unike.backbones import load_backbone, quiet
 
     start = time.perf_counter()
     build(model)
@@ -150,7 +194,7 @@ def load(model: str, device: str, dtype: str, quantize: str | None) -> "tuple[Ba
 
 def build(model: str) -> None:
     """Put the bundled model together, if it is the one that is named and that has not been done."""
-    from unike.backbones import MINI
+    from unike.backbones import MINI, quiet
 
     if model == MINI:
         with working(f"loading {model}") as report:
@@ -178,11 +222,6 @@ def answers(
     from unike.editors.base import answer
 
     return answer(edits, backbone, queries, max_new_tokens=max_new_tokens)
-
-
-def room(backbone: "Backbone", target: str) -> int:
-    """How many tokens an answer may have: 16, or more if the target is longer."""
-    return max(16, len(backbone.tokenizer(" " + target, add_special_tokens=False)["input_ids"]) + 4)
 
 
 # ---------------------------------------------------------------------- answers

@@ -1,20 +1,14 @@
 """``unike bench``: edit the cases of a data set, and measure what became of the model."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from unike.cli import _shared as shared
-from unike.errors import UnikeError
 from unike.metrics import METRICS
-
-if TYPE_CHECKING:
-    from unike.evaluation import Progress as Report
 
 
 def bench(
@@ -29,7 +23,7 @@ def bench(
     setting: Annotated[str, typer.Option(help="one-step, sequential or cross-task.")] = "one-step",
     k: Annotated[int | None, typer.Option("--k", help="Edits in a sequence.", show_default="10")] = None,
     limit: Annotated[int | None, typer.Option(help="Edit at most so many cases.", show_default="all")] = None,
-    seed: Annotated[int, typer.Option(help="Of the order of cases.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the order of cases.")] = 0,
     evaluate_at: Annotated[
         str | None,
         typer.Option(help="Ask after so many edits of a sequence: 1,10,100.", show_default="after each, and the last"),
@@ -50,8 +44,8 @@ def bench(
     processes: Annotated[
         int, typer.Option("--workers", min=1, help="Processes that share the work and the cores.")
     ] = 1,
-    ray: Annotated[bool, typer.Option("--ray", help="Run the workers on a Ray cluster; needs unike[ray].")] = False,
-    on_error: Annotated[str, typer.Option(help="'stop' at a bad case, before any edit, or 'skip' it.")] = "stop",
+    ray: Annotated[bool, typer.Option("--ray", help="Run the workers on a Ray cluster (pip install ray).")] = False,
+    on_error: shared.OnError = "stop",
     device: shared.Device = "auto",
     dtype: shared.Dtype = "auto",
     quantize: shared.Quantize = None,
@@ -62,11 +56,11 @@ def bench(
     Cases that the model gets right by itself are left out. Results are appended to a file as they come; the same
     command goes on after an interruption.
     """
-    if on_error not in ("stop", "skip"):
-        raise UnikeError(f"--on-error {on_error!r} is neither 'stop' nor 'skip'")
+    skip_bad = shared.skips(on_error)
     chosen = shared.parse_settings(settings or [])
     with shared.working("starting"):
         from unike import registry, results, workers
+        from unike.backbones import quiet
         from unike.evaluation import Plan, check_method
 
         method = registry.editors.get(editor)
@@ -78,7 +72,7 @@ def bench(
             seed=seed,
             limit=limit,
             batch=batch,
-            evaluate_at=numbers(evaluate_at or "", "--evaluate-at"),
+            evaluate_at=shared.parse_numbers(evaluate_at, "--evaluate-at", int),
             sample=sample,
             protocols=tuple(dict.fromkeys(protocol)) if protocol else ("strict", "teacher_forced"),
             max_new_tokens=max_new_tokens,
@@ -86,12 +80,11 @@ def bench(
         )
         check_method(method, plan)
         results.check_place(out)
-        skip_bad = on_error == "skip"
         job = workers.Job(model, editor, chosen, dataset, split, data, out, plan, skip_bad, device, dtype, quantize)
         _ = job.sources  # a mistake in the data is known before the model is loaded
     shared.build(model)
-    shared.quiet()
-    with progress_bars() as report:
+    quiet()
+    with shared.progress_bars() as report:
         if workers.is_launched():
             run = workers.run_launched(job, report)
         elif ray:
@@ -108,39 +101,6 @@ def bench(
         return
     show(run.header, rows)
     typer.echo(f"results: {out}")
-
-
-def numbers(text: str, option: str) -> tuple[int, ...]:
-    """``"1,10,100"`` as numbers, in ascending order.
-
-    Raises:
-        UnikeError: They are not.
-    """
-    try:
-        return tuple(sorted({int(part) for part in text.split(",")})) if text else ()
-    except ValueError:
-        raise UnikeError(f"{option} {text!r} is not a list of numbers; write for example {option} 1,10,100") from None
-
-
-@contextmanager
-def progress_bars() -> "Iterator[Report]":
-    """A bar for each thing that is done, with the time left; on stderr, if that is a terminal."""
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=shared.ERR, disable=not shared.ERR.is_terminal) as bars:
-        tasks: dict[str, Any] = {}
-
-        def report(what: str, done: int, total: int) -> None:
-            if total:
-                if what not in tasks:
-                    tasks[what] = bars.add_task(what, total=total)
-                bars.update(tasks[what], completed=done, total=total)
-
-        yield report
 
 
 def show(header: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:

@@ -44,7 +44,7 @@ def demo(
     asked = questions(case)
     target = case.edit.target or ""
     with shared.working("asking") as report:
-        room = shared.room(backbone, target)
+        room = backbone.room([target])
         before = shared.answers(backbone, list(asked.values()), [], room)
         made, seconds = shared.edited(backbone, api.make_editor(), case.edit, report)
         report("asking again")

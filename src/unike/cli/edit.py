@@ -51,7 +51,7 @@ def edit(
 
     asked = [Query(text, image, target) for text in (prompt, *(rephrase or []))]
     with shared.working("asking") as report:
-        room = shared.room(backbone, target)
+        room = backbone.room([target])
         before = shared.answers(backbone, asked, [], room)
         made, seconds = shared.edited(backbone, api.make_editor(editor, **chosen), asked[0], report)
         report("asking again")

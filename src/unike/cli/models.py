@@ -10,7 +10,6 @@ import typer
 from rich.table import Table
 
 from unike.cli import _shared as shared
-from unike.cli.prepare import bars
 from unike.errors import UnikeError
 
 app = typer.Typer(help="Build the bundled model, put a published one together, or check one.", no_args_is_help=True)
@@ -30,7 +29,7 @@ def build(
     as_json: shared.Json = False,
 ) -> None:
     """Download the parts of a bundled model and put it together, once."""
-    from unike.backbones import MINI
+    from unike.backbones import MINI, quiet
     from unike.registry import did_you_mean
 
     if name != MINI:
@@ -38,7 +37,7 @@ def build(
     with shared.working(f"building {name}") as report:
         from unike.backbones import mini
 
-        shared.quiet()
+        quiet()
         there = mini.folder().is_dir()
         folder = mini.build(lambda step: report(f"building {name}: {step}"))
     if as_json:
@@ -111,10 +110,11 @@ def minigpt4(
     """
     start = time.perf_counter()
     with shared.working("reading the parts"):
+        from unike.backbones import quiet
         from unike.conversion import convert_minigpt4
 
-        shared.quiet()
-    with bars() as progress:
+        quiet()
+    with shared.progress_bars() as progress:
         made = convert_minigpt4(llm, blip2, projection, out, progress=progress)
     if as_json:
         seconds = round(time.perf_counter() - start, 1)

@@ -1,13 +1,10 @@
 """``unike prepare``: the in-context knowledge of a model, which is what editors retrieve from."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from unike import registry
@@ -15,7 +12,7 @@ from unike.cli import _shared as shared
 from unike.errors import UnikeError
 
 if TYPE_CHECKING:
-    from unike import preparation
+    from unike.datasets.base import Dataset
     from unike.types import EditCase
 
 EVALUATED = ("dev", "eval")
@@ -47,7 +44,9 @@ def prepare(
     data: Annotated[str, typer.Option(help="A data set, see: unike ls datasets.")] = "pocket",
     split: Annotated[str, typer.Option(help="Of the data set; not 'eval'.")] = "train",
     task: Annotated[str | None, typer.Option(help="'vqa' or 'caption'.", show_default="what there is")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Where MMEdit is.", show_default="the cache folder")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where MMEdit or VLKEB is.", show_default="the cache folder")
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting; repeatable.")
     ] = None,
@@ -82,7 +81,7 @@ def prepare(
         if backbone is None:
             backbone, load_seconds = shared.load(model, device, dtype, quantize)
             start += load_seconds
-        with bars() as progress:
+        with shared.progress_bars() as progress:
             known = preparation.prepare(backbone, cases, out, config, against=against, tags=tags, progress=progress)
     seconds = time.perf_counter() - start
     size = sum(file.stat().st_size for file in out.iterdir())
@@ -115,18 +114,18 @@ def read_cases(
     Raises:
         UnikeError: Unknown names, the split that is only for reporting, or files that are missing.
     """
-    dataset = registry.datasets.get(data)
+    family: type[Dataset] = registry.datasets.get(data)
     if split == "eval":
         raise UnikeError("the eval split is only for reporting; prepare from train")
-    if data == "mmedit":
-        learned = evaluated = dataset(data_dir, task or "vqa")
-    elif data_dir is not None:
-        raise UnikeError(f"{data} ships with unike and has no folder; leave --data-dir out")
-    else:
-        learned, evaluated = dataset(task), dataset()  # nothing of the other task may leak in either
-    cases = learned.cases(split)
-    others = [name for name in EVALUATED if name in dataset.splits and name != split]
-    against = [case for name in others for case in evaluated.cases(name)]
+    if task is not None and task not in family.tasks:
+        raise UnikeError(f"{data} has no task {task!r} (known: {', '.join(family.tasks) or 'none'})")
+    cases = family.open(task, data_dir).cases(split)
+    others = [name for name in EVALUATED if name in family.splits and name != split]
+    # Nothing may leak in from a task that is not learned from, either.
+    against = []
+    for each in family.tasks or (None,):
+        dataset = family.open(each, data_dir)
+        against += [case for other in others if each == task or dataset.has(other) for case in dataset.cases(other)]
     return cases, against, pocket_tags() if data == "pocket" else {}
 
 
@@ -136,23 +135,6 @@ def pocket_tags() -> dict[str, str]:
 
     rows = pocket.read("edits", ["case_id", "kind"])
     return {row["case_id"]: TAGS[row["kind"]] for row in rows if row["kind"] in TAGS}
-
-
-@contextmanager
-def bars() -> "Iterator[preparation.Progress]":
-    """A progress bar for each stage on stderr, if that is a terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=shared.ERR, disable=not shared.ERR.is_terminal) as shown:
-        tasks: dict[str, Any] = {}
-
-        def progress(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                for task in tasks.values():  # a stage may end before it has done all it might
-                    shown.update(task, completed=shown.tasks[task].total)
-                tasks[stage] = shown.add_task(stage)
-            shown.update(tasks[stage], completed=done, total=total)
-
-        yield progress
 
 
 def counts_table(report: dict[str, Any], triplets: int) -> Table:

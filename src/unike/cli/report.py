@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from unike.cli import _shared as shared
-from unike.cli.bench import progress_bars
 from unike.errors import UnikeError
 
 FORMATS = ("md", "html", "csv")
@@ -47,7 +46,7 @@ def report(
     with shared.working("starting"):
         from unike import files
         from unike import report as reports
-    with progress_bars() as progress:
+    with shared.progress_bars() as progress:
         measurements = reports.read(folders, progress=progress)
         views = reports.views_of(measurements, protocol)
         tables = reports.report_tables(measurements, views)

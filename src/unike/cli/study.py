@@ -6,8 +6,6 @@ from typing import Annotated
 import typer
 
 from unike.cli import _shared as shared
-from unike.cli.bench import progress_bars
-from unike.errors import UnikeError
 
 NAMES = {
     "ablation": "what each part contributes (Table 4)",
@@ -33,7 +31,7 @@ def study(
     ] = None,
     split: Annotated[str, typer.Option(help="Part of the data set; settings are chosen on dev.")] = "eval",
     limit: Annotated[int | None, typer.Option(help="Edit at most so many cases.", show_default="all")] = None,
-    seed: Annotated[int, typer.Option(help="Of the order of cases, and of what is drawn.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the order of cases, and of what is drawn.")] = 0,
     settings: shared.Settings = None,
     numbers: Annotated[
         str | None,
@@ -65,7 +63,7 @@ def study(
     processes: Annotated[
         int, typer.Option("--workers", min=1, help="Processes that share each run and the cores.")
     ] = 1,
-    on_error: Annotated[str, typer.Option(help="'stop' at a bad case, before any edit, or 'skip' it.")] = "stop",
+    on_error: shared.OnError = "stop",
     device: shared.Device = "auto",
     dtype: shared.Dtype = "auto",
     quantize: shared.Quantize = None,
@@ -76,9 +74,9 @@ def study(
     A study compares variants of a method; each is an ordinary run of `unike bench` in a folder of its own below --out.
     Finished runs are used as they are, one that was interrupted goes on, and studies may share a folder.
     """
-    if on_error not in ("stop", "skip"):
-        raise UnikeError(f"--on-error {on_error!r} is neither 'stop' nor 'skip'")
+    skip_bad = shared.skips(on_error)
     with shared.working("starting"):
+        from unike.backbones import quiet
         from unike.studies import base
 
         chosen = base.study_named(name)
@@ -94,35 +92,23 @@ def study(
             protocols=tuple(dict.fromkeys(protocol)) if protocol else ("strict", "teacher_forced"),
             batch=batch,
             max_new_tokens=max_new_tokens,
-            skip_bad=on_error == "skip",
+            skip_bad=skip_bad,
             workers=processes,
             device=device,
             dtype=dtype,
             quantize=quantize,
-            numbers=values(numbers or ""),
+            numbers=shared.parse_numbers(numbers, "--at", float),
             count=count,
             rule=rule,
         )
         lab = base.Lab(request, out)
         chosen.check(lab)  # mistakes are known before the model is loaded
     shared.build(model)
-    shared.quiet()
-    with progress_bars() as lab.progress:
+    quiet()
+    with shared.progress_bars() as lab.progress:
         outcome, files = base.conduct(chosen, lab)
     if as_json:
         rows = [row for measurement in outcome.measurements for row in measurement.rows]
         shared.print_json({"study": chosen.name, "out": str(out), "files": list(map(str, files)), "summary": rows})
         return
     typer.echo(f"study: {', '.join(map(str, files))}")
-
-
-def values(text: str) -> tuple[float, ...]:
-    """``"0,0.1,0.5"`` as numbers, in ascending order.
-
-    Raises:
-        UnikeError: They are not.
-    """
-    try:
-        return tuple(sorted({float(part) for part in text.split(",")})) if text else ()
-    except ValueError:
-        raise UnikeError(f"--at {text!r} is not a list of numbers; write for example --at 1,2,4") from None

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from unike import registry
 from unike.cli import _shared as shared
-from unike.cli.prepare import bars, read_cases
+from unike.cli.prepare import read_cases
 from unike.errors import UnikeError
 
 if TYPE_CHECKING:
@@ -24,7 +24,9 @@ def train(
     model: shared.Model = "mini",
     data: Annotated[str, typer.Option(help="A data set, see: unike ls datasets.")] = "pocket",
     task: Annotated[str | None, typer.Option(help="'vqa' or 'caption'.", show_default="what there is")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Where MMEdit is.", show_default="the cache folder")] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where MMEdit or VLKEB is.", show_default="the cache folder")
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=0, help="At most so many.", show_default="5000")] = None,
     out: Annotated[
         Path | None,
@@ -60,7 +62,7 @@ def train(
     backbone, load_seconds = shared.load(model, device, dtype, quantize)
     out = out or place(method.name, backbone)
     start = time.perf_counter()
-    with bars() as progress:
+    with shared.progress_bars() as progress:
         trained = training.train(
             backbone,
             method,

@@ -86,6 +86,10 @@ class Dataset(ABC):
             UnikeError: No such split, or a bad record (file and index are named).
         """
 
+    def has(self, split: str) -> bool:
+        """Whether the file of a split is there."""
+        return True
+
     def check_split(self, split: str) -> None:
         """Refuse a split this data set has not."""
         if split not in self.splits:
@@ -112,6 +116,10 @@ class RecordFiles(Dataset):
     @abstractmethod
     def file(self, split: str) -> Path:
         """The file of a split."""
+
+    def has(self, split: str) -> bool:
+        """Whether its file is there."""
+        return self.file(split).is_file()
 
     @abstractmethod
     def case_id(self, split: str, index: int) -> str:
@@ -204,7 +212,7 @@ def case_from_record(
         domain: A tag to group results by.
 
     Raises:
-        UnikeError: A key is missing, or the target or a prompt is empty.
+        UnikeError: A key is missing, the target or a prompt is empty, or a text is not valid.
     """
     missing = [key for key in REQUIRED if key not in record]
     if missing:
@@ -228,6 +236,10 @@ def case_from_record(
         raise UnikeError(f"{where}: port_new or spec is not a list of questions with answers") from None
     if any(probe.kind == "portability" and not probe.query.target for probe in probes):
         raise UnikeError(f"{where}: the answer to a question of port_new is empty")
+    for probe in probes:
+        if not probe.query.prompt.strip():
+            raise UnikeError(f"{where}: the question for {probe.kind} is empty")
+        check_text(f"{probe.query.prompt} {probe.query.target}", f"{where}: the question for {probe.kind}")
     return EditCase(case_id, edit, tuple(probes), domain)
 
 
@@ -254,7 +266,7 @@ def check_record(record: Any, where: str) -> None:
     """Make every value we use text, an answer such as 2 too.
 
     Raises:
-        UnikeError: It is not a JSON object whose values are text or numbers.
+        UnikeError: It is not a JSON object whose values are text or numbers, or a text is not valid.
     """
     if not isinstance(record, dict):
         raise UnikeError(f"{where}: not a JSON object")
@@ -263,3 +275,16 @@ def check_record(record: Any, where: str) -> None:
             record[key] = str(record[key])
         if not isinstance(record[key], str):
             raise UnikeError(f"{where}: {key} is {json.dumps(record[key])[:40]}, not text")
+        check_text(record[key], f"{where}: {key}")
+
+
+def check_text(text: str, what: str) -> None:
+    """Refuse half a character, which JSON can hold and no model reads.
+
+    Raises:
+        UnikeError: With ``what`` it is.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UnikeError(f"{what} is not valid text: {json.dumps(text)[:40]}") from None

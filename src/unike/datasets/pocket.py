@@ -5,7 +5,6 @@ edits have MMEdit's keys and go through the same loader. Pictures are unpacked o
 """
 
 import json
-import os
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing_extensions import Self
 from unike import home
 from unike.datasets.base import Dataset, case_from_record
 from unike.errors import UnikeError
+from unike.files import replace_file
 from unike.types import EditCase, Query
 
 
@@ -41,7 +41,7 @@ class Pocket(Dataset):
     def open(cls, task: str | None, folder: Path | None) -> Self:
         """PocketEdit, which ships with the package."""
         if folder is not None:
-            raise UnikeError("PocketEdit ships with unike and lies in no folder of yours; leave --data out")
+            raise UnikeError("PocketEdit ships with unike and lies in no folder of yours; name none")
         return cls(task)
 
     @property
@@ -91,13 +91,11 @@ def image(image_id: str) -> Path:
         return path
     if image_id not in _pictures():
         raise UnikeError(f"PocketEdit has no picture {image_id!r}")
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(_pictures()[image_id])
-        partial.replace(path)
-    except OSError as error:
-        raise UnikeError(f"cannot unpack PocketEdit to {path.parent}: {error.strerror}; set UNIKE_HOME") from None
+        replace_file(path, _pictures()[image_id])
+    except (OSError, UnikeError) as error:
+        raise UnikeError(f"cannot unpack PocketEdit to {path.parent}: {error}; set UNIKE_HOME") from None
     return path
 
 

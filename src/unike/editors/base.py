@@ -30,7 +30,7 @@ from unike.backbones.base import Backbone
 from unike.errors import UnikeError
 from unike.files import SealedFolder, replace_folder
 from unike.functional import target_positions
-from unike.hooks import Args, Hooks, Kwargs
+from unike.hooks import Args, Hooks, Kwargs, text_input
 from unike.modules.anchors import Anchors
 from unike.modules.leak_guard import Trace
 from unike.settings import Settings
@@ -135,8 +135,7 @@ class Edit(ABC):
 
     def check_rows(self, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         """Here and not at the layers: OPT flattens rows and positions, and any number of them would seem to fit."""
-        given = [*args, kwargs.get("inputs_embeds"), kwargs.get("input_ids")]
-        self.shared_out(next(len(value) for value in given if isinstance(value, Tensor)))
+        self.shared_out(len(text_input(args, kwargs)))
 
     def shared_out(self, rows: int) -> list[int]:
         """Which of the B edits each of several rows sees: as many rows in turn for each.

@@ -80,11 +80,6 @@ def _thresholds() -> tuple[int, ...]:
     return tuple((channels.flatten() * 255 // SIDE**2).tolist())
 
 
-def bits_apart(one: str, other: str) -> int:
-    """In how many bits two perceptual hashes differ."""
-    return (int(one, 16) ^ int(other, 16)).bit_count()
-
-
 @dataclass(frozen=True)
 class Trace:
     """What is kept of a question that was learned from, enough to recognise it.

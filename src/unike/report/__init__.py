@@ -1,6 +1,6 @@
 """Reports of benchmark runs: tables in the layout of the paper, figures, and a page; from the results' lines alone."""
 
-from unike.report.measurements import Measurement, measure, named, read
+from unike.report.measurements import CONDITIONS, Measurement, check_shared, measure, named, read
 from unike.report.page import Chosen, to_html
 from unike.report.study_figures import STUDY_FILE, StudyFigures, find_studies
 from unike.report.tables import (
@@ -17,6 +17,7 @@ from unike.report.tables import (
 from unike.report.text import rows_to_csv, to_csv, to_markdown
 
 __all__ = [
+    "CONDITIONS",
     "STUDY_FILE",
     "Block",
     "Chosen",
@@ -25,6 +26,7 @@ __all__ = [
     "StudyFigures",
     "Table",
     "arrange",
+    "check_shared",
     "find_studies",
     "gap_tables",
     "measure",

@@ -31,6 +31,19 @@ REQUIRED = (*CONDITIONS, "editor", "config", *EXTENT, "seed", "counts")
 """Without ``learned``: runs of older versions lack it."""
 
 
+def check_shared(keys: Sequence[str], headers: Iterable[Mapping[str, Any]]) -> None:
+    """Refuse runs that differ in what a table or a figure has in common.
+
+    Raises:
+        UnikeError: With what differs.
+    """
+    headers = list(headers)
+    for key in keys:
+        values = list(dict.fromkeys(str(header[key]) for header in headers))
+        if len(values) > 1:
+            raise UnikeError(f"one table cannot mix different {key} ({', '.join(values)}); make a table of each")
+
+
 @dataclass(frozen=True, eq=False)
 class Measurement:
     """What one method did in one setting.

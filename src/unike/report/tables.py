@@ -15,7 +15,7 @@ from typing import Any
 from unike.errors import UnikeError
 from unike.evaluation import check_names
 from unike.metrics import METRICS, the_protocol
-from unike.report.measurements import CONDITIONS, MODEL, Measurement
+from unike.report.measurements import CONDITIONS, MODEL, Measurement, check_shared
 from unike.results import VIEWS, column, select
 
 SHORT = {
@@ -105,7 +105,7 @@ class Block:
     entries: tuple[Entry, ...]
 
     def __post_init__(self) -> None:
-        _check_shared(CONDITIONS, [entry.source for entry in self.entries])
+        check_shared(CONDITIONS, [entry.source.header for entry in self.entries])
         methods = [entry.method for entry in self.entries]
         if len({*methods}) < len(methods):
             raise UnikeError(f"one table cannot have the same method twice ({', '.join(sorted(methods))})")
@@ -324,7 +324,7 @@ def summary_tables(measurements: Sequence[Measurement], view: str) -> list[Table
 
 def _summary(settings: Mapping[str, Sequence[Block]], view: str) -> Table:
     all_blocks = [block for blocks in settings.values() for block in blocks]
-    _check_shared(MODEL, [entry.source for block in all_blocks for entry in block.entries])
+    check_shared(MODEL, [entry.source.header for block in all_blocks for entry in block.entries])
     rows: dict[str, list[Cell]] = {entry.method: [] for block in all_blocks for entry in block.entries}
     for blocks in settings.values():
         for method, cells in rows.items():
@@ -360,7 +360,7 @@ def _table(
     notes: Sequence[str],
 ) -> Table:
     """The same columns for each block, a row for each method of any."""
-    _check_shared((*MODEL, "setting"), [entry.source for block in blocks for entry in block.entries])
+    check_shared((*MODEL, "setting"), [entry.source.header for block in blocks for entry in block.entries])
     rows: dict[str, list[Cell]] = {entry.method: [] for block in blocks for entry in block.entries}
     unfinished = set()
     for block in blocks:
@@ -467,15 +467,3 @@ def _check_view(blocks: Sequence[Block], view: str) -> None:
     for block in blocks:
         if len({row["setting"] for entry in block.entries for row in entry.rows}) > 1:
             raise UnikeError(f"{block.title} mixes numbers of several times of a sequence; make a table of each")
-
-
-def _check_shared(keys: Sequence[str], sources: Sequence[Measurement]) -> None:
-    """Refuse measurements that differ in what a table has in common.
-
-    Raises:
-        UnikeError: With what differs.
-    """
-    for key in keys:
-        values = list(dict.fromkeys(str(source.header[key]) for source in sources))
-        if len(values) > 1:
-            raise UnikeError(f"one table cannot mix different {key} ({', '.join(values)}); make a table of each")

@@ -154,8 +154,10 @@ def command(header: Mapping[str, Any]) -> str:
         ("--batch", header.get("batch")),
         *(("--protocol", protocol) for protocol in header["protocols"]),
         ("--max-new-tokens", header["max_new_tokens"]),
+        ("--on-error", "skip" if header.get("skip_bad") else None),
         ("--device", header.get("device")),
         ("--dtype", header["dtype"]),
+        ("--quantize", header.get("quantize")),
     ]
     return shlex.join(
         ["unike", "bench", *(str(word) for option in options if option[1] is not None for word in option)]

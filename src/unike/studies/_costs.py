@@ -7,12 +7,10 @@ from dataclasses import asdict, dataclass
 from statistics import fmean, median
 from typing import Any
 
-from torch import Tensor
-
 from unike.backbones.base import Backbone
 from unike.editors.base import Edit, Editor
 from unike.files import replace_file
-from unike.hooks import Args, Hooks, Kwargs
+from unike.hooks import Args, Hooks, Kwargs, text_input
 from unike.probing import questions
 from unike.report import Measurement, Table
 from unike.report.tables import Cell
@@ -77,8 +75,7 @@ def timed(edit: Edit, backbone: Backbone, query: Query, max_new_tokens: int) -> 
     passes: list[int] = []
 
     def count(module: Any, args: Args, kwargs: Kwargs) -> None:
-        given = [*args, kwargs.get("inputs_embeds"), kwargs.get("input_ids")]
-        passes.append(next(value.shape[1] for value in given if isinstance(value, Tensor)))
+        passes.append(text_input(args, kwargs).shape[1])
 
     with Hooks() as hooks:
         hooks.add_pre(backbone.text_stack, count)

@@ -21,11 +21,13 @@ from unike.errors import UnikeError
 from unike.evaluation import Plan, Progress, Source, cases_hash, check_method, evaluate, silent
 from unike.files import replace_file
 from unike.report import (
+    CONDITIONS,
     STUDY_FILE,
     Chosen,
     Measurement,
     StudyFigures,
     Table,
+    check_shared,
     named,
     report_tables,
     rows_to_csv,
@@ -279,7 +281,10 @@ class Lab:
             return None
         config = registry.editors.get(job.editor).config_class.parse(job.settings)
         told = {key: value for key, value in asdict(plan).items() if key not in ("max_new_tokens", "engine", "batch")}
+        told |= {"max_new_tokens": plan.max_new_tokens} if plan.max_new_tokens else {}
+        told |= {"dtype": job.dtype} if job.dtype != "auto" else {}
         about = {"model": job.model, "editor": job.editor, "config": config.model_dump(mode="json")}
+        about["quantize"] = job.quantize
         data = {"dataset": job.dataset, "split": job.split, "cases": cases_hash(self.sources)}
         check_same_run(job.out, {**about, **data, **told})
         run = read_run(job.out)
@@ -325,10 +330,24 @@ class VariantStudy(Study):
 
         run_all(variants)
         run_all(self.followers({name: next(iter(found.values())) for name, found in runs.items()}))
+        check_conditions([run for found in runs.values() for run in found.values()])
         measurements = named(runs)
         shown = self.show(lab, measurements)
         tables = [*shown.tables, *report_tables(measurements, views_of(measurements))]
         return Outcome(measurements, tables, shown.drawings, shown.numbers, shown.cases)
+
+
+def check_conditions(runs: Sequence[Run]) -> None:
+    """Refuse runs that were made under different conditions: begun with another dtype, say, or before `unike prepare`.
+
+    Raises:
+        UnikeError: With what differs.
+    """
+    headers = [run.header for run in runs]
+    check_shared(CONDITIONS, headers)
+    learned = [header for header in headers if header.get("learned")]
+    for editor in {header["editor"] for header in learned}:
+        check_shared(["learned"], [header for header in learned if header["editor"] == editor])
 
 
 def whole(numbers: Sequence[float], what: str, *, least: int) -> tuple[int, ...]:

@@ -23,7 +23,7 @@ from unike.backbones.base import Backbone
 from unike.editors.base import Edit, attached
 from unike.errors import UnikeError
 from unike.evaluation import cases_hash, choose, room
-from unike.files import replace_file
+from unike.files import check_writable, replace_file
 from unike.functional import kl
 from unike.metrics import exact_match
 from unike.probing import TOGETHER
@@ -90,6 +90,7 @@ class Drift(Study):
             raise UnikeError(f"--count {request.count} asks nothing; ask at least 1 question")
         for variant in METHODS:
             registry.editors.get(variant.editor).config_class.parse(variant.with_base(request.settings))
+        check_writable(lab.out)
         _ = lab.sources
 
     def conduct(self, lab: Lab) -> Outcome:
@@ -129,6 +130,8 @@ class Drift(Study):
             "fingerprint": backbone.fingerprint(),
             "dtype": str(backbone.dtype),
             "config": editor.config.model_dump(mode="json"),
+            "learned": editor.learned(backbone),
+            "max_new_tokens": longest(lab),
             "cases": cases_hash(lab.sources),
             "sequence": [case.case_id for case in sequence],
             "probes": [query.prompt for query in probes],
@@ -159,7 +162,7 @@ def draw(lab: Lab, count: int) -> tuple[list[EditCase], list[Query]]:
         UnikeError: There are too few of either.
     """
     request, everything = lab.request, [case for source in lab.sources for case in source.cases]
-    answers = Answers(lab.backbone, room(lab.backbone, everything))
+    answers = Answers(lab.backbone, longest(lab))
     (sequence,), _ = choose(
         lab.backbone,
         lab.editor(METHODS[0]),
@@ -181,6 +184,11 @@ def draw(lab: Lab, count: int) -> tuple[list[EditCase], list[Query]]:
         raise UnikeError(f"no questions are left beside {count} edits; make fewer edits with --at")
     wanted = request.count or QUESTIONS
     return sequence, random.Random(request.seed).sample(known, min(wanted, len(known)))
+
+
+def longest(lab: Lab) -> int:
+    """The longest answer, in tokens."""
+    return lab.request.max_new_tokens or room(lab.backbone, [case for source in lab.sources for case in source.cases])
 
 
 def related(case: EditCase) -> list[Query]:
@@ -210,10 +218,9 @@ class Unedited:
     @classmethod
     def ask(cls, lab: Lab, probes: Sequence[Query]) -> Self:
         """Ask the model as it came."""
-        backbone = lab.backbone
-        longest = room(backbone, [case for source in lab.sources for case in source.cases])
-        said = ask(backbone, probes, longest, partial(lab.progress, "asking the probe set, before"))
-        return cls(said, first_tokens(backbone, probes), longest)
+        backbone, tokens = lab.backbone, longest(lab)
+        said = ask(backbone, probes, tokens, partial(lab.progress, "asking the probe set, before"))
+        return cls(said, first_tokens(backbone, probes), tokens)
 
     def compare(self, backbone: Backbone, probes: Sequence[Query], edits: int) -> Probed:
         """Ask the model as it is now."""

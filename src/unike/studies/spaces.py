@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from unike.errors import UnikeError
+from unike.files import check_writable
 from unike.metrics import normalise
 from unike.modules.disentangle import probe_accuracy, split_by_answer
 from unike.modules.knowledge import Knowledge, as_attention_output, evenly, knowledge_of
@@ -40,6 +41,7 @@ class Spaces(Study):
     def check(self, lab: Lab) -> None:
         """Layers are whole numbers, and two triplets are no picture."""
         whole(lab.request.numbers, "a layer", least=-1000)
+        check_writable(lab.out)
         if lab.request.count is not None and lab.request.count < 5:
             raise UnikeError(f"--count {lab.request.count} is too few states for a picture; show at least 5")
 
