@@ -82,7 +82,7 @@ class UniKEConfig(EditorConfig):
     """Settings of `UniKE`.
 
     Attributes:
-        paper: The paper's method as METHOD of the documentation reads it, without what is beyond it.
+        paper: The paper's method as docs/method.md reads it, without what is beyond it.
         only_intrinsic: New pairs alone (Table 4, row 1).
         only_latent: The memory alone (Table 4, row 2).
         no_collaboration: Both halves with a fixed alpha, without zeta and gate (Table 4, row 4).
