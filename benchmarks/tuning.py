@@ -29,7 +29,7 @@ GRID: dict[str, list[dict[str, Any]]] = {
     ],
     "mend": [{}, {"lr": 1e-5}, {"lr": 1e-4}, {"lr": 1e-4, "lr_step_size": 1e-5}],
     "ke": [{}, {"lr": 1e-3}, {"lr": 1e-3, "margin": 3e-2}, {"lr": 3e-3, "margin": 3e-2}],
-    "serac": [{}, {"lr": 1e-4}, {"lr_scope": 3e-4}, {"n_layers": 4, "lr": 1e-4}],
+    "serac": [{}, {"lr": 3e-5}, {"lr": 3e-5, "lr_scope": 3e-4}, {"n_layers": 4}],
 }
 """Four settings a method. Of `TRAINED`, settings of the network."""
 

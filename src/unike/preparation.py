@@ -53,7 +53,7 @@ from unike.modules.knowledge import (
 from unike.modules.latent_memory import last_answer_token, read_entries
 from unike.modules.leak_guard import LEAKS, ImageHashes, LeakGuard, worded
 from unike.modules.relevance import OTHER_FACTS, RELATED, Relevance, calibrate, separation
-from unike.settings import Settings
+from unike.settings import Layers, Settings
 from unike.types import IGNORE, EditCase, Prefill, Query
 
 WORK = ".work"
@@ -89,7 +89,7 @@ class PrepareConfig(Settings):
         gate_error: See `unike.modules.relevance.calibrate`.
     """
 
-    layers: tuple[int, ...] = Field(default=(-4, -3, -2, -1), min_length=1)
+    layers: Layers = (-4, -3, -2, -1)
     limit: int | None = Field(default=None, ge=1)
     keep: int | None = Field(default=None, ge=1)
     hidden: int = Field(default=512, ge=1)

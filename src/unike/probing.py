@@ -285,7 +285,12 @@ class Examiner:
                 with self.on(own):
                     read = self._guess if self.hooked else partial(self._guess_routed, stack=[*shared, *own])
                     found.append([read(batch) for batch in reading.batches])
-        after = [self._prove(reading, guesses) for reading, guesses in zip(readings, found, strict=True)]
+        stack = [edits] if isinstance(edits, Edit) else edits
+        after: list[list[str | None]]
+        if not self.hooked and cast(type[RoutingEdit], self.kind).reads_targets(stack):
+            after = [[None] * len(reading.questions) for reading in readings]
+        else:
+            after = [self._prove(reading, guesses) for reading, guesses in zip(readings, found, strict=True)]
         if not self.hooked:
             self._hand_on(readings, after, edits)
         for stack, places in self._jobs(readings, after, edits):

@@ -1,8 +1,8 @@
 """Settings that users write: frozen, checked, and refused with one line that names the key."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from typing_extensions import Self
 
 from unike import registry
@@ -25,9 +25,19 @@ class Settings(BaseModel):
             return cls.model_validate(settings)
         except ValidationError as error:
             first = error.errors()[0]
-            key = ".".join(map(str, first["loc"]))
+            key, why = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
             if first["type"] == "extra_forbidden":
                 raise UnikeError(registry.did_you_mean("setting", key, sorted(cls.model_fields))) from None
             if not key:  # no single one of them is wrong
-                raise UnikeError(f"settings do not go together: {first['msg'].removeprefix('Value error, ')}") from None
-            raise UnikeError(f"setting {key}={first['input']!r}: {first['msg']}") from None
+                raise UnikeError(f"settings do not go together: {why}") from None
+            raise UnikeError(f"setting {key}={first['input']!r}: {why}") from None
+
+
+def _each_once(layers: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(layers)) < len(layers):
+        raise ValueError("a layer is named twice; name each once")
+    return layers
+
+
+Layers = Annotated[tuple[int, ...], Field(min_length=1), AfterValidator(_each_once)]
+"""Layers that are edited, counted from the top when negative."""

@@ -210,9 +210,10 @@ def choose(
     """
     order = [case for case in cases if probes_of(case)]
     random.Random(seed).shuffle(order)
+    answers = Answers(backbone, room(backbone, order))
     found: list[EditCase] = []
     for start in range(0, len(order), ASKED_TOGETHER):
-        part, answers = order[start : start + ASKED_TOGETHER], Answers(backbone, room(backbone, order))
+        part = order[start : start + ASKED_TOGETHER]
         answers.ask([case.edit for case in part])
         found += [case for case in part if not exact_match(answers[case.edit], case.edit.target or "")]
         progress(min(len(found), count), count)
@@ -478,7 +479,8 @@ def trainable(editor: Any) -> TrainedEditor[Any]:
         UnikeError: It has none.
     """
     if not isinstance(editor, TrainedEditor):
-        raise UnikeError(f"{editor.name} needs no training; edit with it right away")
+        hint = "run: unike prepare" if editor.name == "unike" else "edit with it right away"
+        raise UnikeError(f"{editor.name} has no network to train; {hint}")
     return editor
 
 

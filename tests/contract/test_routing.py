@@ -250,6 +250,8 @@ def test_facts_that_cannot_be_edited_are_refused(
     ]:
         with pytest.raises(UnikeError, match=message):
             editor.edit(backbone, [facts[1], wrong])
+    with pytest.raises(UnikeError, match="there is nothing to edit: no fact was given"):
+        editor.edit(backbone, [])
 
 
 def test_settings_round_trip_and_unknown_ones_are_errors(make_editor: Callable[..., Editor[Any]]) -> None:

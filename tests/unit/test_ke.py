@@ -1,6 +1,7 @@
 """KE against the words of its paper, matrix by matrix, and its constraint against arithmetic."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,6 +39,22 @@ def network(tiny: Backbone) -> ConditionedUpdates:
     return found
 
 
+def normed(linear: Any, x: Tensor) -> Tensor:
+    """A linear map with weight normalisation: ``(g v / |v|) x + b``, row by row."""
+    g, v = linear.parametrizations.weight.original0, linear.parametrizations.weight.original1
+    return x @ (g * v / v.norm(dim=1, keepdim=True)).T + linear.bias
+
+
+def lstm(x: Tensor, w_x: Tensor, w_h: Tensor, b_x: Tensor, b_h: Tensor) -> Tensor:
+    """The last state of an LSTM that reads ``x [L, D]``, from its equations."""
+    h = c = torch.zeros(w_h.shape[1])
+    for token in x:
+        i, f, g, o = (w_x @ token + b_x + w_h @ h + b_h).chunk(4)
+        c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+        h = torch.sigmoid(o) * torch.tanh(c)
+    return h
+
+
 # ---------------------------------------------------------------------- the network
 
 
@@ -51,7 +68,7 @@ def test_the_update_is_the_papers(tiny: Backbone, network: ConditionedUpdates, f
         condition = network.condition(embeddings, lengths)[row : row + 1]
         for name, (n, m) in matrices_of(tiny, LAYERS).items():
             layer = network.conditioned[name.replace(".", "-")]
-            raw = layer.outer(torch.tanh(layer.inner(condition)))[0]  # type: ignore[operator, union-attr]
+            raw = normed(layer.outer, torch.tanh(normed(layer.inner, condition)))[0]
             assert len(raw) == 2 * (m + n) + 1
             column_a, row_a, column_b, row_b, eta = raw.split([n, m, n, m, 1])
             dense_a = torch.outer(row_a.softmax(dim=0), column_a)
@@ -72,6 +89,19 @@ def test_a_text_is_read_to_its_end_and_no_further() -> None:
     assert torch.allclose(together[1:], reader(texts[1:, :3], lengths[1:]), atol=1e-6)
     texts[1, 3:] = 9.0
     assert torch.equal(reader(texts, lengths), together)
+
+
+def test_a_text_is_read_in_both_directions() -> None:
+    """Golden: ``tanh(W [h; h'] + b)`` with the last states of an LSTM from the left and of one from the right."""
+    reader, text = TextCondition(4), draw(5, 4)
+    with torch.no_grad():
+        for number, parameter in enumerate(reader.parameters()):
+            parameter.copy_(0.1 * draw(parameter.numel(), seed=number).reshape(parameter.shape))
+        there, back = reader.lstm.all_weights
+        states = torch.cat([lstm(text, *there), lstm(text.flip(0), *back)])
+        expected = torch.tanh(reader.linear.weight @ states + reader.linear.bias)
+        assert expected.abs().max() > 0.5, "so large that it matters"
+        assert torch.allclose(reader(text[None], torch.tensor([5]))[0], expected, atol=1e-5)
 
 
 def test_the_start_is_seeded_and_leaves_the_random_state_alone() -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from unike import registry
+from unike.answers import Answers
 from unike.backbones import tinies
 from unike.backbones.base import Backbone
 from unike.editors.base import Edit, answer
@@ -25,8 +26,9 @@ from unike.modules import serac
 from unike.modules.leak_guard import ImageHashes, Trace
 from unike.modules.serac import SeracModel, SERACNetworkSettings, counterfactual_query, with_layers_copied
 from unike.modules.trained import CONFIG_FILE, SAVED, Trained, place
+from unike.probing import ENGINES, Examiner, questions
 from unike.training import TrainConfig, read_log, train
-from unike.types import EditCase, Query
+from unike.types import EditCase, Probe, Query
 
 SETTINGS = SERACNetworkSettings(n_layers=2, lr=1e-2, lr_scope=1e-2)
 HAMLET = Query("Who wrote Hamlet?", None, "Bacon")
@@ -149,6 +151,30 @@ def test_only_mmedit_s_version_is_given_the_answer(backbone: Backbone, facts: li
     assert [bool(each) for each in given] == [True, False, False]
 
 
+@pytest.mark.parametrize("threshold", [0.1, 0.3, 0.5, 0.7])
+@pytest.mark.parametrize("compat", [None, "mmedit"])
+def test_fast_equals_plain(taught: Backbone, compat: str | None, threshold: float) -> None:
+    """With the leak too, where a question that is read with its answer goes elsewhere than when it is asked."""
+    save(taught, SeracModel(taught, SETTINGS).state_dict(), place("serac", taught))
+    near = ("What animal is that?", "What animals are these?", "Who?")
+    probes = tuple(Probe("t_locality", Query(prompt, None, "x y")) for prompt in near)
+    case = EditCase("near", Query("What animal is this?", None, "zebra"), probes)
+    editor, answers, found = SERAC(compat=compat, threshold=threshold), Answers(taught, 4), []
+    answers.ask([query for _, query in questions(case)])
+    for engine in ENGINES:
+        examiner = Examiner(taught, editor, answers, engine=engine)
+        found.append(examiner.examine([examiner.read(case)], editor.edit(taught, case.edit)))
+    assert found[0] == found[1]
+
+
+def test_a_batch_of_edits_below_is_not_mixed_up(backbone: Backbone, facts: list[Query]) -> None:
+    SERAC().prepare(backbone)
+    below = registry.editors.get("ft")(steps=1).edit(backbone, facts)
+    edit = SERAC().edit(backbone, facts[0])
+    with pytest.raises(UnikeError, match=r"attach one edit: edit\[i\]"):
+        answer([below, edit], backbone, facts, max_new_tokens=2)
+
+
 # ---------------------------------------------------------------------- training
 
 
@@ -191,6 +217,21 @@ def test_training_teaches_both_networks_and_not_the_backbone(backbone: Backbone,
     assert history[-1]["scope"] < 0.7 * history[0]["scope"]
     assert all(torch.equal(tensor, weights[name]) for name, tensor in backbone.model.state_dict().items())
     assert not any(weight.requires_grad for weight in backbone.model.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_layers_are_trained_in_full_precision(cases: list[EditCase], dtype: torch.dtype) -> None:
+    """A step of 3e-5 is less than most weights of half precision can change by."""
+    backbone, editor, settings = tinies()["llava"](), SERAC(), SETTINGS.model_copy(update={"lr": 3e-5})
+    backbone.model.to(dtype)
+    network = editor.build(backbone, settings).train()
+    steps, reading = editor.optimizer(network, settings), editor.read(backbone, network, cases)
+    weight: Tensor = network.layers[0].self_attn.o_proj.weight  # type: ignore[union-attr, assignment]
+    before = weight.detach().clone()
+    editor.total(network, editor.outcome(backbone, network, reading).losses).backward()
+    steps.step()
+    assert (weight != before).float().mean() > 0.9
+    assert all(parameter.isfinite().all() for parameter in network.parameters())
 
 
 def test_unike_train_trains_it(backbone: Backbone, tmp_path: Path) -> None:
@@ -248,6 +289,9 @@ def test_an_edit_belongs_to_its_networks(backbone: Backbone, facts: list[Query],
     assert other.sources(backbone) == []
     edit = other.edit(backbone, facts[0])
     assert edit.generate(backbone, facts[:1], max_new_tokens=2)
+    save(backbone, tensors, place("serac", backbone))
+    with pytest.raises(UnikeError, match="was made with other networks of serac"):
+        edit.generate(backbone, facts[:1])
     again = tinies()["llava"]()
     save(again, tensors, place("serac", again))
     with pytest.raises(UnikeError, match="was made with other networks of serac") as caught:

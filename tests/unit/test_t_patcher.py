@@ -104,6 +104,16 @@ def test_the_losses_are_those_of_the_paper(neurons: Neurons, top: int) -> None:
         assert neurons.activation_loss()[row].item() == pytest.approx(sum(activation) / count, rel=1e-5)
 
 
+def test_of_many_neurons_those_count_that_fire_least() -> None:
+    own = draw(2, 8, D, seed=5)
+    alive = torch.tensor([[True] * 8, [True] * 3 + [False] * 5])
+    neurons = Neurons(own, alive, draw(2, 8, D, seed=6), 1.0)
+    neurons.bias = draw(2, 8, seed=7)
+    terms = (-neurons.activations).exp()
+    assert neurons.activation_loss()[0].item() == pytest.approx(sum(sorted(terms[0].tolist())[-5:]) / 5)
+    assert neurons.activation_loss()[1].item() == pytest.approx(sum(terms[1, :3].tolist()) / 3)
+
+
 def test_a_memory_is_left_alone_and_the_neuron_still_fires(llava: Backbone, facts: list[Query]) -> None:
     """With the memory loss fewer of its states reach a neuron, for which the answer is not given up."""
     anchors, reached = Anchors([Query("Is it near?"), Query("1 + 1?"), Query("Who wrote the book?")]), []

@@ -1,7 +1,7 @@
 """The loop that trains editors' networks, on a tiny model: it learns, keeps the best, and goes on after a kill."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,27 @@ def log_of(out: Path) -> list[dict[str, Any]]:
 
 
 # ---------------------------------------------------------------------- it learns
+
+
+def test_an_editor_is_told_of_each_step_and_each_validation(
+    model: Backbone, learned: list[EditCase], judged: list[EditCase], tmp_path: Path
+) -> None:
+    norms: list[float] = []
+    told: list[set[str]] = []
+
+    class Spy(MEND):
+        clip = 1e-3
+
+        def stepped(self, network: Any) -> None:
+            norms.append(torch.stack([p.grad.norm() for p in network.parameters() if p.grad is not None]).norm().item())
+
+        def validated(self, network: Any, settings: Any, scores: Mapping[str, float]) -> None:
+            told.append({*scores})
+
+    config = TrainConfig(steps=6, batch=2, every=3)
+    train(model, Spy(), learned, judged, tmp_path / "out", network_settings=FAST["mend"], config=config)
+    assert len(norms) == 6 and max(norms) == pytest.approx(1e-3, rel=1e-3)
+    assert told == [{*KINDS}] * 3, "before the first step, too"
 
 
 def test_the_loss_falls_and_the_best_network_is_kept(
@@ -374,7 +395,7 @@ def test_settings_are_shared_out() -> None:
     ]:
         with pytest.raises(UnikeError, match=message):
             parse_settings(MEND(), wrong)
-    with pytest.raises(UnikeError, match="ft needs no training"):
+    with pytest.raises(UnikeError, match="ft has no network to train"):
         trainable(FT())
 
 
@@ -410,7 +431,7 @@ def test_an_untrained_editor_is_one_line(cli: Cli, tiny_folder: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (("--editor", "ft"), "ft needs no training"),
+        (("--editor", "ft"), "ft has no network to train"),
         (("--editor", "mendd"), "unknown editor 'mendd'; did you mean 'mend'"),
         (("--editor", "mend", "--data", "poket"), "unknown dataset 'poket'"),
         (("--editor", "mend", "--task", "poetry"), "pocket has no task 'poetry'"),

@@ -59,7 +59,7 @@ class TrainedEditor(Editor[TrainedConfigT]):
     """Of the network and its training, as ``unike train --set`` takes them."""
 
     weights: ClassVar[Mapping[str, float]]
-    """Of each loss in what is minimised, and in what decides which network is the best."""
+    """Of each loss in what decides which network is the best; and in what is minimised, unless `total` is another."""
 
     clip: ClassVar[float | None] = None
     """Largest norm of a step's gradient."""

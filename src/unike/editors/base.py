@@ -271,6 +271,11 @@ class RoutingEdit(Edit):
         """
         return [True] * len(queries)
 
+    @classmethod
+    def reads_targets(cls, edits: Sequence[Edit]) -> bool:
+        """Whether a query's target decides where it goes: then nothing about answers follows from reading targets."""
+        return False
+
 
 def answer(edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query], **kwargs: Any) -> list[str]:
     """Answer queries under a stack of edits of any methods.
@@ -422,9 +427,11 @@ class Editor(ABC, Generic[ConfigT]):
             facts: Queries with a target.
 
         Raises:
-            UnikeError: A prompt or target is empty or too long, or an image cannot be read.
+            UnikeError: No fact, a prompt or target is empty or too long, or an image cannot be read.
         """
         facts = [facts] if isinstance(facts, Query) else list(facts)
+        if not facts:
+            raise UnikeError("there is nothing to edit: no fact was given")
         for fact in facts:
             self.check(backbone, fact)
         tensors = {name: tensor.detach() for name, tensor in self.make(backbone, facts).items()}

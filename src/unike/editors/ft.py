@@ -32,7 +32,7 @@ class FTConfig(EditorConfig):
     layer: int = -1
     steps: int = Field(15, ge=0)
     lr: float = Field(2e-4, gt=0)
-    clip: float | None = None
+    clip: float | None = Field(None, gt=0)
 
 
 class FTEdit(Edit):

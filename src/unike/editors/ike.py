@@ -200,6 +200,10 @@ class IKE(Editor[IKEConfig]):
         """The questions of the pool."""
         return self.config.read_pool().traces
 
+    def learned(self, backbone: Backbone) -> str:
+        """The fingerprint of the pool."""
+        return bytes(self.config.read_pool().fingerprint.tolist()).hex()
+
     def check(self, backbone: Backbone, fact: Query) -> None:
         """As for every method, though the fact's own picture is only read with a question about it."""
         super().check(backbone, fact)

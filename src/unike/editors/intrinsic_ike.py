@@ -130,6 +130,10 @@ class IntrinsicIKE(Editor[IntrinsicIKEConfig]):
         """What both halves learned from."""
         return [*self.half(INTRINSIC).sources(backbone), *self.half(IKE).sources(backbone)]
 
+    def learned(self, backbone: Backbone) -> str | None:
+        """The fingerprint of the demonstrations' pool; the pairs alone learn nothing."""
+        return self.half(IKE).learned(backbone)
+
     def check(self, backbone: Backbone, fact: Query) -> None:
         """As both halves do."""
         self.half(INTRINSIC).check(backbone, fact)

@@ -23,7 +23,7 @@ from unike.modules.conditioned_update import ConditionedUpdates
 from unike.modules.hypernetwork import Factors, Hypernetwork, matrices_of
 from unike.modules.meta_objective import FACT, REPHRASED, UNRELATED
 from unike.modules.token_gradients import TokenGradients
-from unike.settings import Settings
+from unike.settings import Layers, Settings
 from unike.types import Query
 
 Texts = tuple[Tensor, Tensor]
@@ -44,11 +44,11 @@ class KENetworkSettings(Settings):
         lr_multiplier: The same for the multiplier of the constraint, which ascends (paper: 0.1).
         margin: By how many nats unrelated answers may diverge, at first (paper: 1e-3).
         margin_decay: What the margin is multiplied with after a validation in which edits succeed (paper: 0.8).
-        margin_floor: The smallest margin (paper: 1e-5).
+        margin_floor: The smallest margin (paper: 1e-5; MiniGPT-4 1e-7).
         enough: The share of edits that have to succeed for that (paper: 0.9).
     """
 
-    layers: tuple[int, ...] = Field((-3, -2, -1), min_length=1)
+    layers: Layers = (-3, -2, -1)
     max_scale: float = Field(1.0, gt=0)
     lr: float = Field(3e-4, gt=0)
     lr_multiplier: float = Field(0.1, gt=0)

@@ -16,7 +16,7 @@ from unike.editors._trained import LowRankEdit, LowRankEditor, TrainedConfig
 from unike.modules.gradient_transform import GradientTransforms
 from unike.modules.hypernetwork import Factors, Hypernetwork, matrices_of
 from unike.modules.token_gradients import TokenGradients
-from unike.settings import Settings
+from unike.settings import Layers, Settings
 
 
 class MENDConfig(TrainedConfig):
@@ -34,7 +34,7 @@ class MENDNetworkSettings(Settings):
         lr_step_size: The same for step sizes (paper: 1e-4).
     """
 
-    layers: tuple[int, ...] = Field((-3, -2, -1), min_length=1)
+    layers: Layers = (-3, -2, -1)
     rank: int = Field(1920, ge=1)
     step_size: float = Field(1e-4, gt=0)
     lr: float = Field(1e-6, gt=0)

@@ -10,7 +10,7 @@ Note:
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, ClassVar, Literal, cast
 from weakref import WeakKeyDictionary
 
@@ -22,7 +22,7 @@ from unike.backbones.base import Backbone
 from unike.editors._trained import TrainedConfig, TrainedEditor
 from unike.editors.base import Edit, RoutingEdit
 from unike.errors import UnikeError
-from unike.functional import target_positions, target_tokens
+from unike.functional import target_tokens
 from unike.modules import serac
 from unike.modules.demonstrations import stated
 from unike.modules.fact_retrieval import IMAGE, TEXT
@@ -35,7 +35,7 @@ from unike.modules.serac import (
     counterfactual_query,
     squared_distance,
 )
-from unike.modules.trained import Trained, find
+from unike.modules.trained import Trained, find, stamp
 from unike.types import EditCase, Query, SplitState
 
 NETWORK = "network"
@@ -94,6 +94,11 @@ class SERACEdit(RoutingEdit):
         }
 
     @classmethod
+    def reads_targets(cls, edits: Sequence[Edit]) -> bool:
+        """With MMEdit's leak."""
+        return any(cast(SERACConfig, edit.config).compat is not None for edit in edits)
+
+    @classmethod
     def in_scope(cls, edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query]) -> list[bool]:
         """Those that the counterfactual model answers."""
         routed = cls.routed(edits, backbone, queries)
@@ -103,6 +108,11 @@ class SERACEdit(RoutingEdit):
     @torch.no_grad()
     def answer(cls, edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query], **kwargs: Any) -> list[str]:
         """What the counterfactual model answers in scope, and the backbone out of it."""
+        if any(len(edit) > 1 for edit in backbone.edits):
+            raise UnikeError(
+                "some questions are answered beside the model, which would mix up the rows of the batch of edits "
+                "attached to it; attach one edit: edit[i]"
+            )
         routed = cls.routed(edits, backbone, queries)
         others = [row for row in range(len(queries)) if row not in routed]
         answers = dict(zip(others, backbone.generate([queries[row] for row in others], **kwargs), strict=True))
@@ -118,13 +128,16 @@ class SERACEdit(RoutingEdit):
         cls, edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query], state: SplitState | None = None
     ) -> Tensor:
         """Logits of the counterfactual model in scope, and of the backbone out of it."""
-        batch = backbone.encode(queries)
-        logits = backbone.forward(batch)[target_positions(batch.labels)]
-        position_of, _ = target_tokens(batch.labels)
-        if routed := cls.routed(edits, backbone, queries):
-            network, _ = networks_of(backbone, cast(SERACConfig, edits[0].config))
-            inside = torch.isin(position_of, torch.tensor(list(routed), device=position_of.device))
-            logits[inside] = Edit.target_logits([], network.counterfactual, list(routed.values()))
+        routed = cls.routed(edits, backbone, queries)
+        if not routed:
+            return Edit.target_logits([], backbone, queries, state)
+        network, _ = networks_of(backbone, cast(SERACConfig, edits[0].config))
+        within = Edit.target_logits([], network.counterfactual, list(routed.values()))
+        if len(routed) == len(queries):
+            return within
+        logits = Edit.target_logits([], backbone, queries, state)
+        position_of, _ = target_tokens(backbone.encode(queries).labels)
+        logits[torch.isin(position_of, torch.tensor(list(routed), device=position_of.device))] = within
         return logits
 
 
@@ -135,7 +148,7 @@ def as_classified(query: Query, config: SERACConfig) -> Query:
     return Query(stated(query.prompt, query.target), query.image)
 
 
-_READ: WeakKeyDictionary[Backbone, dict[str | None, tuple[SeracModel, Tensor]]] = WeakKeyDictionary()
+_READ: WeakKeyDictionary[Backbone, dict[Hashable, tuple[SeracModel, Tensor]]] = WeakKeyDictionary()
 
 
 def networks_of(backbone: Backbone, config: SERACConfig) -> tuple[SeracModel, Tensor]:
@@ -144,11 +157,11 @@ def networks_of(backbone: Backbone, config: SERACConfig) -> tuple[SeracModel, Te
     Raises:
         UnikeError: There are none, or others.
     """
-    known = _READ.setdefault(backbone, {})
-    if config.trained not in known:
+    known, there = _READ.setdefault(backbone, {}), stamp("serac", backbone, config.trained)
+    if there not in known:
         network = cast(SeracModel, SERAC(config).network(backbone))
-        known[config.trained] = network, fingerprint(find("serac", backbone, config.trained))
-    return known[config.trained]
+        known[there] = network, fingerprint(find("serac", backbone, config.trained))
+    return known[there]
 
 
 def fingerprint(trained: Trained) -> Tensor:
@@ -187,8 +200,8 @@ class SERAC(TrainedEditor[SERACConfig]):
         return SeracModel(backbone, settings, seed)
 
     def optimizer(self, network: nn.Module, settings: SERACNetworkSettings) -> torch.optim.Optimizer:
-        """Adam, with a rate of its own for the classifier."""
-        layers, scope = network.get_submodule("layers"), network.get_submodule("scope")
+        """Adam, with a rate of its own for the classifier; on fp32 weights, whatever the backbone is in."""
+        layers, scope = network.get_submodule("layers").float(), network.get_submodule("scope")
         return torch.optim.Adam(
             [
                 {"params": list(layers.requires_grad_(True).parameters()), "lr": settings.lr},

@@ -31,7 +31,11 @@ from unike.hooks import Hooks
 from unike.modules.anchors import ffn_inputs
 from unike.modules.ffn_patch import FFNPatch, install_patch, wrong_positions
 from unike.modules.optimise import optimise
+from unike.settings import Layers
 from unike.types import Query, SplitState
+
+TOP_ACTIVATIONS = 5
+"""Of an edit's neurons, those whose activation at their own tokens counts."""
 
 HELD_OUT = 5
 """One state of the memory in so many decides when to stop."""
@@ -55,12 +59,12 @@ class TPatcherConfig(EditorConfig):
         seed: Of the values' start.
     """
 
-    layers: tuple[int, ...] = Field((-1,), min_length=1)
+    layers: Layers = (-1,)
     max_neurons: int = Field(5, ge=1)
     steps: int = Field(200, ge=0)
     lr: float = Field(1e-2, gt=0)
     weight_decay: float = Field(0.01, ge=0)
-    clip: float | None = 5.0
+    clip: float | None = Field(5.0, gt=0)
     amplify: float = Field(10.0, ge=0)
     memory_weight: float = Field(10.0, ge=0)
     margin: float = 3.0
@@ -197,9 +201,10 @@ class Neurons:
         return (self.own * self.keys).sum(dim=-1) + self.bias
 
     def activation_loss(self) -> Tensor:
-        """``L_act``, ``[B]``; there are no more than five neurons, so the top five are all."""
+        """``L_act``, ``[B]``: the mean of the five largest terms, or of as many as there are neurons."""
         terms = (-self.activations).exp() * self.alive
-        return terms.sum(dim=1) / self.alive.sum(dim=1)
+        largest = terms.topk(min(TOP_ACTIVATIONS, terms.shape[1]), dim=1).values
+        return largest.sum(dim=1) / self.alive.sum(dim=1).clamp(max=TOP_ACTIVATIONS)
 
     def memory_loss(self, memory: Tensor, config: TPatcherConfig) -> Tensor:
         """``L_mem``, ``[B]``, on inputs ``[M, D]`` of the network."""

@@ -58,6 +58,7 @@ from unike.modules.latent_memory import (
 from unike.modules.leak_guard import ImageHashes, Trace
 from unike.modules.optimise import optimise
 from unike.modules.relevance import Gate, Relevance
+from unike.settings import Layers
 from unike.types import Batch, Query, SplitState
 
 PAPER: dict[str, Any] = {
@@ -127,12 +128,12 @@ class UniKEConfig(EditorConfig):
     only_intrinsic: bool = False
     only_latent: bool = False
     no_collaboration: bool = False
-    layers: tuple[int, ...] = Field((-4, -3, -2, -1), min_length=1)
+    layers: Layers = (-4, -3, -2, -1)
     knowledge: str | None = None
     n_pairs: int = Field(10, ge=1)
     steps: int = Field(20, ge=0)
     lr: float = Field(1e-2, gt=0)
-    clip: float | None = 1.0
+    clip: float | None = Field(1.0, gt=0)
     key_init: Literal["raw", "centred", "whitened"] = "centred"
     shrinkage: float = Field(0.1, ge=1e-4, le=1)
     threshold: float = Field(0.3, ge=0, lt=1)

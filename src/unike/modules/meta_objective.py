@@ -25,20 +25,18 @@ class Reading:
     """The frozen part of B cases.
 
     Args:
-        facts: The B edits.
         states: Kind to the B questions of that kind, run to the split.
         before: Of `UNRELATED`, the unedited model's logits at target positions, ``[n, V]``.
     """
 
-    facts: tuple[Query, ...]
     states: Mapping[str, SplitState]
     before: Mapping[str, Tensor]
 
     @property
     def nbytes(self) -> int:
         """Memory, in bytes."""
-        held = [t for s in self.states.values() for t in (s.hidden, *s.kwargs.values()) if isinstance(t, Tensor)]
-        return sum(tensor.nbytes for tensor in [*held, *self.before.values()])
+        states, before = self.states.values(), self.before.values()
+        return sum(state.nbytes for state in states) + sum(logits.nbytes for logits in before)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +77,7 @@ def read(backbone: Backbone, cases: Sequence[EditCase], layer: int) -> Reading:
         states[kind] = backbone.run_to_split(backbone.encode(queries), layer)
     for kind in UNRELATED:
         before[kind] = backbone.run_from_split(states[kind], target_positions(states[kind].labels))
-    return Reading(tuple(case.edit for case in cases), states, before)
+    return Reading(states, before)
 
 
 def ask(backbone: Backbone, reading: Reading, kinds: Collection[str] = KINDS) -> Outcome:

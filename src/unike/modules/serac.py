@@ -48,7 +48,7 @@ class SERACNetworkSettings(Settings):
     width: int = Field(128, ge=1)
     sees_images: bool = True
     n_layers: int | None = Field(None, ge=1)
-    lr: float = Field(3e-5, gt=0)
+    lr: float = Field(1e-4, gt=0)
     lr_scope: float = Field(1e-3, gt=0)
 
 
@@ -176,8 +176,15 @@ class SeracReading:
     @property
     def nbytes(self) -> int:
         """Memory, in bytes; embeddings are small beside the states."""
-        kept = [t for s in self.states.values() for t in (s.hidden, *s.kwargs.values()) if isinstance(t, Tensor)]
-        return sum(tensor.nbytes for tensor in kept)
+        return sum(state.nbytes for state in self.states.values())
+
+
+def full_precision_weights(model: Backbone) -> torch.autocast:
+    """Lets layers with fp32 weights stand in a model of half precision: what a step adds is lost in fewer bits.
+
+    In bfloat16, whatever the model is in: gradients in float16 would have to be scaled.
+    """
+    return torch.autocast(model.device.type, torch.bfloat16, enabled=model.dtype != torch.float32)
 
 
 @torch.no_grad()
@@ -208,7 +215,8 @@ def outcome(network: SeracModel, reading: SeracReading) -> Outcome:
     nll, bce, scores = [], [], {}
     for kind in REPHRASED:
         state = reading.states[kind]
-        logits = network.counterfactual.run_from_split(state, target_positions(state.labels))
+        with full_precision_weights(network.counterfactual):
+            logits = network.counterfactual.run_from_split(state, target_positions(state.labels))
         nll.append(token_nll(logits, state.labels))
         bce.append(distances[kind])  # -log of the similarity
         in_scope = torch.exp(-distances[kind]) > IN_SCOPE

@@ -4,7 +4,7 @@
 the training, ``log.jsonl``. Never a pickle.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,6 +144,20 @@ def fingerprint_of(editor: str, backbone: Backbone, folder: str | Path | None = 
         UnikeError: There is none.
     """
     return str(SAVED.describe(_where(editor, backbone, folder))["sha256"])[:16]
+
+
+def stamp(editor: str, backbone: Backbone, folder: str | Path | None = None) -> Hashable:
+    """Another one whenever another network has been put where `find` looks; reads no file.
+
+    Raises:
+        UnikeError: There is none.
+    """
+    path = _where(editor, backbone, folder) / CONFIG_FILE
+    try:
+        there = path.stat()
+    except OSError:
+        raise UnikeError(f"no trained network in {path.parent}: {path.name} is missing") from None
+    return path, there.st_ino, there.st_mtime_ns
 
 
 def _where(editor: str, backbone: Backbone, folder: str | Path | None) -> Path:
