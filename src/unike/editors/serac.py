@@ -148,20 +148,22 @@ def as_classified(query: Query, config: SERACConfig) -> Query:
     return Query(stated(query.prompt, query.target), query.image)
 
 
-_READ: WeakKeyDictionary[Backbone, dict[Hashable, tuple[SeracModel, Tensor]]] = WeakKeyDictionary()
+_READ: WeakKeyDictionary[Backbone, dict[str | None, tuple[Hashable, SeracModel, Tensor]]] = WeakKeyDictionary()
 
 
 def networks_of(backbone: Backbone, config: SERACConfig) -> tuple[SeracModel, Tensor]:
-    """The networks of a backbone, and eight bytes that tell them from others, ``[8]`` uint8; read once.
+    """The networks of a backbone, and eight bytes that tell them from others, ``[8]`` uint8.
+
+    They are read once, and again when others have been put there.
 
     Raises:
         UnikeError: There are none, or others.
     """
     known, there = _READ.setdefault(backbone, {}), stamp("serac", backbone, config.trained)
-    if there not in known:
+    if config.trained not in known or known[config.trained][0] != there:
         network = cast(SeracModel, SERAC(config).network(backbone))
-        known[there] = network, fingerprint(find("serac", backbone, config.trained))
-    return known[there]
+        known[config.trained] = there, network, fingerprint(find("serac", backbone, config.trained))
+    return known[config.trained][1:]
 
 
 def fingerprint(trained: Trained) -> Tensor:
