@@ -141,6 +141,13 @@ def test_mistakes_are_known_before_the_model_is_loaded(
     assert not Path("out").exists()
 
 
+def test_a_study_is_not_run_once_by_every_process(
+    cli: Cli, args: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert cli("study", "zeta", *args).is_error("accelerate launch shares out `unike bench` alone")
+
+
 def test_the_command_line_knows_every_study() -> None:
     assert sorted(name.replace("-", "_") for name in NAMES) == registry.studies.names()
     for name in NAMES:

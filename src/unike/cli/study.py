@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from unike.cli import _shared as shared
+from unike.errors import UnikeError
 
 NAMES = {
     "ablation": "what each part contributes (Table 4)",
@@ -78,7 +79,10 @@ def study(
     with shared.working("starting"):
         from unike.backbones import quiet
         from unike.studies import base
+        from unike.workers import is_launched
 
+        if is_launched():
+            raise UnikeError("accelerate launch shares out `unike bench` alone; run a study plainly, or with --workers")
         chosen = base.study_named(name)
         shared.check_hardware(device, dtype, quantize)
         request = base.Request(
