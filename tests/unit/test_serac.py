@@ -226,7 +226,7 @@ def test_layers_are_trained_in_full_precision(cases: list[EditCase], dtype: torc
     backbone.model.to(dtype)
     network = editor.build(backbone, settings).train()
     steps, reading = editor.optimizer(network, settings), editor.read(backbone, network, cases)
-    weight: Tensor = network.layers[0].self_attn.o_proj.weight  # type: ignore[union-attr, assignment]
+    weight = network.layers.get_parameter("0.self_attn.o_proj.weight")
     before = weight.detach().clone()
     editor.total(network, editor.outcome(backbone, network, reading).losses).backward()
     steps.step()
