@@ -285,9 +285,9 @@ class Examiner:
                 with self.on(own):
                     read = self._guess if self.hooked else partial(self._guess_routed, stack=[*shared, *own])
                     found.append([read(batch) for batch in reading.batches])
-        stack = [edits] if isinstance(edits, Edit) else edits
         after: list[list[str | None]]
-        if not self.hooked and cast(type[RoutingEdit], self.kind).reads_targets(stack):
+        made = [edits] if isinstance(edits, Edit) else edits
+        if not self.hooked and cast(type[RoutingEdit], self.kind).reads_targets(made):
             after = [[None] * len(reading.questions) for reading in readings]
         else:
             after = [self._prove(reading, guesses) for reading, guesses in zip(readings, found, strict=True)]

@@ -121,8 +121,11 @@ def check_place(folder: Path) -> None:
         UnikeError: It is a file, holds something else, or cannot be written.
     """
     check_writable(folder)
-    if folder.is_dir() and any(folder.iterdir()) and not _parts(folder):
-        raise UnikeError(f"{folder} holds something else; choose an empty or a new folder")
+    try:
+        if folder.is_dir() and any(folder.iterdir()) and not _parts(folder):
+            raise UnikeError(f"{folder} holds something else; choose an empty or a new folder")
+    except OSError as error:  # one that may be written to, but not listed
+        raise UnikeError(f"cannot read {folder}: {error.strerror}; choose another folder") from None
 
 
 def check_same_run(folder: Path, header: Mapping[str, Any]) -> None:
