@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from unike.errors import UnikeError
-from unike.results import COLUMNS, ResultsFile, Run, column, interval, read_header, read_run, summarise
+from unike.results import COLUMNS, ResultsFile, Run, check_place, column, interval, read_header, read_run, summarise
 from unike.types import Asked, CaseResult
 
 HEADER = {
@@ -107,6 +107,15 @@ def test_another_run_is_refused_and_what_differs_is_named(tmp_path: Path) -> Non
     with pytest.raises(UnikeError, match=r"there config\.steps is null, not 1;"):
         ResultsFile(tmp_path, HEADER | {"config": {"steps": 1}}, part=1)
     assert [path.name for path in tmp_path.iterdir()] == ["results.jsonl"]
+
+
+def test_a_folder_that_cannot_be_listed_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def iterdir(self: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    with pytest.raises(UnikeError, match="cannot read .*: Permission denied; choose another folder"):
+        check_place(tmp_path)
 
 
 def test_two_processes_do_not_write_one_file(tmp_path: Path) -> None:
