@@ -114,7 +114,7 @@ def test_a_folder_that_cannot_be_listed_is_one_line(tmp_path: Path, monkeypatch:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "iterdir", iterdir)
-    with pytest.raises(UnikeError, match="cannot read .*: Permission denied; choose another folder"):
+    with pytest.raises(UnikeError, match=r"cannot read .*: Permission denied; choose another folder"):
         check_place(tmp_path)
 
 
