@@ -218,6 +218,22 @@ def test_an_edit_on_top_of_others_is_made_for_that_stack(
         assert all(torch.equal(edit.tensors[name], tensor) for name, tensor in was.items())
 
 
+def test_fine_tuned_updates_add_up_in_the_weight(backbone: Backbone, make_backbone: Callable[..., Backbone]) -> None:
+    """A stack acts as the model whose matrices are ``W + dW_1 + ... + dW_K``, with one hook a matrix."""
+    edits = one_after_the_other([registry.editors.get("ft")(**SETTINGS["ft"])] * 5, backbone)
+    tuned = make_backbone()
+    with torch.no_grad():
+        for name, linear in tuned.ffn(-1).matrices.items():
+            linear.weight += torch.stack([edit.tensors[name][0] for edit in edits]).sum(dim=0)
+    matrices = backbone.ffn(-1).matrices.values()
+    with attached(backbone, edits[:1]):
+        hooks = [len(linear._forward_hooks) for linear in matrices]
+    with attached(backbone, edits):
+        assert [len(linear._forward_hooks) for linear in matrices] == hooks
+        assert torch.allclose(logits_of(backbone), logits_of(tuned), atol=1e-4)
+    assert not torch.allclose(logits_of(backbone), logits_of(tuned), atol=1e-2)
+
+
 # ---------------------------------------------------------------------- stacks of different methods
 
 

@@ -306,8 +306,21 @@ def answer(edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query], 
 
 def side_by_side(edits: Sequence[Edit], name: str) -> Tensor:
     """A tensor of several edits, ``[B, ...]``, next to each other; those of smaller batches serve several rows each."""
+    return torch.cat(_for_each_row(edits, name), dim=1)
+
+
+def added_up(edits: Sequence[Edit], name: str) -> Tensor:
+    """The sum of a tensor of several edits, ``[B, ...]``; those of smaller batches serve several rows each."""
+    first, *others = _for_each_row(edits, name)
+    total = first.clone()
+    for other in others:
+        total += other
+    return total
+
+
+def _for_each_row(edits: Sequence[Edit], name: str) -> list[Tensor]:
     rows, parts = math.lcm(*map(len, edits)), [edit.tensors[name] for edit in edits]
-    return torch.cat([p if len(p) == rows else p.repeat_interleave(rows // len(p), dim=0) for p in parts], dim=1)
+    return [p if len(p) == rows else p.repeat_interleave(rows // len(p), dim=0) for p in parts]
 
 
 @contextmanager

@@ -4,6 +4,7 @@ The update is kept as ``W + dW`` and applied beside the weight, so that batches 
 and the backbone stays untouched.
 """
 
+from collections.abc import Sequence
 from typing import ClassVar, cast
 
 import torch
@@ -11,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from unike.backbones.base import Backbone
-from unike.editors.base import Edit, Editor, EditorConfig
+from unike.editors.base import Edit, Editor, EditorConfig, added_up
 from unike.functional import target_positions, token_nll
 from unike.hooks import Hooks
 from unike.modules.linear_delta import install_delta
@@ -43,9 +44,14 @@ class FTEdit(Edit):
 
     def install(self, backbone: Backbone, hooks: Hooks) -> None:
         """Apply the updates beside the layer's matrices."""
-        matrices = backbone.ffn(cast(FTConfig, self.config).layer).matrices
-        for name, delta in self.tensors.items():
-            install_delta(matrices[name], delta, hooks)
+        self.install_stack([self], backbone, hooks)
+
+    @classmethod
+    def install_stack(cls, edits: Sequence[Edit], backbone: Backbone, hooks: Hooks) -> None:
+        """The sum of all updates, so that a long stack costs one product a matrix."""
+        matrices = backbone.ffn(cast(FTConfig, edits[0].config).layer).matrices
+        for name, linear in matrices.items():
+            install_delta(linear, added_up(edits, name), hooks)
 
 
 class FT(Editor[FTConfig]):
