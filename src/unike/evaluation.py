@@ -487,6 +487,7 @@ def describe(
         "editor": editor.name,
         "config": editor.config.model_dump(mode="json"),
         "learned": editor.learned(backbone),
+        "anchors": editor.anchors.fingerprint if editor.anchors and editor.uses_anchors else None,
         "dataset": "+".join(source.dataset for source in sources),
         "split": "+".join(dict.fromkeys(source.split for source in sources)),
         "cases": cases_hash(sources),

@@ -20,11 +20,13 @@ from unike.answers import Answers
 from unike.backbones.base import Backbone
 from unike.editors.base import Editor, RoutingEdit, attached
 from unike.editors.mend import MEND
+from unike.editors.t_patcher import TPatcher
 from unike.editors.unike import UniKE
 from unike.errors import UnikeError
 from unike.evaluation import Plan, Source, Unit, arrange, evaluate, room
 from unike.metrics import METRICS
 from unike.modules import knowledge
+from unike.modules.anchors import Anchors
 from unike.modules.knowledge import Knowledge
 from unike.results import Run, read_run
 from unike.types import CaseResult, EditCase, Probe, Query
@@ -100,6 +102,18 @@ def test_a_run_does_not_go_on_with_other_knowledge(
     monkeypatch.setattr(knowledge, "_READ", WeakKeyDictionary())  # as in another process
     with pytest.raises(UnikeError, match=f'learned is "{first}", not "{second}"'):
         evaluate(taught, editor, source, tmp_path / "run", Plan(limit=1))
+
+
+def test_a_run_does_not_go_on_with_other_anchors(taught: Backbone, source: Source, tmp_path: Path) -> None:
+    def evaluated(anchor: str, folder: str, **settings: Any) -> Any:
+        editor = TPatcher(steps=1, anchors=Anchors([Query(anchor), source.cases[0].edit]), **settings)
+        return evaluate(taught, editor, source, tmp_path / folder, Plan(limit=1)).header["anchors"]
+
+    first = evaluated("Is it far?", "run")
+    assert evaluated("Is it far?", "run") == first
+    with pytest.raises(UnikeError, match=f'anchors is "{first}", not "'):
+        evaluated("Is it near?", "run")
+    assert evaluated("Is it far?", "without a memory", memory_weight=0.0) is None
 
 
 def test_cases_the_model_gets_right_are_left_out_and_counted(taught: Backbone, source: Source, tmp_path: Path) -> None:

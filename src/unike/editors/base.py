@@ -414,6 +414,11 @@ class Editor(ABC, Generic[ConfigT]):
         """What the method learned from before its first edit; the bench refuses what it is to be evaluated on."""
         return ()
 
+    @property
+    def uses_anchors(self) -> bool:
+        """Whether the anchors, if it has any, shape its edits."""
+        return False
+
     def learned(self, backbone: Backbone) -> str | None:
         """A short hash of what the method learned before its first edit, if anything: its results depend on it."""
         return None

@@ -134,6 +134,11 @@ class IntrinsicIKE(Editor[IntrinsicIKEConfig]):
         """The fingerprint of the demonstrations' pool; the pairs alone learn nothing."""
         return self.half(IKE).learned(backbone)
 
+    @property
+    def uses_anchors(self) -> bool:
+        """As the pairs do."""
+        return self.half(INTRINSIC).uses_anchors
+
     def check(self, backbone: Backbone, fact: Query) -> None:
         """As both halves do."""
         self.half(INTRINSIC).check(backbone, fact)

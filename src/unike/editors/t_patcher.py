@@ -105,6 +105,11 @@ class TPatcher(Editor[TPatcherConfig]):
     config_class = TPatcherConfig
     edit_class = TPatcherEdit
 
+    @property
+    def uses_anchors(self) -> bool:
+        """Unless there is no memory loss."""
+        return self.config.memory_weight > 0
+
     def prepare(self, backbone: Backbone) -> None:
         """Read the memory."""
         self._memory(backbone)
@@ -153,7 +158,7 @@ class TPatcher(Editor[TPatcherConfig]):
 
     def _memory(self, backbone: Backbone) -> dict[int, tuple[Tensor, Tensor]]:
         """What neurons should not fire at, ``[M, D]`` for each layer: to train on, and held out."""
-        if not self.config.memory_weight:
+        if not self.uses_anchors:
             return {}
         found = {}
         for layer, inputs in self.anchor_inputs(backbone, self.config.layers).items():

@@ -370,7 +370,7 @@ class UniKE(Editor[UniKEConfig]):
         """Read the anchors and the knowledge."""
         if self.config.needs_knowledge:
             knowledge_of(backbone, self.config.knowledge)
-        if self._uses_anchors:
+        if self.uses_anchors:
             self.anchor_inputs(backbone, self.config.layers)
 
     def sources(self, backbone: Backbone) -> Sequence[Trace]:
@@ -387,7 +387,8 @@ class UniKE(Editor[UniKEConfig]):
         return knowledge_of(backbone, self.config.knowledge).fingerprint if self.config.needs_knowledge else None
 
     @property
-    def _uses_anchors(self) -> bool:
+    def uses_anchors(self) -> bool:
+        """Unless keys start raw, with no locality term."""
         return self.config.has_pairs and (self.config.key_init != "raw" or self.config.locality > 0)
 
     def split(self, backbone: Backbone) -> int:
@@ -401,7 +402,7 @@ class UniKE(Editor[UniKEConfig]):
         """Run to the edited layers once, read what the edit starts from, and train it on the rest of the model."""
         config = self.config
         lowest = min(map(backbone.layer_index, config.layers))
-        anchors = self.anchor_inputs(backbone, config.layers) if self._uses_anchors else {}
+        anchors = self.anchor_inputs(backbone, config.layers) if self.uses_anchors else {}
         batch, stacked = backbone.encode(facts), bool(backbone.edits)
         below = self._run_to(backbone, batch, self.split(backbone))
         tensors = self._start(backbone, below, backbone.advance(below, lowest), anchors)

@@ -1,6 +1,9 @@
 """Inputs an edit should not touch: what they look like to the feed-forward networks of a backbone."""
 
+import hashlib
+import json
 from collections.abc import Sequence
+from functools import cached_property
 from weakref import WeakKeyDictionary
 
 import torch
@@ -8,6 +11,7 @@ from torch import Tensor
 
 from unike.backbones.base import Backbone
 from unike.hooks import trace
+from unike.modules.leak_guard import content_hash
 from unike.types import IGNORE, Query, SplitState
 
 
@@ -24,6 +28,16 @@ class Anchors:
 
     def __len__(self) -> int:
         return len(self.queries)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A short hash of the questions and their pictures.
+
+        Raises:
+            UnikeError: A picture cannot be read.
+        """
+        asked = [[query.prompt, query.image and content_hash(query.image)] for query in self.queries]
+        return hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]
 
     def ffn_inputs(self, backbone: Backbone, layers: Sequence[int]) -> dict[int, Tensor]:
         """The inputs of each layer's feed-forward network, ``[M, D]`` fp32: every prompt position of every query.
