@@ -34,7 +34,7 @@ from unike.report import (
     views_of,
 )
 from unike.report.failures import failures
-from unike.report.figures import bars, histograms
+from unike.report.figures import bars, histograms, on_the_way
 from unike.report.measurements import chosen_settings, method_names
 from unike.report.page import logged
 from unike.report.text import command
@@ -160,6 +160,27 @@ def test_intermediate_times_are_a_table_of_their_own(tmp_path: Path) -> None:
     end, at = [score_table(blocks, "strict/exact") for blocks in arrange(read([tmp_path]), "strict/exact")]
     assert (shown(end)["ft"][1], shown(at)["ft"][1]) == ("100.0", "0.0")
     assert at.heads[0][0] == "K = 2, after 1" and "asked on the way" in at.title
+
+
+def test_intermediate_times_are_drawn_as_curves_up_to_the_end(tmp_path: Path) -> None:
+    def asked_at(wrong: bool, when: str) -> CaseResult:
+        return case("a", ["reliability"] if wrong else [], sequence=0, when=when)
+
+    changes = {"setting": "sequential", "k": 200, "evaluate_at": [100, 20], "counts": {"edited": 200}}
+    for editor, wrong in (("ft", (False, False, True)), ("zap", (False, True, True))):
+        cases = [asked_at(*each) for each in zip(wrong, ("at-20", "at-100", "end"), strict=True)]
+        write(tmp_path / editor, {"sequence-00000": cases}, editor=editor, **changes)
+    end, at = [score_table(blocks, "strict/exact") for blocks in arrange(read([tmp_path]), "strict/exact")]
+    (drawing,) = on_the_way(at)
+    reliability, *others = drawing.figure.axes
+    assert reliability.get_title() == "Rel." and len(others) == 6
+    drawn = {line.get_label(): list(line.lines[0].get_ydata()) for line in reliability.containers}
+    assert list(drawn.values()) == [[100, 100, 0], [100, 0, 0]] and "ft" in drawn
+    assert [tick.get_text() for tick in reliability.get_xticklabels()] == ["20", "100", "200"]
+    assert "200 edits pile up" in drawing.caption and "strict/exact" in drawing.caption
+    assert on_the_way(end) == []
+    page = to_html(read([tmp_path]), [end, at], "strict/exact")
+    assert drawing.caption in page and "K = 200, after 20. " not in page, "no bars of the same numbers"
 
 
 def test_cross_task_is_a_table_of_both(tmp_path: Path) -> None:

@@ -20,8 +20,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from unike.metrics import METRICS
-from unike.report.tables import SHORT, Block
-from unike.results import column
+from unike.report.tables import SHORT, Block, Table
+from unike.results import column, select
 from unike.types import CaseResult
 
 COLOURS = ("#0072b2", "#d55e00", "#008f68", "#b8658f", "#8a7300", "#7a6fc4", "#777777", "#b0413e")
@@ -37,8 +37,8 @@ STYLE: dict[Any, Any] = {
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
 }
 
-MARKERS = "os^Dvp*X"
-"""Of lines and clouds, so that they can be told apart without colours."""
+MARKERS = "os^Dvp*X<"
+"""Of lines and clouds, so that they can be told apart without colours; one more, so that pairs hardly come round."""
 
 INCHES_A_BAR = 0.16
 A_ROW = 4
@@ -240,7 +240,7 @@ def curves(
         figure = Figure(figsize=(1.9 * A_ROW, 0.6 + 1.7 * math.ceil(len(metrics) / A_ROW)), layout="constrained")
         for axes, metric in panels(figure, metrics):
             for index, (name, line) in enumerate(lines.items()):
-                aside = 0.08 * index if even else 0.0  # so that intervals do not hide each other
+                aside = min(0.08, 0.4 / len(lines)) * index if even else 0.0  # intervals should not hide each other
                 values, ends = in_percent([scores.get(metric) for scores in line.values()])
                 style: dict[str, Any] = {
                     "color": COLOURS[index % len(COLOURS)],
@@ -262,6 +262,25 @@ def curves(
         figure.supylabel(f"{view}, percent\nwith 95 % intervals", fontsize=9)
         legend(figure)
         return figure
+
+
+def on_the_way(table: Table) -> list[Drawing]:
+    """What sequences were asked on the way, as curves that go on to their end: a figure for each length, if any."""
+    found: dict[int, dict[str, dict[int, Scores]]] = defaultdict(lambda: defaultdict(dict))
+    for block in table.blocks:
+        for entry in block.entries:
+            setting, _, edits = entry.rows[0]["setting"].partition(":at-")
+            if edits:
+                k = block.header["k"]
+                line = found[k][entry.method]
+                line[int(edits)] = column(entry.rows)
+                line[k] = column(select(entry.source.rows, table.view, setting))
+    drawings = []
+    for k, lines in found.items():
+        in_order = {method: dict(sorted(line.items())) for method, line in lines.items()}
+        figure = curves(in_order, "edits so far", table.view, even=True)
+        drawings.append(Drawing(f"edits-{k}", f"Scores as {k} edits pile up. {table.title}", figure))
+    return drawings
 
 
 def pair_of_axes(

@@ -15,7 +15,7 @@ from jinja2 import Environment, StrictUndefined
 from unike._version import __version__
 from unike.evaluation import Progress, silent
 from unike.report.failures import SEED, Failure, Pictures, failures
-from unike.report.figures import bars, histograms
+from unike.report.figures import bars, histograms, on_the_way
 from unike.report.measurements import Measurement
 from unike.report.study_figures import StudyFigures
 from unike.report.tables import Cell, Table
@@ -117,7 +117,9 @@ def to_html(
 
 
 def figures(table: Table) -> list[tuple[str, str]]:
-    """A caption and an ``<svg>`` for each block of a table of scores."""
+    """A caption and an ``<svg>`` for each block of a table of scores; of intermediate times, curves."""
+    if drawings := on_the_way(table):
+        return [(drawing.caption, drawing.inline()) for drawing in drawings]
     captions = [f"{block.title}. {table.title}" for block in table.blocks]
     return [(caption, bars(block, caption)) for block, caption in zip(table.blocks, captions, strict=True)]
 

@@ -135,6 +135,7 @@ class Table:
         rows: The method, and its cells through all blocks.
         notes: Sentences below it.
         blocks: Whose scores it has, for figures; none if it sums up or compares.
+        view: Which scores, one of `unike.results.VIEWS`; empty without blocks.
         of: What a row is.
     """
 
@@ -143,6 +144,7 @@ class Table:
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
     notes: tuple[str, ...] = ()
     blocks: tuple[Block, ...] = ()
+    view: str = ""
     of: str = "method"
 
 
@@ -263,7 +265,8 @@ def score_table(blocks: Sequence[Block], view: str) -> Table:
         return [_count(entry, found), *(scores[m] for m in FIVE), average, *(scores[m] for m in beside)]
 
     notes = ["n: edits asked about. Avg.: mean of the five metrics before it. Bold: the best of those that finished."]
-    return _table(_title(blocks, f"{view}, percent [95 % interval]"), blocks, titles, cells, notes)
+    table = _table(_title(blocks, f"{view}, percent [95 % interval]"), blocks, titles, cells, notes)
+    return replace(table, blocks=tuple(blocks), view=view)
 
 
 def gap_tables(measurements: Sequence[Measurement]) -> list[Table]:
@@ -298,7 +301,7 @@ def gap_table(strict: Sequence[Block], kinder: Sequence[Block]) -> Table:
 
     notes = ["Gen. and Loc. are means of their two metrics (text, multimodal). gap: teacher-forced minus strict."]
     title = _title(strict, "strict/exact beside teacher_forced/em, percent, and the gap in points")
-    return replace(_table(title, strict, titles, cells, notes), blocks=())
+    return _table(title, strict, titles, cells, notes)
 
 
 def summary_tables(measurements: Sequence[Measurement], view: str) -> list[Table]:
@@ -374,7 +377,6 @@ def _table(
         tuple((block.title, titles) for block in blocks),
         _with_best(rows, unfinished),
         (about, *notes, *_unfinished(blocks)),
-        tuple(blocks),
     )
 
 
