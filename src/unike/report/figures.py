@@ -245,6 +245,7 @@ def curves(
                 style: dict[str, Any] = {
                     "color": COLOURS[index % len(COLOURS)],
                     "marker": MARKERS[index % len(MARKERS)],
+                    "linestyle": ":" if index // len(COLOURS) % 2 else "-",  # colours come round again
                 }
                 where = [places[number] + aside for number in line]
                 axes.errorbar(where, values, yerr=ends, markersize=4, linewidth=1, label=name, **style)
