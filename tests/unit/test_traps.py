@@ -292,7 +292,8 @@ def test_a_metric_that_is_dropped(
 class Absolute(FTEdit):
     """Acts on the first position it is given; with a cache, that is every new token."""
 
-    def install(self, backbone: Backbone, hooks: Hooks) -> None:
+    @classmethod
+    def install_stack(cls, edits: Sequence[Edit], backbone: Backbone, hooks: Hooks) -> None:
         def add(module: torch.nn.Module, args: Args, kwargs: Kwargs, output: Tensor) -> Tensor:
             changed = output.clone()
             changed.reshape(-1, output.shape[-1])[0, 0] += 30.0
