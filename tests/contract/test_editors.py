@@ -51,13 +51,15 @@ WITHIN = [
     name for name in registry.editors.names() if not issubclass(registry.editors.get(name).edit_class, RoutingEdit)
 ]
 
-ATOL, RTOL = 5e-4, 1e-3
-"""Between logits, and between tensors (distance over norm), of an edit made in a batch and of the same edit made alone.
+ATOL, RTOL = 5e-4, 5e-3
+"""Between the logits of the same edit in a batch and alone, and between the elements of an edit that was made in a
+batch and of the same edit made alone (over their root mean square).
 
 The matrix products of a longer, padded row add up in another order, which moves a gradient by about 1e-7. Adam divides
-each element by its own size: most tensors differ by 1e-6 after three steps, but an element whose gradient is as small
-as the noise may step the other way, so single elements prove nothing and their norm does. A row that sees another row's
-edit is off by more than 1e-1. With more steps the noise grows (to 1e-2 in the logits after 30), hence three.
+each element by its own size: nearly all elements differ by 1e-6 after three steps, but one whose gradient is as small
+as the noise may step the other way, and which one does depends on the processor. So nine elements in ten are looked
+at, and of the logits how far they are apart beside what the edit changed. In a row that sees another row's edit,
+nearly all elements are off by more than 1e-2. With more steps the noise grows, hence three.
 """
 
 
@@ -94,10 +96,11 @@ def logits_of(backbone: Backbone, query: Query) -> Tensor:
     return backbone.forward(backbone.encode([query]))
 
 
-def as_wide(tensor: Tensor, other: Tensor) -> Tensor:
-    """A batch of edits fills those up with zeros that have fewer tokens than others."""
-    missing = [wide - own for wide, own in zip(reversed(other.shape), reversed(tensor.shape), strict=True)]
-    return torch.nn.functional.pad(tensor.float(), [side for count in missing for side in (0, count)])
+def alike(batched: Tensor, alone: Tensor) -> bool:
+    """Whether a tensor of a batch is that of an edit made alone, filled up with zeros where others have more tokens."""
+    own = tuple(slice(size) for size in alone.shape)
+    apart, scale = (batched[own] - alone).float().abs(), alone.float().square().mean().sqrt()
+    return bool(apart.quantile(0.9) <= RTOL * scale) and batched[own].count_nonzero() == batched.count_nonzero()
 
 
 def few(make_editor: Callable[..., Editor[Any]], steps: int = 3) -> Editor[Any]:
@@ -195,13 +198,12 @@ def test_three_edits_in_a_batch_equal_three_single_ones(
         assert len(picked) == 1
         assert picked.facts == (fact,)
         for name, tensor in alone.tensors.items():
-            assert torch.dist(picked.tensors[name].float(), as_wide(tensor, picked.tensors[name])) <= RTOL * (
-                tensor.float().norm()
-            ), name
+            assert alike(picked.tensors[name], tensor), name
+        plain = logits_of(backbone, fact)
         with alone.attached(backbone):
             expected = logits_of(backbone, fact)
         with picked.attached(backbone):
-            assert torch.allclose(logits_of(backbone, fact), expected, atol=ATOL)
+            assert torch.dist(logits_of(backbone, fact), expected) <= 0.1 * torch.dist(expected, plain)
 
 
 def test_every_row_of_a_batch_sees_its_own_edit(edits: Edit, backbone: Backbone, facts: list[Query]) -> None:
