@@ -355,7 +355,7 @@ def test_rows_of_a_mixed_batch_equal_single_rows(backbone: Backbone, queries: li
                 single = backbone.encode([query])
                 real = together.inputs["attention_mask"][row].bool()
                 assert torch.equal(together.inputs["input_ids"][row][real], single.inputs["input_ids"][0])
-                assert torch.allclose(logits[row][real], backbone.forward(single)[0], atol=1e-5)
+                assert torch.allclose(logits[row][real], backbone.forward(single)[0], atol=1e-4)
 
 
 def test_images_and_prompts_count(backbone: Backbone, pictures: list[Path]) -> None:

@@ -620,9 +620,8 @@ def test_the_same_without_a_split(llava: Backbone, editor: Any, facts: list[Quer
     """A state that was run to the editor's split is finished as a whole pass would be."""
     chosen = editor(llava)(steps=2, **settings)
     edit, state = chosen.edit(llava, facts), llava.run_to_split(llava.encode(facts), chosen.split(llava))
-    assert torch.equal(
-        UniKEEdit.target_logits([edit], llava, facts), UniKEEdit.target_logits([edit], llava, facts, state)
-    )
+    whole = UniKEEdit.target_logits([edit], llava, facts)
+    assert torch.allclose(UniKEEdit.target_logits([edit], llava, facts, state), whole, atol=1e-5)
 
 
 def test_what_is_read_before_the_end_of_the_prompt_stays(tiny: Backbone, editor: Any, facts: list[Query]) -> None:
