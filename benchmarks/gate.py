@@ -4,7 +4,7 @@
 
 For stacks of each size: how often the gate of an edit is more than half open for its own rephrasings and other
 pictures, and that of any edit of the stack for an unrelated picture; and how often an edit is the nearest of its stack,
-by the whitened cosine and by the one within facts.
+by the whitened cosine at the prompt's end, by the whole prompt, and by both.
 """
 
 import argparse
@@ -14,14 +14,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from unike.backbones import load_backbone
 from unike.backbones.base import Backbone
 from unike.datasets.base import open_dataset
 from unike.editors.unike import UniKEConfig
 from unike.modules.knowledge import knowledge_of
-from unike.modules.relevance import Relevance
+from unike.modules.relevance import WHOLE, Reading, Relevance, overall
 from unike.types import EditCase, Query
 
 OWN, UNRELATED = ("t_generality", "m_generality"), "m_locality"
@@ -47,33 +46,38 @@ def main() -> None:
 
 
 @torch.no_grad()
-def read(backbone: Backbone, gate: Relevance, cases: Sequence[EditCase]) -> dict[str, Tensor]:
-    """States of the edits and of a probe of each kind, ``[C, D]``."""
+def read(backbone: Backbone, gate: Relevance, cases: Sequence[EditCase]) -> dict[str, Reading]:
+    """Of the edits and of a probe of each kind, ``[C, D]`` each."""
     asked = {"edit": [case.edit for case in cases]}
     for kind in (*OWN, UNRELATED):
         asked[kind] = [next(probe.query for probe in case.probes if probe.kind == kind) for case in cases]
 
-    def states(queries: list[Query]) -> Tensor:
+    def states(queries: list[Query]) -> Reading:
         parts = [queries[start : start + 16] for start in range(0, len(queries), 16)]
-        return torch.cat([gate.read(backbone, backbone.run_to_split(backbone.encode(part), 0)) for part in parts])
+        read = [gate.read(backbone, backbone.run_to_split(backbone.encode(part), 0)) for part in parts]
+        return Reading(*(torch.cat(each) for each in zip(*read, strict=True)))
 
     return {kind: states(queries) for kind, queries in asked.items()}
 
 
-def measure(gate: Relevance, states: dict[str, Tensor], size: int) -> dict[str, float | list[float]]:
+def measure(gate: Relevance, states: dict[str, Reading], size: int) -> dict[str, float | list[float]]:
     """Percentages over stacks that tile the cases."""
     keys, rivalry, ramp = states["edit"], UniKEConfig().rivalry, gate.fact.of(size)
-    stacks = [range(start, start + size) for start in range(0, len(keys) - size + 1, size)]
     found: dict[str, list[Tensor]] = {}
-    for stack in (torch.tensor(list(stack)) for stack in stacks):
+    for start in range(0, len(keys.last) - size + 1, size):
+        stack = slice(start, start + size)
         for kind in OWN:
-            those = keys[stack].expand(size, -1, -1)
-            found.setdefault(kind, []).append(gate.opened(those, states[kind][stack], rivalry).gate.diagonal() > 0.5)
-            for name, matrix in (("whitened", gate.whitening), ("within", gate.within)):
-                units = [normalize((x - gate.mean) @ matrix, dim=1) for x in (states[kind][stack], keys[stack])]
-                nearest = (units[0] @ units[1].T).argmax(dim=1) == torch.arange(size)
+            asked = Reading(*(each[stack] for each in states[kind]))
+            last, whole = (each[stack].expand(size, -1, -1) for each in keys)
+            alike, whitened = overall(whole, asked.whole), gate.similarities(last, asked.last)[1]
+            own = gate.opened(last, asked.last, alike, rivalry).gate.diagonal() > 0.5
+            found.setdefault(kind, []).append(own)
+            for name, near in (("end", whitened), ("whole", alike), ("both", whitened + WHOLE * alike)):
+                nearest = near.argmax(dim=1) == torch.arange(size)
                 found.setdefault(f"{kind} nearest, {name}", []).append(nearest)
-        every = gate.opened(keys[stack].expand(len(keys), -1, -1), states[UNRELATED], rivalry).gate
+        others = states[UNRELATED]
+        last, whole = (each[stack].expand(len(others.last), -1, -1) for each in keys)
+        every = gate.opened(last, others.last, overall(whole, others.whole), rivalry).gate
         found.setdefault(UNRELATED, []).append(every.amax(dim=1) > 0.5)
     shares = {kind: round(100 * torch.cat(parts).float().mean().item(), 1) for kind, parts in found.items()}
     return {"ramp": [round(ramp.low, 3), round(ramp.high, 3)], **shares}

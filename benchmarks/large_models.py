@@ -133,8 +133,7 @@ def knowledge(model: Blip2) -> Knowledge:
         for layer in LAYERS
     }
     gate_layer = min(3 * model.n_layers // 4, model.layer_index(min(LAYERS)))
-    whitenings, fact = (torch.eye(width), torch.eye(width)), RisingRamp(low=(0.1,), high=(0.15,))
-    gate = Relevance(gate_layer, draw(width), *whitenings, Ramp(0.4, 0.7), fact)
+    gate = Relevance(gate_layer, draw(width), torch.eye(width), Ramp(0.4, 0.7), RisingRamp(low=(0.1,), high=(0.15,)))
     triplets = [Triplet(f"{i}", f"{i:016x}", "0f" * 96, "this", "that") for i in range(TRIPLETS)]
     made_for = {"source": model.source, "fingerprint": model.fingerprint()}
     made_for |= {"template": model.template, "n_layers": model.n_layers}

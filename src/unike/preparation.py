@@ -54,7 +54,7 @@ from unike.modules.latent_memory import last_answer_token, read_entries
 from unike.modules.leak_guard import LEAKS, ImageHashes, LeakGuard, worded
 from unike.modules.relevance import OTHER_FACTS, RELATED, Relevance, calibrate, separation
 from unike.settings import Layers, Settings
-from unike.types import IGNORE, EditCase, Prefill, Query
+from unike.types import IGNORE, EditCase, Query
 
 WORK = ".work"
 TEXTS = 256
@@ -514,7 +514,7 @@ def read_some(
         ]
         state = backbone.run_to_split(backbone.encode(queries), min(map(backbone.layer_index, layers)))
         where = last_answer_token(backbone, state)
-        rows, prefill = torch.arange(len(where), device=where.device), Prefill(state.prompt_last)
+        rows, prefill = torch.arange(len(where), device=where.device), state.prefill()
         attentions = [backbone.attention(layer).module for layer in layers]
         networks = [backbone.ffn(layer).outputs for layer in layers]
         with trace([*attentions, *networks]) as records:
@@ -562,7 +562,7 @@ def read_means(
             with torch.no_grad(), trace([backbone.attention(layer).module for layer in config.layers]) as records:
                 backbone.run_from_split(state, positions=torch.zeros_like(state.labels, dtype=torch.bool))
             for layer, record in zip(config.layers, records, strict=True):
-                found[str(layer)].append(Prefill(state.prompt_last).at_prompt_last(record.input).float())
+                found[str(layer)].append(state.prefill().at_prompt_last(record.input).float())
             progress("reading texts", start + len(batch), len(texts))
         return {layer: torch.cat(parts).mean(dim=0) for layer, parts in found.items()}, None
 
@@ -795,7 +795,7 @@ def read_prompts(backbone: Backbone, queries: Sequence[Query], layers: Sequence[
     batch = backbone.encode([replace(query, target=None) for query in queries])
     with trace([backbone.attention(layer).module for layer in layers], stop="input", prepend=True) as records:
         backbone.forward(batch)
-    prefill = Prefill(batch.prompt_last)
+    prefill = batch.prefill()
     return {
         str(layer): prefill.at_prompt_last(record.input).float() for layer, record in zip(layers, records, strict=True)
     }, None

@@ -141,11 +141,13 @@ class Batch:
         inputs: Keyword arguments of the model: ``input_ids`` and ``attention_mask`` ``[B, S]``, the images' tensors.
         labels: ``[B, S]`` long, the target's tokens at their own positions, `IGNORE` elsewhere.
         prompt_last: ``[B]`` long, index of the last prompt token ``p``, never of an answer token.
+        prompt_length: ``[B]`` long, tokens of the prompt, those of its picture among them.
     """
 
     inputs: dict[str, Tensor]
     labels: Tensor
     prompt_last: Tensor
+    prompt_length: Tensor
 
     def __len__(self) -> int:
         """B."""
@@ -158,7 +160,12 @@ class Batch:
             inputs={key: value.to(device) for key, value in self.inputs.items()},
             labels=self.labels.to(device),
             prompt_last=self.prompt_last.to(device),
+            prompt_length=self.prompt_length.to(device),
         )
+
+    def prefill(self) -> "Prefill":
+        """A reading of its prompts."""
+        return Prefill(self.prompt_last, self.prompt_length)
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,10 +179,12 @@ class SplitState:
         kwargs: Keyword arguments the text stack was called with: embeddings, masks, positions.
         labels: As in `Batch`.
         prompt_last: As in `Batch`.
+        prompt_length: As in `Batch`.
         kept: What hooks below ``layer`` worked out from the prompts, see `Prefill.once`.
         start: Position that ``hidden``, ``labels`` and ``prompt_last`` begin at; above 0 in a state from
             `Backbone.shorten`.
         past: Keys and values ``[B, heads, start, head_dim]`` of what comes before, for layers from ``layer`` on.
+        sums: As in `Prefill`, over what comes before, for the same layers.
 
     All tensors are detached: no gradient reaches below ``layer``.
     """
@@ -186,9 +195,11 @@ class SplitState:
     kwargs: dict[str, Any]
     labels: Tensor
     prompt_last: Tensor
+    prompt_length: Tensor
     kept: dict[object, Any] = field(default_factory=dict)
     start: int = 0
     past: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    sums: dict[int, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """B."""
@@ -199,8 +210,12 @@ class SplitState:
         """Memory of its tensors, in bytes."""
         return sum(tensor.nbytes for f in fields(self) for tensor in _tensors(getattr(self, f.name)))
 
-    def since(self, start: int, past: dict[int, tuple[Tensor, Tensor]]) -> Self:
-        """What is left of a whole state when everything before a position is in ``past``.
+    def prefill(self) -> "Prefill":
+        """The reading of its prompts, to be gone on with."""
+        return Prefill(self.prompt_last, self.prompt_length, dict(self.kept), self.sums)
+
+    def since(self, start: int, past: dict[int, tuple[Tensor, Tensor]], sums: dict[int, Tensor]) -> Self:
+        """What is left of a whole state when everything before a position is in ``past`` and ``sums``.
 
         Raises:
             NotImplementedError: The text stack was given a tensor whose position dimension is not known.
@@ -215,6 +230,7 @@ class SplitState:
             prompt_last=self.prompt_last - start,
             start=start,
             past=past,
+            sums=sums,
         )
 
     def detach(self) -> Self:
@@ -239,8 +255,10 @@ class SplitState:
             kwargs=_pick_rows(self.kwargs, len(self), index),
             labels=self.labels[index],
             prompt_last=self.prompt_last[index],
+            prompt_length=self.prompt_length[index],
             kept={},  # of other rows
             past={layer: (keys[index], values[index]) for layer, (keys, values) in self.past.items()},
+            sums={layer: total[index] for layer, total in self.sums.items()},
         )
 
 
@@ -253,13 +271,18 @@ class Prefill:
 
     Args:
         prompt_last: ``[B]`` long, index of the last prompt token ``p`` of each row.
+        prompt_length: ``[B]`` long, tokens of each prompt.
         kept: What has been worked out so far, by its owner.
+        sums: For layers of a shortened state ``[B, D]`` fp32, the sum of the attention's inputs over the part of the
+            prompt that is not run again.
         notes: What hooks have to say about the rows, see `note`.
         passes: Rows and tokens, ``(R, S)``, of each pass so far: the prompts, then token after token of the answers.
     """
 
     prompt_last: Tensor
+    prompt_length: Tensor
     kept: dict[object, Any] = field(default_factory=dict, repr=False)
+    sums: dict[int, Tensor] = field(default_factory=dict, repr=False)
     notes: dict[str, list[Tensor]] = field(default_factory=dict, repr=False)
     passes: list[tuple[int, int]] = field(default_factory=list)
 
@@ -269,11 +292,34 @@ class Prefill:
         Raises:
             ValueError: R is not a multiple of B.
         """
-        repeats, rest = divmod(len(hidden), len(self.prompt_last))
-        if rest:
-            raise ValueError(f"{len(self.prompt_last)} prompts are read, but the model runs on {len(hidden)} rows")
         rows = torch.arange(len(hidden), device=hidden.device)
-        return hidden[rows, self.prompt_last.to(hidden.device).repeat_interleave(repeats)]
+        return hidden[rows, self._for_rows(self.prompt_last, hidden)]
+
+    def over_prompt(self, hidden: Tensor, layer: int) -> Tensor:
+        """The mean over the prompt of a layer's attention inputs: ``[R, S, D]`` to ``[R, D]`` fp32.
+
+        Args:
+            hidden: Of the prompts, not of an answer's tokens alone.
+            layer: Whose, counted from 0.
+        """
+        total = self.summed(hidden)
+        if layer in self.sums:
+            total = total + self._for_rows(self.sums[layer], hidden)
+        return total / self._for_rows(self.prompt_length, hidden).unsqueeze(1)
+
+    def summed(self, hidden: Tensor) -> Tensor:
+        """The sum over those positions that belong to the prompt: ``[R, S, D]`` to ``[R, D]`` fp32."""
+        last, length = (self._for_rows(each, hidden).unsqueeze(1) for each in (self.prompt_last, self.prompt_length))
+        position = torch.arange(hidden.shape[1], device=hidden.device)
+        inside = (position > last - length) & (position <= last)  # [R, S]
+        return (inside.float().unsqueeze(1) @ hidden.float()).squeeze(1)
+
+    def _for_rows(self, values: Tensor, hidden: Tensor) -> Tensor:
+        """``[B, ...]``, one for each prompt, to ``[R, ...]``, one for each row of ``hidden``, where that is."""
+        repeats, rest = divmod(len(hidden), len(values))
+        if rest:
+            raise ValueError(f"{len(values)} prompts are read, but the model runs on {len(hidden)} rows")
+        return values.to(hidden.device).repeat_interleave(repeats, dim=0)
 
     def from_prompt_last(self, hidden: Tensor) -> Tensor:
         """Which positions of the running pass are not before ``p``.

@@ -157,6 +157,14 @@ def test_a_shortened_state_is_a_state(backbone: Backbone, queries: list[Query], 
     real = batch.inputs["attention_mask"].bool()[:, short.start :]
     whole = backbone.run_from_split(short)
     assert torch.allclose(backbone.run_from_split(backbone.advance(short, -1))[real], whole[real], atol=1e-5)
+    for read in (state, short, short.expand([0, 1, 2])):
+        with trace(backbone.attention(2).module, stop="input") as record:
+            backbone.run_from_split(read)
+        means = read.prefill().over_prompt(record.input, 2)
+        if read is state:
+            spans = zip(batch.inputs["attention_mask"].argmax(dim=1), batch.prompt_last, strict=True)
+            expected = [x[first : p + 1].mean(dim=0) for x, (first, p) in zip(record.input, spans, strict=True)]
+        assert torch.allclose(means, torch.stack(expected), atol=1e-5)
     rows = [2, 0, 0]
     picked = backbone.run_from_split(short.expand(rows))
     assert torch.allclose(picked[real[rows]], whole[rows][real[rows]], atol=1e-5)

@@ -285,7 +285,7 @@ def test_locality_does_not_erode_with_the_number_of_edits(
     assert relevance is not None
 
     def states(queries: list[Query]) -> Tensor:
-        return relevance.read(backbone, backbone.run_to_split(backbone.encode(queries), 0))
+        return relevance.read(backbone, backbone.run_to_split(backbone.encode(queries), 0)).last
 
     keys = states([fact(number) for number in range(20)])
     low = max(relevance.similarities(keys, state)[1].max().item() for state in states(asked)) + 1e-3

@@ -175,10 +175,16 @@ def test_gradients_reach_own_values_alone() -> None:
 
 
 def test_a_prefill_finds_the_prompts_end_also_of_beams() -> None:
-    prefill, hidden = Prefill(torch.tensor([1, 3])), draw(4, 5, D)
+    prefill, hidden = Prefill(torch.tensor([1, 3]), torch.tensor([2, 3])), draw(4, 5, D)
     assert torch.equal(prefill.at_prompt_last(hidden[:2]), torch.stack([hidden[0, 1], hidden[1, 3]]))
     at_p = torch.stack([hidden[0, 1], hidden[1, 1], hidden[2, 3], hidden[3, 3]])
     assert torch.equal(prefill.at_prompt_last(hidden), at_p)
+    whole = torch.stack([*(x[:2].mean(dim=0) for x in hidden[:2]), *(x[1:4].mean(dim=0) for x in hidden[2:])])
+    assert torch.allclose(prefill.over_prompt(hidden, 7), whole, atol=1e-6)
+    sums = draw(2, D, seed=1)  # of four and three tokens that are not run again
+    rest = Prefill(torch.tensor([1, 3]), torch.tensor([6, 7]), sums={7: sums})
+    whole = [(sums[row // 2] + x[: 2 + 2 * (row // 2)].sum(dim=0)) / (6 + row // 2) for row, x in enumerate(hidden)]
+    assert torch.allclose(rest.over_prompt(hidden, 7), torch.stack(whole), atol=1e-6)
     with pytest.raises(ValueError, match="2 prompts are read, but the model runs on 3 rows"):
         prefill.at_prompt_last(hidden[:3])
     calls: list[int] = []

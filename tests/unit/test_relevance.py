@@ -1,7 +1,7 @@
 """The gate: its ramps and cosines against numpy loops, and on every family that only the prompt opens and closes it."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -24,11 +24,12 @@ from unike.modules.relevance import (
     SIZES,
     Gate,
     Ramp,
+    Reading,
     Relevance,
     RisingRamp,
     calibrate,
     compete,
-    inverse_root,
+    overall,
     separation,
     whitening,
 )
@@ -48,8 +49,8 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 
 def some_gate(**settings: Any) -> Relevance:
-    spread, scatter = draw(D, D, seed=1), draw(D, D, seed=5)
-    chosen = {"layer": 1, "mean": draw(D, seed=2), "whitening": spread @ spread.T, "within": scatter @ scatter.T}
+    spread = draw(D, D, seed=1)
+    chosen = {"layer": 1, "mean": draw(D, seed=2), "whitening": spread @ spread.T}
     return Relevance(**(chosen | {"question": Ramp(-0.2, 0.6), "fact": RisingRamp((-0.5, 0.1), (0.5, 0.6))} | settings))
 
 
@@ -221,13 +222,6 @@ def test_calibration_draws_each_line_between_what_its_cosine_tells_apart() -> No
     assert (without.question.low, without.question.high) == pytest.approx(ends(0, RELATED, locality), abs=1e-4)
 
 
-def test_calibration_knows_how_inputs_about_one_fact_differ() -> None:
-    keys, probes = probes_of(200)
-    gate = calibrate(0, keys, probes)
-    differences = torch.cat([probes[kind][1] - keys for kind in RELATED]).double()
-    assert torch.equal(gate.within, inverse_root(differences.T @ differences / 400, 0.5))
-
-
 def test_separation_is_a_difference_of_means() -> None:
     rising = RisingRamp(low=(-1, -0.9, -0.8, -0.6, -0.4, -0.1), high=(1, 0.9, 0.8, 0.7, 0.6, 0.5))
     gate, (keys, probes) = some_gate(question=Ramp(-1, 1), fact=rising), probes_of(20)
@@ -257,7 +251,11 @@ def relevance(backbone: Backbone, make_knowledge: Callable[..., Knowledge]) -> R
 @pytest.fixture(scope="module")
 def keys(backbone: Backbone, relevance: Relevance, facts: list[Query]) -> Tensor:
     """``[3, 1, D]``, one for each fact."""
-    return relevance.read(backbone, backbone.run_to_split(backbone.encode(facts), 0)).unsqueeze(1)
+    return read(relevance, backbone, facts).last.unsqueeze(1)
+
+
+def read(relevance: Relevance, backbone: Backbone, queries: Sequence[Query]) -> Reading:
+    return relevance.read(backbone, backbone.run_to_split(backbone.encode(queries), 0))
 
 
 def forward(backbone: Backbone, *queries: Query) -> Tensor:
@@ -269,7 +267,7 @@ def watched(relevance: Relevance, keys: Tensor, backbone: Backbone) -> Iterator[
     """What the gate says each time the last layer runs."""
     seen: list[Tensor] = []
     with Hooks() as hooks:
-        gate = relevance.install(keys, backbone, hooks)
+        gate = relevance.install(Reading(keys, keys), backbone, hooks)
         hooks.add_pre(backbone.layers[-1], lambda *_: seen.append(gate()))
         yield seen
 
@@ -286,7 +284,7 @@ def gated(backbone: Backbone, relevance: Relevance | None, keys: Tensor) -> Iter
     patch = FFNPatch(draw(1, 5, width, seed=5) / width**0.5, draw(1, 5, seed=6), draw(1, 5, width, seed=7))
     memory = LatentMemory(draw(12, width, seed=1), 2 * draw(12, width, seed=2))
     with Hooks() as hooks:
-        gate: Gate | None = relevance and relevance.install(keys, backbone, hooks)
+        gate: Gate | None = relevance and relevance.install(Reading(keys, keys), backbone, hooks)
         for layer in LAYERS:
             install_patch(lambda: patch, backbone.ffn(layer), hooks, gate and partial(every_pair, gate))
         LatentInjection(memory, k=4, alpha=FixedAlpha(0.5)).install(backbone, -1, hooks, one(gate))
@@ -300,8 +298,13 @@ def test_what_is_read_is_what_the_hook_reads(
     with trace(backbone.attention(1).module) as record, watched(relevance, keys, backbone) as seen:
         backbone.forward(batch)
     at_p = torch.stack([record.input[row, p] for row, p in enumerate(batch.prompt_last)])
-    for split in (0, 1):
-        assert torch.equal(relevance.read(backbone, backbone.run_to_split(batch, split)), at_p.float())
+    means = torch.stack([record.input[row, : p + 1].mean(dim=0) for row, p in enumerate(batch.prompt_last)])
+    for state in (backbone.run_to_split(batch, 0), backbone.run_to_split(batch, 1)):
+        for each in (state, backbone.shorten(state)):
+            last, whole = relevance.read(backbone, each)
+            assert torch.allclose(last, at_p, atol=1e-5)
+            assert torch.allclose(whole, means, atol=1e-5)
+        assert torch.equal(relevance.read(backbone, state).last, at_p)
     assert torch.equal(keys[:, 0], at_p)
     assert torch.equal(seen[0], relevance(keys, at_p))
     assert torch.allclose(seen[0], torch.ones(3, 1)), "each row is asked about its own fact"
@@ -317,7 +320,7 @@ def test_each_row_is_compared_with_every_edit_of_its_own(
         forward(backbone, *asked)
     (factors,) = seen
     assert factors.shape == (4, 2)
-    states = relevance.read(backbone, backbone.run_to_split(backbone.encode(asked), 0))
+    states = read(relevance, backbone, asked).last
     for row in range(4):
         for edit in range(2):
             expected = relevance(several[row // 2, edit : edit + 1], states[row])
@@ -382,7 +385,7 @@ def test_the_gate_opens_for_each_row_by_its_own_prompt(
     """Row 1 is asked what it was edited with, the others something else; the split agrees wherever it is."""
     batch = backbone.encode([facts[2], facts[1], facts[0]])
     plain = backbone.forward(batch)
-    states = relevance.read(backbone, backbone.run_to_split(batch, 0))
+    states = relevance.read(backbone, backbone.run_to_split(batch, 0)).last
     centred = relevance.similarities(keys, states)[0][:, 0]
     low = max(centred[0].item(), centred[2].item())
     assert centred[1] == pytest.approx(1, abs=1e-5) and low < 0.999
@@ -426,7 +429,7 @@ def test_a_gate_is_made_of_its_settings_and_tensors() -> None:
     again = Relevance.of(json.loads(json.dumps(gate.settings())), gate.tensors())
     assert again.settings() == gate.settings()
     assert all(torch.equal(tensor, again.tensors()[name]) for name, tensor in gate.tensors().items())
-    assert len(gate.tensors()) == 3
+    assert len(gate.tensors()) == 2
 
 
 def test_edits_compete_for_an_input() -> None:
@@ -435,20 +438,63 @@ def test_edits_compete_for_an_input() -> None:
     assert torch.equal(compete(torch.tensor([[0.2], [-0.7]]), 0.1), torch.ones(2, 1)), "one alone has no rivals"
 
 
-def test_the_nearest_edit_is_the_one_within_whose_scatter_an_input_lies() -> None:
+def test_the_nearest_edit_is_the_one_whose_end_and_whole_are_most_alike() -> None:
     gate, keys, states = some_gate(**OPEN), draw(4, 3, D, seed=3), draw(4, D, seed=4)
-    opened, mean = gate.opened(keys, states, rivalry=0.4), gate.mean.numpy().astype(float)
-    for factor, matrix in ((opened.gate, gate.within), (opened.fact, gate.whitening)):
-        scale = matrix.numpy().astype(float)
-        for row in range(4):
-            near = [cosine(scale @ (key.numpy() - mean), scale @ (states[row].numpy() - mean)) for key in keys[row]]
-            expected = [max(1 - (max(near) - each) / 0.4, 0) for each in near]
-            assert factor[row].tolist() == pytest.approx(expected, abs=1e-5)
-        assert ((factor > 0) & (factor < 1)).any()
-    assert (opened.gate == 0).any() or (opened.fact == 0).any()
-    alone = gate.opened(keys, states)
+    alike, whitened = draw(4, 3, seed=5).tanh(), gate.similarities(keys, states)[1]
+    opened = gate.opened(keys, states, alike, rivalry=1.2)
+    for row, near in enumerate((whitened + 2 * alike).tolist()):
+        expected = [max(1 - (max(near) - each) / 1.2, 0) for each in near]
+        assert opened.fact[row].tolist() == pytest.approx(expected, abs=1e-5)
+    assert torch.equal(opened.gate, opened.fact)
+    assert ((opened.gate > 0) & (opened.gate < 1)).any() and (opened.gate == 0).any()
+    alone = gate.opened(keys, states, alike)
     assert torch.equal(alone.fact, torch.ones(4, 3)), "without rivalry each acts by itself"
     assert torch.equal(alone.gate, alone.fact)
+
+
+def test_whole_prompts_are_compared_without_what_all_edits_share() -> None:
+    keys, states = 5 + draw(4, 3, D, seed=3), 5 + draw(4, D, seed=4)
+    found = overall(keys, states)
+    for row in range(4):
+        common = keys[row].numpy().astype(float).mean(axis=0)
+        expected = [cosine(key.numpy() - common, states[row].numpy() - common) for key in keys[row]]
+        assert found[row].tolist() == pytest.approx(expected, abs=1e-5)
+    assert not overall(keys[:, :1], states).any(), "one alone is told from nothing"
+
+
+def test_rounding_does_not_tell_apart_two_edits_of_one_fact() -> None:
+    key = 5 + draw(D, seed=3)
+    twice = torch.stack([key, key + 1e-4 * draw(D, seed=4)])
+    assert overall(twice, key).abs().max() < 1e-2
+    assert overall(twice, 5 + draw(D, seed=5)).abs().max() < 1e-2
+    others = torch.cat([twice, 5 + draw(2, D, seed=6)])
+    assert overall(others, key)[:2].tolist() == pytest.approx([1, 1], abs=1e-2), "beside others they are alike"
+
+
+def test_edits_of_a_stack_compete_by_what_is_read_in_the_whole_prompt(
+    backbone: Backbone, relevance: Relevance, facts: list[Query]
+) -> None:
+    """In one pass, split, shortened, and with beams."""
+    stack = Reading(*(part.unsqueeze(0) for part in read(relevance, backbone, facts)))  # [1, 3, D]
+    asked = [facts[2], facts[0], replace(facts[1], prompt="Which size has the thing in the middle of it?")]
+    batch, readings = backbone.encode(asked), read(relevance, backbone, asked)
+    wide = replace(relevance, **OPEN)
+    every = Reading(*(part.expand(3, -1, -1) for part in stack))
+    expected = wide.opened(every.last, readings.last, overall(every.whole, readings.whole), 4.0).gate
+    assert expected.argmax(dim=1).tolist()[:2] == [2, 0] and ((expected > 0) & (expected < 1)).any()
+    seen: list[Tensor] = []
+    with Hooks() as hooks:
+        gate = wide.install(stack, backbone, hooks, rivalry=4.0)
+        hooks.add_pre(backbone.layers[-1], lambda *_: seen.append(gate()))
+        backbone.forward(batch)
+        backbone.run_from_split(backbone.shorten(backbone.run_to_split(batch, 1)))
+        backbone.generate(asked, max_new_tokens=2)
+        greedy = len(seen)
+        backbone.generate(asked, max_new_tokens=2, num_beams=2)
+    for gates in seen[:greedy]:
+        assert torch.allclose(gates, expected, atol=1e-4)
+    for gates in seen[greedy:]:
+        assert torch.allclose(gates, expected.repeat_interleave(2, dim=0), atol=1e-4)
 
 
 def test_what_an_input_is_about_is_as_easily_told_in_a_stack() -> None:

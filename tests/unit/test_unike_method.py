@@ -29,7 +29,7 @@ from unike.modules.anchors import Anchors
 from unike.modules.knowledge import Knowledge, LayerKnowledge, evenly, knowledge_of
 from unike.modules.latent_memory import LatentInjection, RecallLog
 from unike.modules.relevance import Ramp
-from unike.types import Query
+from unike.types import Batch, Query
 
 LAYERS = (-2, -1)
 SETTINGS: dict[str, Any] = {
@@ -105,7 +105,7 @@ def random_edit(editor: UniKE, backbone: Backbone, facts: list[Query], seed: int
     tensors = dict(edit.tensors)
     for number, (name, tensor) in enumerate(tensors.items()):
         part, generator = name.rpartition(".")[2], torch.Generator().manual_seed(97 * seed + number)
-        if name != method.GATE_KEYS and part in ("values", "bias", "shift", "own_values"):
+        if part in ("values", "bias", "shift", "own_values"):
             tensors[name] = torch.randn(tensor.shape, generator=generator)
         elif name != method.GATE_KEYS and part == "keys":
             tensors[name] = torch.randn(tensor.shape, generator=generator) / tensor.shape[-1] ** 0.5
@@ -173,21 +173,25 @@ def rows_of(edits: Sequence[Edit], rows: int) -> list[list[dict[str, Tensor]]]:
 
 @contextmanager
 def by_hand(
-    backbone: Backbone, config: UniKEConfig, acting: list[list[dict[str, Tensor]]], prompt_last: Tensor
+    backbone: Backbone, config: UniKEConfig, acting: list[list[dict[str, Tensor]]], batch: Batch
 ) -> Iterator[None]:
     """Let the model compute Eq. 2, 3, 6, 7 and 8 in loops; rows come in as many copies as there are beams."""
     knowledge = knowledge_of(backbone, config.knowledge)
     gates: dict[int, list[tuple[float, float, float]]] = {}
 
+    first_token = batch.inputs["attention_mask"].argmax(dim=1)
+
     def of_row(row: int, rows: int) -> tuple[list[dict[str, Tensor]], int]:
         own = row * len(acting) // rows
-        return acting[own], int(prompt_last[own])
+        return acting[own], int(batch.prompt_last[own])
 
-    def gates_of(edits: list[dict[str, Tensor]], at_p: Tensor) -> list[tuple[float, float, float]]:
+    def gates_of(edits: list[dict[str, Tensor]], x: Tensor) -> list[tuple[float, float, float]]:
         """For each edit: the kind of question, what it is about, and whether it is the edit's own question."""
         gate = knowledge.gate
         assert gate is not None
-        state, keys = at_p - gate.mean, [tensors["gate.keys"][0] - gate.mean for tensors in edits]
+        state, keys = x[-1] - gate.mean, [tensors["gate.keys"][0] - gate.mean for tensors in edits]
+        wholes = [tensors["gate.whole"][0] for tensors in edits]
+        common = sum(wholes) / len(wholes)
 
         def cosines(matrix: Tensor) -> list[float]:
             return [cosine(matrix @ key, matrix @ state) for key in keys]
@@ -195,13 +199,17 @@ def by_hand(
         def on(ramp: Ramp, s: float) -> float:
             return clamp((s - ramp.low) / (ramp.high - ramp.low))
 
-        def in_competition(near: list[float]) -> list[float]:
-            return [1 if config.rivalry is None else max(1 - (max(near) - s) / config.rivalry, 0) for s in near]
-
-        whitened, within = cosines(gate.whitening), cosines(gate.within)
+        whitened = cosines(gate.whitening)
+        mean, floor = sum(x) / len(x) - common, 0.05 * float(common.norm())
+        alike = [
+            float(whole @ mean) / max(float(whole.norm()), floor) / max(float(mean.norm()), floor)
+            for whole in (each - common for each in wholes)
+        ]
+        near = [w + 2 * a for w, a in zip(whitened, alike, strict=True)]
+        first = [1 if config.rivalry is None else max(1 - (max(near) - s) / config.rivalry, 0) for s in near]
         asked = [on(gate.question, s) for s in cosines(torch.eye(len(state)))]
-        about = [on(gate.fact.of(1), s) * c for s, c in zip(whitened, in_competition(whitened), strict=True)]
-        strict = [on(gate.fact.of(len(edits)), s) * c for s, c in zip(whitened, in_competition(within), strict=True)]
+        about = [on(gate.fact.of(1), s) * c for s, c in zip(whitened, first, strict=True)]
+        strict = [on(gate.fact.of(len(edits)), s) * c for s, c in zip(whitened, first, strict=True)]
         return [(q, f, q * own) for q, f, own in zip(asked, about, strict, strict=True)]
 
     def shifted(layer: int, row: int, edits: list[dict[str, Tensor]], x: Tensor, h_input: Tensor, p: int) -> Tensor:
@@ -236,7 +244,7 @@ def by_hand(
             for row, (x, h_input) in enumerate(zip(hidden_states, output[0], strict=True)):
                 edits, p = of_row(row, len(hidden_states))
                 if config.has_gate and layer == knowledge.gate.layer:  # type: ignore[union-attr]
-                    gates[row] = gates_of(edits, x[p])
+                    gates[row] = gates_of(edits, x[first_token[row * len(acting) // len(hidden_states)] : p + 1])
                 edited = layer in edited_layers and config.has_memory
                 found.append(shifted(edited_layers[layer], row, edits, x, h_input, p) if edited else h_input)
             return (torch.stack(found), *output[1:])
@@ -306,7 +314,7 @@ def compare(backbone: Backbone, config: UniKEConfig, edits: Sequence[Edit], aske
     plain = backbone.forward(batch)
     with attached(backbone, edits):
         found = backbone.forward(batch)
-    with by_hand(backbone, config, rows_of(edits, len(asked)), batch.prompt_last):
+    with by_hand(backbone, config, rows_of(edits, len(asked)), batch):
         expected = backbone.forward(batch)
     assert torch.equal(backbone.forward(batch), plain), "both are off"
     real = batch.inputs["attention_mask"].bool()
@@ -385,7 +393,7 @@ def test_generation_is_the_equations_without_a_cache(
         batch = backbone.encode([replace(query, target=None) for query in asked], padding_side="left")
         without_cache = partial(transformers.GenerationConfig, use_cache=False)
         monkeypatch.setattr(transformers, "GenerationConfig", without_cache)
-        with by_hand(backbone, chosen.config, rows_of([edit], 2), batch.prompt_last):
+        with by_hand(backbone, chosen.config, rows_of([edit], 2), batch):
             assert generate() == answers
     assert answers != plain
 
@@ -467,7 +475,7 @@ def test_gradients_are_those_of_finite_differences(
     )
     monkeypatch.setattr(method, "check_knowledge", lambda *_: None)
     batch, exact = backbone.encode(facts[:2]), "opt" in tiny.source
-    width, rel, floor = (1e-5, 1e-5, 1e-8) if exact else (1e-3, 2e-3, 2e-4)
+    width, rel, floor = (1e-5, 1e-5, 1e-8) if exact else (1e-3, 2e-3, 5e-4)
     with live.attached(backbone):
         state = backbone.run_to_split(batch, -2)
 
@@ -493,7 +501,7 @@ def test_gradients_are_those_of_finite_differences(
 
 
 PAIRS, OWN = {"keys", "bias", "values"}, {"own_keys", "own_values"}
-OF_GATE = {"gate.keys", "gate.at_prompt"}
+OF_GATE = {"gate.keys", "gate.whole", "gate.at_prompt"}
 TRAINED = PAIRS | {"own_values"}
 
 PARTS: list[tuple[dict[str, Any], set[str], set[str]]] = [
@@ -770,8 +778,9 @@ def test_keys_of_the_gate_are_states_of_the_prompt(
     batch = llava.encode(facts)
     with trace(llava.attention(gate.layer).module) as record:
         llava.forward(batch)
-    at_p = record.input[torch.arange(3), batch.prompt_last]
-    assert torch.allclose(edit.tensors["gate.keys"][:, 0], at_p, atol=1e-5)
+    for row, p in enumerate(batch.prompt_last.tolist()):
+        assert torch.allclose(edit.tensors["gate.keys"][row, 0], record.input[row, p], atol=1e-5)
+        assert torch.allclose(edit.tensors["gate.whole"][row, 0], record.input[row, : p + 1].mean(dim=0), atol=1e-5)
 
 
 def test_what_an_edit_is_not_about_keeps_its_answer_bit_for_bit(
@@ -779,7 +788,7 @@ def test_what_an_edit_is_not_about_keeps_its_answer_bit_for_bit(
 ) -> None:
     """The promise of the gate, with a real edit: closed for other prompts, open for its own."""
     gate = make_knowledge(tiny, gate_layer=1).gate
-    states = gate.read(tiny, tiny.run_to_split(tiny.encode(facts), 0))
+    states = gate.read(tiny, tiny.run_to_split(tiny.encode(facts), 0)).last
     whitened = gate.similarities(states[:1], states)[1][:, 0]
     low = max(whitened[1:].tolist()) + 1e-3
     ramps = ((-3.0, -2.0), (low, (low + 1) / 2))
@@ -823,7 +832,7 @@ def test_what_is_minimised_is_the_loss_under_the_installed_edit(
 ) -> None:
     """So the memory, alpha, zeta and the gate are active while training, and so are older edits; and the hooks see
     the parameters as they are now, not copies that were made when they were installed."""
-    chosen = editor(tiny)(steps=4, lr=2e-2, locality=0.0, rivalry=2.0, **settings)
+    chosen = editor(tiny)(steps=4, lr=2e-2, locality=0.0, rivalry=8.0, **settings)
     stack: list[Edit] = [random_edit(chosen, tiny, facts[2:])] if older else []
     batch, seen = tiny.encode(facts[:2]), []
     before = [{name: t.clone() for name, t in edit.tensors.items()} for edit in stack]

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,7 +27,7 @@ from typing_extensions import Self
 
 from unike.errors import UnikeError
 from unike.functional import distinct
-from unike.hooks import Args, Hooks, Kwargs, inject, text_input, trace
+from unike.hooks import Args, Hooks, Kwargs, first_input, inject, text_input, trace
 from unike.types import IGNORE, Batch, Prefill, Query, SplitState
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -439,18 +440,19 @@ class Backbone:
         input_ids = torch.full((len(rows), length), self.tokenizer.eos_token_id or 0 if pad is None else pad)
         attention_mask = torch.zeros_like(input_ids)
         labels = torch.full_like(input_ids, IGNORE)
-        prompt_last = torch.zeros(len(rows), dtype=torch.long)
-        for row, (ids, prompt_length) in enumerate(rows):
+        prompt_length = torch.tensor([of_prompt for _, of_prompt in rows])
+        prompt_last = prompt_length - 1
+        for row, (ids, of_prompt) in enumerate(rows):
             start = length - len(ids) if padding_side == "left" else 0
             stop = start + len(ids)
             tokens = torch.tensor(ids)
             input_ids[row, start:stop] = tokens
             attention_mask[row, start:stop] = 1
-            labels[row, start + prompt_length : stop] = tokens[prompt_length:]
-            prompt_last[row] = start + prompt_length - 1
+            labels[row, start + of_prompt : stop] = tokens[of_prompt:]
+            prompt_last[row] += start
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         inputs |= self._sequence_inputs(input_ids, prompt_last, bool(with_image)) | image_inputs
-        return Batch(inputs, labels, prompt_last).to(self.device)
+        return Batch(inputs, labels, prompt_last, prompt_length).to(self.device)
 
     def check(self, query: Query) -> None:
         """Refuse a question that `encode` would refuse for its text; its picture is not read, nor an empty target.
@@ -541,9 +543,9 @@ class Backbone:
         return logits
 
     @contextmanager
-    def _prefilling(self, prompt_last: Tensor, kept: dict[object, Any] | None = None) -> Iterator[Prefill]:
+    def _prefilling(self, prefill: Prefill) -> Iterator[Prefill]:
         """Tell hooks, through `prefill`, where the prompts of the pass within the block end."""
-        outer, prefill = self.prefill, Prefill(prompt_last, dict(kept or {}))
+        outer = self.prefill
 
         def count(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
             rows, length = text_input(args, kwargs).shape[:2]
@@ -563,7 +565,7 @@ class Backbone:
         Returns:
             Logits ``[B, S, V]``.
         """
-        with self._prefilling(batch.prompt_last):
+        with self._prefilling(batch.prefill()):
             return self._call(batch.inputs)
 
     @torch.no_grad()
@@ -578,13 +580,20 @@ class Backbone:
         """
         index = self.layer_index(layer)
         with (
-            self._prefilling(batch.prompt_last) as prefill,
+            self._prefilling(batch.prefill()) as prefill,
             trace(self.layers[index], stop="input", prepend=True) as at_layer,
             trace(self.text_stack, prepend=True) as at_stack,
         ):
             self._call(batch.inputs)
         return SplitState(
-            index, at_layer.input, at_stack.args, at_stack.kwargs, batch.labels, batch.prompt_last, prefill.kept
+            index,
+            at_layer.input,
+            at_stack.args,
+            at_stack.kwargs,
+            batch.labels,
+            batch.prompt_last,
+            batch.prompt_length,
+            prefill.kept,
         ).detach()
 
     @torch.no_grad()
@@ -630,19 +639,26 @@ class Backbone:
         firsts, row_of = distinct(state.hidden[:, :start])
         read = state if len(firsts) == len(state) else state.expand(firsts)
         cache: Any = DynamicCache()
-        with self._resumed(read):
+        sums: dict[int, Tensor] = {}
+
+        def add_up(layer: int, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
+            sums[layer] = read.prefill().summed(first_input(args, kwargs)[:, :start])[row_of]
+
+        with self._resumed(read), Hooks() as hooks:
+            for layer in range(state.layer, self.n_layers):
+                hooks.add_pre(self.attention(layer).module, partial(add_up, layer))
             self.text_stack(*read.args, **read.kwargs | {"past_key_values": cache, "use_cache": True})
         past = {
             state.layer + above: (layer.keys[row_of, :, :start], layer.values[row_of, :, :start])
             for above, layer in enumerate(cache.layers[state.layer : self.n_layers])
         }
-        return state.since(start, past).detach()
+        return state.since(start, past, sums).detach()
 
     @contextmanager
     def _resumed(self, state: SplitState) -> Iterator[Prefill]:
         """Within the block the decoder, given the state's `_arguments`, goes on where the state stopped."""
         with (
-            self._prefilling(state.prompt_last, state.kept) as prefill,
+            self._prefilling(state.prefill()) as prefill,
             _passing_through(self.text_stack, state.layer),
             inject(self.layers[state.layer], input=state.hidden),
         ):
@@ -741,7 +757,7 @@ class Backbone:
             )
         for rows in groups:
             batch = self.encode([replace(queries[row], target=None) for row in rows], padding_side="left")
-            with self._prefilling(batch.prompt_last), _only_config(self._generator, config):
+            with self._prefilling(batch.prefill()), _only_config(self._generator, config):
                 ids = self._generate(batch.inputs, config)[:, batch.labels.shape[1] :]
             for row, new in zip(rows, ids.tolist(), strict=True):
                 answers[row] = self.answer_text(new)

@@ -57,7 +57,7 @@ from unike.modules.latent_memory import (
 )
 from unike.modules.leak_guard import ImageHashes, Trace
 from unike.modules.optimise import optimise
-from unike.modules.relevance import Gate, Relevance
+from unike.modules.relevance import Gate, Reading, Relevance
 from unike.settings import Layers
 from unike.types import Batch, Query, SplitState
 
@@ -73,7 +73,7 @@ PAPER: dict[str, Any] = {
 }
 """What ``paper=True`` changes; other settings still override it."""
 
-GATE_KEYS, AT_PROMPT, KNOWLEDGE = "gate.keys", "gate.at_prompt", "knowledge"
+GATE_KEYS, GATE_WHOLE, AT_PROMPT, KNOWLEDGE = "gate.keys", "gate.whole", "gate.at_prompt", "knowledge"
 
 PLAIN_ALPHA = 0.1
 """Alpha of the cells of Table 4 that are without collaboration, unless ``fixed_alpha`` is given."""
@@ -207,9 +207,9 @@ class UniKEEdit(Edit):
 
     For each edited layer ``{layer}.keys [B, N, D]``, ``{layer}.bias [B, N]``, ``{layer}.values [B, N, D]``: the pairs;
     ``{layer}.shift [B, 1, D]``: ``beta zeta'``; ``{layer}.own_keys``, ``{layer}.own_values [B, E, D]``: its entries in
-    the memory. And ``gate.keys [B, 1, D]``, the key that relevance compares with, ``gate.at_prompt [B, N]``, which
-    pairs were made at the end of the prompt, and ``knowledge [B, 8]`` uint8: the fingerprint of the knowledge that the
-    edit was made with, because it acts only together with that.
+    the memory. And ``gate.keys`` and ``gate.whole``, ``[B, 1, D]``: what relevance compares with; ``gate.at_prompt
+    [B, N]``: which pairs were made at the end of the prompt; and ``knowledge [B, 8]`` uint8: the fingerprint of the
+    knowledge that the edit was made with, because it acts only together with that.
     """
 
     editor = "unike"
@@ -229,7 +229,8 @@ class UniKEEdit(Edit):
                 check_knowledge(edit, knowledge)
         gate = None
         if config.has_gate:
-            gate = gate_of(knowledge).install(side_by_side(edits, GATE_KEYS), backbone, hooks, config.rivalry)
+            keys = Reading(*(side_by_side(edits, name) for name in (GATE_KEYS, GATE_WHOLE)))
+            gate = gate_of(knowledge).install(keys, backbone, hooks, config.rivalry)
         memories: dict[int, LatentMemory] = {}
         if config.has_memory and knowledge is not None:
             for layer in config.layers:
@@ -458,7 +459,8 @@ class UniKE(Editor[UniKEConfig]):
         if knowledge is not None:
             tensors[KNOWLEDGE] = fingerprint_of(knowledge).to(backbone.device).repeat(len(state), 1)
         if config.has_gate:
-            tensors[GATE_KEYS] = gate_of(knowledge).read(backbone, below).unsqueeze(1)
+            read = gate_of(knowledge).read(backbone, below)
+            tensors |= {GATE_KEYS: read.last.unsqueeze(1), GATE_WHOLE: read.whole.unsqueeze(1)}
         if config.has_memory and config.own_entry:
             for layer, (keys, values) in self._entries(backbone, state).items():
                 tensors |= {f"{layer}.own_keys": keys, f"{layer}.own_values": values}

@@ -31,7 +31,7 @@ SAVED = SealedFolder(
     "knowledge",
     CONFIG_FILE,
     TENSOR_FILE,
-    version=2,  # 1: the gate was the same for stacks of any size
+    version=3,  # 1: the gate was the same for stacks of any size; 2: edits competed by what is read at `p` alone
     keys=frozenset({"backbone", "dtype", "layers", "gate", "triplets"}),
 )
 

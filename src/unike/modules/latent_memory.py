@@ -491,7 +491,7 @@ def read_entries(
         a row have its ``h_sem`` as key.
     """
     where = last_answer_token(backbone, state) if positions is None else positions
-    prefill = Prefill(state.prompt_last)
+    prefill = state.prefill()
     with trace([backbone.attention(layer).module for layer in layers]) as records:
         backbone.run_from_split(state, positions=torch.zeros_like(state.labels, dtype=torch.bool))
     rows = torch.arange(len(where), device=where.device).unsqueeze(1)

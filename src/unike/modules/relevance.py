@@ -15,12 +15,12 @@ Each becomes a factor, and the gate of a single edit is their product::
 In a stack edits compete: two that ask the same about two like things are both near to either's inputs, so each
 is scaled by how far it is behind the nearest one, ``compete(s)_g = clamp(1 - (max_j s_j - s_g) / rivalry, 0, 1)``::
 
-    fact_g = ramp(w_g) compete(w)_g,    gate_g = question_g ramp_G(w_g) compete(r)_g
+    fact_g = ramp(w_g) compete(s)_g,    gate_g = question_g ramp_G(w_g) compete(s)_g,    s = w + 2 o
 
-where ``w`` is the whitened cosine and G the number of edits. The gate, which is for the edits' own questions, is
-stricter than ``fact`` in two ways. An input that is about none of G edits has G chances to be taken for one, so its
-ramp rises with G (`RisingRamp`). And whose question it is the *within* cosine ``r`` has to say, of states scaled by how
-they scatter among wordings and pictures of one fact: what is different there hardly counts.
+where ``w`` is the whitened cosine, G the number of edits, and ``o`` how alike the *whole* prompts are (`overall`): the
+state at ``p`` is led by the question, while in the mean of the states over the prompt a picture outweighs a wording.
+The gate, which is for the edits' own questions, is stricter than ``fact``: an input that is about none of G edits has G
+chances to be taken for one, so its ramp rises with G (`RisingRamp`).
 
 Note:
     In the paper relevance scales only what the memory injects (alpha, Eq. 7). Here it also scales the new pairs of the
@@ -40,7 +40,17 @@ from unike.backbones.base import Backbone
 from unike.errors import UnikeError
 from unike.hooks import Args, Hooks, Kwargs, first_input
 from unike.modules.latent_memory import current_prefill
-from unike.types import Prefill, SplitState
+from unike.types import SplitState
+
+
+class Reading(NamedTuple):
+    """What the gate reads of an input, the attention's inputs at its layer; of a fact, the edit's key."""
+
+    last: Tensor
+    """``[B, D]`` fp32, at the last prompt token ``p``."""
+
+    whole: Tensor
+    """``[B, D]`` fp32, the mean over the prompt, its picture included."""
 
 
 class Opening(NamedTuple):
@@ -133,7 +143,6 @@ class Relevance:
         layer: Where states are read, counted from 0; no higher than what is gated.
         mean: ``[D]`` of attention inputs at ``p``.
         whitening: ``[D, D]``, their covariance to the power -1/2, shrunken.
-        within: ``[D, D]``, the same of what differs between inputs about one fact.
         question: Ramp of the centred cosine.
         fact: Ramps of the whitened cosine.
     """
@@ -141,11 +150,10 @@ class Relevance:
     layer: int
     mean: Tensor
     whitening: Tensor
-    within: Tensor
     question: Ramp
     fact: RisingRamp
 
-    TENSORS: ClassVar[tuple[str, ...]] = ("mean", "whitening", "within")
+    TENSORS: ClassVar[tuple[str, ...]] = ("mean", "whitening")
 
     def settings(self) -> dict[str, Any]:
         """What it is beside `tensors`, as JSON has it."""
@@ -162,9 +170,9 @@ class Relevance:
         Raises:
             LookupError, TypeError, ValueError: Something is missing or makes no sense.
         """
-        mean, whitening, within = (tensors[name] for name in cls.TENSORS)
+        mean, whitening = (tensors[name] for name in cls.TENSORS)
         fact = RisingRamp(*(tuple(settings["fact"][end]) for end in ("low", "high")))
-        return cls(settings["layer"], mean, whitening, within, Ramp(*settings["question"]), fact)
+        return cls(settings["layer"], mean, whitening, Ramp(*settings["question"]), fact)
 
     def to(self, device: torch.device | str) -> Self:
         """The same on another device."""
@@ -180,19 +188,28 @@ class Relevance:
         """The gate: keys ``[..., G, D]`` and attention inputs at ``p``, ``[..., D]``, to ``[..., G]``."""
         return self.opened(keys, states).gate
 
-    def opened(self, keys: Tensor, states: Tensor, rivalry: float | None = None) -> Opening:
-        """The gate and its factors, for keys and states as in `__call__`; without ``rivalry`` no edit competes."""
+    def opened(
+        self, keys: Tensor, states: Tensor, whole: Tensor | float = 0.0, rivalry: float | None = None
+    ) -> Opening:
+        """The gate and its factors.
+
+        Args:
+            keys: As in `__call__`.
+            states: As in `__call__`.
+            whole: ``[..., G]``, see `overall`.
+            rivalry: As in `compete`; without it no edit competes.
+        """
         centred, whitened = self.similarities(keys, states)
         question, n_edits = self.question(centred), keys.shape[-2]
         fact, own = self.fact.of(1)(whitened), self.fact.of(n_edits)(whitened)
-        if rivalry is not None and n_edits > 1:
-            within = _cosine((keys.float() - self.mean) @ self.within, (states.float() - self.mean) @ self.within)
-            fact, own = fact * compete(whitened, rivalry), own * compete(within, rivalry)
+        if rivalry is not None:
+            nearest = compete(whitened + WHOLE * whole, rivalry)
+            fact, own = fact * nearest, own * nearest
         return Opening(question, fact, question * own)
 
     @torch.no_grad()
-    def read(self, backbone: Backbone, state: SplitState) -> Tensor:
-        """The key of each fact: the attention's input at ``p``, ``[B, D]`` fp32.
+    def read(self, backbone: Backbone, state: SplitState) -> Reading:
+        """The key of each fact.
 
         Args:
             backbone: The model.
@@ -200,13 +217,14 @@ class Relevance:
         """
         state = backbone.advance(state, self.layer)
         states: Tensor = backbone.input_norm(self.layer)(state.hidden)
-        return Prefill(state.prompt_last).at_prompt_last(states).float()
+        prefill = state.prefill()
+        return Reading(prefill.at_prompt_last(states).float(), prefill.over_prompt(states, self.layer))
 
-    def install(self, keys: Tensor, backbone: Backbone, hooks: Hooks, rivalry: float | None = None) -> Gate:
+    def install(self, keys: Reading, backbone: Backbone, hooks: Hooks, rivalry: float | None = None) -> Gate:
         """Read relevance once for each prefill, from the prompt alone; the hook stays until ``hooks`` are removed.
 
         Args:
-            keys: ``[B, G, D]``: row ``r`` of ``R`` is compared with the G edits ``keys[r * B // R]``.
+            keys: ``[B, G, D]`` each: row ``r`` of ``R`` is compared with the G edits ``r * B // R``.
             backbone: The model.
             hooks: Where the hook is kept.
             rivalry: As in `opened`.
@@ -221,8 +239,9 @@ class Relevance:
             prefill, x = current_prefill(backbone), first_input(args, kwargs)
 
             def compare() -> Opening:  # not while answers are continued, where ``x`` is a new token alone
-                rows = keys.repeat_interleave(len(x) // len(keys), dim=0)
-                opened = self.opened(rows, prefill.at_prompt_last(x), rivalry)
+                last, whole = (each.repeat_interleave(len(x) // len(each), dim=0) for each in keys)  # [R, G, D]
+                alike = overall(whole, prefill.over_prompt(x, self.layer))
+                opened = self.opened(last, prefill.at_prompt_last(x), alike, rivalry)
                 prefill.note("gate", opened.gate.amax(dim=1))
                 prefill.note("fact", opened.fact.amax(dim=1))
                 return opened
@@ -247,6 +266,33 @@ def compete(similarities: Tensor, rivalry: float) -> Tensor:
         rivalry: Above 0; the less, the fewer edits have a say.
     """
     return (1 - (similarities.amax(dim=-1, keepdim=True) - similarities) / rivalry).clamp(min=0)
+
+
+WHOLE = 2.0
+"""How much more than the whitened cosine the likeness of whole prompts counts where edits compete."""
+
+ALIKE = 0.05
+"""Edits whose prompts' means lie closer to each other than this, of their own length, are not told apart by them."""
+
+
+def overall(keys: Tensor, states: Tensor) -> Tensor:
+    """How alike whole prompts are to those of G edits: the cosine of their mean states, minus the edits' own mean.
+
+    What the edits of a stack have in common does not tell them apart. Where nothing else is left (an edit alone, the
+    same fact twice), rounding must not: differences below `ALIKE` count for as much less as they are smaller.
+
+    Args:
+        keys: ``[..., G, D]``, means over the prompts of edits.
+        states: ``[..., D]``, of inputs.
+
+    Returns:
+        ``[..., G]``, in -1..1.
+    """
+    common = keys.mean(dim=-2, keepdim=True)
+    apart = torch.cat([keys, states.unsqueeze(-2)], dim=-2) - common  # [..., G + 1, D]
+    least = ALIKE * common.norm(dim=-1, keepdim=True)
+    units = apart / apart.norm(dim=-1, keepdim=True).maximum(least)
+    return (units[..., :-1, :] @ units[..., -1, :].unsqueeze(-1)).squeeze(-1)
 
 
 def _cosine(keys: Tensor, states: Tensor) -> Tensor:
@@ -293,9 +339,7 @@ def calibrate(layer: int, keys: Tensor, probes: Mapping[str, tuple[Tensor, Tenso
     """
     everything = torch.cat([keys, *(states for _, states in probes.values())])
     mean, whitener = whitening(everything)
-    scatter = torch.cat([states - keys[cases] for cases, states in of_kinds(RELATED, probes)]).double()
-    within = inverse_root(scatter.T @ scatter / len(scatter), shrinkage=0.5)
-    unset = Relevance(layer, mean, whitener, within, Ramp(-2.0, -1.5), RisingRamp((-2.0,), (-1.5,)))
+    unset = Relevance(layer, mean, whitener, Ramp(-2.0, -1.5), RisingRamp((-2.0,), (-1.5,)))
 
     def centred(kinds: tuple[str, ...]) -> Tensor:
         return torch.cat([unset.similarities(keys[i].unsqueeze(1), x)[0][:, 0] for i, x in of_kinds(kinds, probes)])
