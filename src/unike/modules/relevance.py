@@ -301,19 +301,15 @@ def _cosine(keys: Tensor, states: Tensor) -> Tensor:
 
 
 def whitening(states: Tensor, shrinkage: float = 0.1) -> tuple[Tensor, Tensor]:
-    """Mean ``[D]`` of states ``[T, D]`` and their covariance to the power -1/2, ``[D, D]``, see `inverse_root`."""
+    """Mean ``[D]`` of states ``[T, D]``, and ``((1 - s) C + s tr(C) / D I)^(-1/2)``, ``[D, D]``, of their covariance."""
     states = states.double()
     mean = states.mean(dim=0)
-    return mean.float(), inverse_root((states - mean).T @ (states - mean) / len(states), shrinkage)
-
-
-def inverse_root(covariance: Tensor, shrinkage: float) -> Tensor:
-    """``((1 - s) C + s tr(C) / D I)^(-1/2)``, ``[D, D]`` fp32, for a covariance ``C [D, D]`` in fp64."""
+    covariance = (states - mean).T @ (states - mean) / len(states)
     identity = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
     variances, directions = torch.linalg.eigh(
         (1 - shrinkage) * covariance + shrinkage * covariance.diagonal().mean().clamp(min=1e-8) * identity
     )
-    return (directions * variances.clamp(min=1e-12).rsqrt() @ directions.T).float()
+    return mean.float(), (directions * variances.clamp(min=1e-12).rsqrt() @ directions.T).float()
 
 
 SIZES = 11
