@@ -301,7 +301,7 @@ def _cosine(keys: Tensor, states: Tensor) -> Tensor:
 
 
 def whitening(states: Tensor, shrinkage: float = 0.1) -> tuple[Tensor, Tensor]:
-    """Mean ``[D]`` of states ``[T, D]``, and for their covariance ``C`` ``((1 - s) C + s tr(C) / D I)^(-1/2) [D, D]``."""
+    """Mean ``[D]`` of states ``[T, D]``, and of their covariance ``((1 - s) C + s tr(C) / D I)^(-1/2)``, ``[D, D]``."""
     states = states.double()
     mean = states.mean(dim=0)
     covariance = (states - mean).T @ (states - mean) / len(states)
