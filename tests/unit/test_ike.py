@@ -137,7 +137,7 @@ def test_demonstrations_are_read_once_for_each_picture(family: str, pool: Pool, 
         assert [rows for rows, _ in passes] == [4]
     else:
         (begun, whole), (left, rest) = passes
-        assert begun < left == 4, "one row a picture (of two), then every question"
+        assert (begun, left) == (2, 4), "one row a picture, then every question"
         assert 2 * rest < whole, "the demonstrations are not among what is left"
 
 

@@ -269,7 +269,7 @@ def compete(similarities: Tensor, rivalry: float) -> Tensor:
 
 
 WHOLE = 2.0
-"""How much more than the whitened cosine the likeness of whole prompts counts where edits compete."""
+"""How many times as much as the whitened cosine the likeness of whole prompts counts where edits compete."""
 
 ALIKE = 0.05
 """Edits whose prompts' means lie closer to each other than this, of their own length, are not told apart by them."""
