@@ -32,7 +32,7 @@ mini-train: $(READY)  ## train the bundled model's adapter; resumes; about an ho
 	$(BIN)/python scripts/mini/parts.py --out .cache/mini
 	$(BIN)/python scripts/mini/features.py --weights .cache/mini/lite0.pth --out .cache/mini/features.safetensors
 	$(BIN)/python scripts/mini/train.py --llm .cache/mini/llm --features .cache/mini/features.safetensors --out .cache/mini
-	cp .cache/mini/mini_adapter.safetensors src/unike/backbones/mini_adapter.safetensors
+	cp .cache/mini/mini_adapter.safetensors src/unike/backbones/families/mini_adapter.safetensors
 	cp .cache/mini/train_log.jsonl results/mini/train_log.jsonl
 
 mini-report: $(READY)  ## what the bundled model knows, on pictures it never saw

@@ -23,7 +23,7 @@ import torch
 from rich.progress import track
 
 import unike
-from unike.datasets.pocket import Pocket
+from unike.data.datasets.pocket import Pocket
 
 
 @contextmanager

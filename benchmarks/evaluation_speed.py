@@ -16,11 +16,11 @@ from typing import Any
 import torch
 
 from unike import api
-from unike.answers import Answers
 from unike.backbones import load_backbone
-from unike.datasets.base import open_dataset
-from unike.evaluation import Plan, Source, choose, room
-from unike.probing import Examiner, questions
+from unike.backbones.answers import Answers
+from unike.bench.replay import Examiner, questions
+from unike.bench.runner import Plan, Source, choose, room
+from unike.data.datasets.base import open_dataset
 
 
 def main() -> None:

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from unike.backbones import load_backbone
-from unike.backbones.base import Backbone
-from unike.datasets.base import open_dataset
-from unike.editors.unike import UniKEConfig
-from unike.modules.knowledge import knowledge_of
-from unike.modules.relevance import WHOLE, Reading, Relevance, overall
-from unike.types import EditCase, Query
+from unike.backbones.adapter import Backbone
+from unike.data.datasets.base import open_dataset
+from unike.data.queries import EditCase, Query
+from unike.editors.unike.editor import UniKEConfig
+from unike.editors.unike.gate import WHOLE, Reading, Relevance, overall
+from unike.editors.unike.knowledge import knowledge_of
 
 OWN, UNRELATED = ("t_generality", "m_generality"), "m_locality"
 

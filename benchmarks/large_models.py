@@ -37,15 +37,15 @@ from transformers import (
 )
 
 import unike
-from unike.backbones.base import DTYPES, resolve_device
-from unike.backbones.blip2 import MINIGPT4_TEMPLATE, Blip2
-from unike.functional import target_positions
-from unike.modules.anchors import Anchors
-from unike.modules.disentangle import Encoder
-from unike.modules.knowledge import Knowledge, LayerKnowledge, Triplet
-from unike.modules.relevance import Ramp, Relevance, RisingRamp
-from unike.preparation import PrepareConfig
-from unike.types import Query
+from unike.backbones.adapter import DTYPES, resolve_device
+from unike.backbones.families.blip2 import MINIGPT4_TEMPLATE, Blip2
+from unike.backbones.forward.functional import target_positions
+from unike.data.queries import Query
+from unike.editors.common.anchors import Anchors
+from unike.editors.unike.gate import Ramp, Relevance, RisingRamp
+from unike.editors.unike.knowledge import Knowledge, LayerKnowledge, Triplet
+from unike.editors.unike.preparation import PrepareConfig
+from unike.editors.unike.spaces import Encoder
 
 WORDS = [f"w{number}" for number in range(200)]
 LAYERS = (-4, -3, -2, -1)

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from unike.results import read_run, summarise
+from unike.bench.results import read_run, summarise
 
 GRID: dict[str, list[dict[str, Any]]] = {
     "unike": [{}, {"lr": 5e-3}, {"lr": 2e-2}, {"n_pairs": 5}],

@@ -7,7 +7,7 @@ python examples/01_edit_one_fact.py FOLDER_OR_HUB_ID   # another one
 import sys
 
 import unike
-from unike.datasets.pocket import image
+from unike.data.datasets.pocket import image
 
 model = unike.load_backbone(sys.argv[1] if len(sys.argv) > 1 else "mini")
 picture = image("flag/south-africa/openmoji")

@@ -8,7 +8,7 @@ import sys
 
 import unike
 from unike import Query
-from unike.datasets.pocket import Pocket
+from unike.data.datasets.pocket import Pocket
 
 model = unike.load_backbone(sys.argv[1] if len(sys.argv) > 1 else "mini")
 facts = [case.edit for case in Pocket("vqa").cases("dev")[::40][:4]]

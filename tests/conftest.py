@@ -8,17 +8,17 @@ import pytest
 import torch
 from PIL import Image
 
-from unike import registry
 from unike.backbones import tinies
-from unike.backbones.base import Backbone
-from unike.editors._trained import TrainedEditor
-from unike.files import replace_folder
-from unike.modules.conditioned_update import ConditionedUpdates
-from unike.modules.disentangle import Encoder
-from unike.modules.knowledge import Knowledge, LayerKnowledge, Triplet
-from unike.modules.relevance import Ramp, Relevance, RisingRamp
-from unike.modules.trained import Trained
-from unike.types import Query
+from unike.backbones.adapter import Backbone
+from unike.core import registry
+from unike.core.files import replace_folder
+from unike.data.queries import Query
+from unike.editors.ke.conditioned_update import ConditionedUpdates
+from unike.editors.trained.artifact import Trained
+from unike.editors.trained.base import TrainedEditor
+from unike.editors.unike.gate import Ramp, Relevance, RisingRamp
+from unike.editors.unike.knowledge import Knowledge, LayerKnowledge, Triplet
+from unike.editors.unike.spaces import Encoder
 
 TINIES: dict[str, Callable[..., Backbone]] = tinies()
 

@@ -2,8 +2,8 @@
 
 import torch
 
-from unike.backbones.base import Backbone
-from unike.types import Query
+from unike.backbones.adapter import Backbone
+from unike.data.queries import Query
 
 
 def greedy_without_cache(backbone: Backbone, query: Query, steps: int) -> str:

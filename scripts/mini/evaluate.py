@@ -24,9 +24,9 @@ from rich.progress import track
 
 import unike
 from unike import Query
-from unike.backbones import mini
-from unike.datasets import pocket
-from unike.metrics import exact_match
+from unike.backbones.families import mini
+from unike.data.datasets import pocket
+from unike.data.matching import exact_match
 
 KINDS = {
     "photo": ("name", "kind", "medium"),

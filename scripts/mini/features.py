@@ -18,9 +18,9 @@ from PIL import Image, ImageEnhance, ImageOps
 from rich.progress import track
 from safetensors.torch import save_file
 
-from unike.backbones.mini import efficientnet_lite0, image_features, image_processor
+from unike.backbones.families.mini import efficientnet_lite0, image_features, image_processor
 
-DATA = Path(__file__).parents[2] / "src/unike/datasets/pocket_data"
+DATA = Path(__file__).parents[2] / "src/unike/data/datasets/pocket_data"
 
 
 def augment(image: Image.Image, domain: str, rng: random.Random) -> Image.Image:

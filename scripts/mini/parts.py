@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from unike.backbones import mini
+from unike.backbones.families import mini
 
 
 def main() -> None:

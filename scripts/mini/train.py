@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from unike.backbones.mini import FEATURES, N_TOKENS, Connector
+from unike.backbones.families.mini import FEATURES, N_TOKENS, Connector
 
-DATA = Path(__file__).parents[2] / "src/unike/datasets/pocket_data"
+DATA = Path(__file__).parents[2] / "src/unike/data/datasets/pocket_data"
 ASKED = {  # kinds a picture is asked about, and their weight in the loss
     "name": 1.0, "country": 1.0, "kind": 0.6, "capital": 0.6, "continent": 0.4, "currency": 0.3, "language": 0.3,
     "flag_colours": 0.3, "colour": 0.4, "medium": 0.2, "caption": 0.5,
@@ -335,7 +335,7 @@ def load_checkpoint(path: Path, student: Student, optimiser: torch.optim.Optimiz
 
 
 def export(path: Path, student: Student) -> None:
-    """The committed artefact: fp16, read by ``unike.backbones.mini.build``."""
+    """The committed artefact: fp16, read by ``unike.backbones.families.mini.build``."""
     tensors = {name: value.detach().half().contiguous() for name, value in student.trainable().items()}
     tensors |= {"connector.mean": student.connector.mean.float(), "connector.scale": student.connector.scale.float()}
     save_file(tensors, path)

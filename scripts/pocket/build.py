@@ -1,6 +1,6 @@
 """Build PocketEdit: a small, openly licensed benchmark in MMEdit's own format.
 
-    python scripts/pocket/build.py --photos caltech101/ --out src/unike/datasets/pocket_data
+    python scripts/pocket/build.py --photos caltech101/ --out src/unike/data/datasets/pocket_data
 
 Drawings and country facts come from npm packages of pinned versions (``SOURCES``, fetched with ``npm pack``); photographs
 from a folder of Caltech-101 classes (CaltechDATA record 20086). The result is four Parquet files and is deterministic:
@@ -506,7 +506,7 @@ def main() -> None:
         "--photos", type=Path, required=True, help="folder with one folder of JPEGs a Caltech-101 class"
     )
     parser.add_argument("--cache", type=Path, default=Path(".cache/npm"), help="where npm archives are kept")
-    parser.add_argument("--out", type=Path, default=Path("src/unike/datasets/pocket_data"))
+    parser.add_argument("--out", type=Path, default=Path("src/unike/data/datasets/pocket_data"))
     args = parser.parse_args()
     rng = random.Random(SEED)
     archives = fetch(args.cache)

@@ -10,14 +10,14 @@
 
 from typing import TYPE_CHECKING, Any
 
-from unike._version import __version__
-from unike.errors import UnikeError
+from unike.core.errors import UnikeError
+from unike.core.version import __version__
 
 if TYPE_CHECKING:
     from unike.api import edit, make_editor
     from unike.backbones import load_backbone
+    from unike.data.queries import EditCase, Probe, Query
     from unike.editors.base import Edit, attached
-    from unike.types import EditCase, Probe, Query
 
 __all__ = [
     "Edit",
@@ -34,9 +34,9 @@ __all__ = [
 
 _HOMES = {  # imported on first use, so that `import unike` and `unike --help` do not wait for torch
     "Edit": "unike.editors.base",
-    "EditCase": "unike.types",
-    "Probe": "unike.types",
-    "Query": "unike.types",
+    "EditCase": "unike.data.queries",
+    "Probe": "unike.data.queries",
+    "Query": "unike.data.queries",
     "attached": "unike.editors.base",
     "edit": "unike.api",
     "load_backbone": "unike.backbones",

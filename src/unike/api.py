@@ -4,12 +4,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from unike import registry
-from unike.backbones.base import Backbone
-from unike.datasets import pocket
+from unike.backbones.adapter import Backbone
+from unike.core import registry
+from unike.data.datasets import pocket
+from unike.data.queries import Query
 from unike.editors.base import Edit, Editor
-from unike.modules.anchors import Anchors
-from unike.types import Query
+from unike.editors.common.anchors import Anchors
 
 
 @cache

@@ -12,14 +12,16 @@ import transformers
 from decoding import greedy_without_cache
 from torch import Tensor, nn
 
-from unike import laws, registry
 from unike.backbones import load_backbone
-from unike.backbones.base import Backbone
-from unike.errors import UnikeError
-from unike.functional import target_positions, token_nll
-from unike.hooks import Args, Hooks, Kwargs, trace
-from unike.laws import Law
-from unike.types import Query, SplitState
+from unike.backbones.adapter import Backbone
+from unike.backbones.forward.functional import target_positions, token_nll
+from unike.backbones.forward.hooks import Args, Hooks, Kwargs, trace
+from unike.backbones.forward.split import SplitState
+from unike.core import registry
+from unike.core.errors import UnikeError
+from unike.data.queries import Query
+from unike.editors import checks as laws
+from unike.editors.checks import Law
 
 
 @pytest.fixture

@@ -18,14 +18,14 @@ from safetensors.torch import load_file
 from test_backbones import greedy_without_cache, hooks_on
 from torch import Tensor
 
-from unike import registry
-from unike.backbones.base import Backbone
-from unike.editors._trained import TrainedEditor
+from unike.backbones.adapter import Backbone
+from unike.backbones.forward.functional import token_nll
+from unike.core import registry
+from unike.core.errors import UnikeError
+from unike.data.queries import Query
 from unike.editors.base import Edit, Editor, RoutingEdit, attached
-from unike.errors import UnikeError
-from unike.functional import token_nll
-from unike.modules.anchors import Anchors
-from unike.types import Query
+from unike.editors.common.anchors import Anchors
+from unike.editors.trained.base import TrainedEditor
 
 pytestmark = pytest.mark.usefixtures("at_home")
 
@@ -295,7 +295,7 @@ def test_a_saved_edit_does_the_same(edits: Edit, backbone: Backbone, facts: list
 NEW_PROCESS = """
 import sys, torch
 from safetensors.torch import save_file
-from unike import registry
+from unike.core import registry
 from unike.editors.base import Edit
 torch.set_num_threads(int(sys.argv[3]))
 edit, backbone = Edit.from_pretrained(sys.argv[1]), registry.backbones.get("llava").tiny()

@@ -11,9 +11,10 @@ import transformers
 from test_backbones import greedy_without_cache, hooks_on
 from torch import Tensor
 
-from unike.backbones.base import Backbone
-from unike.hooks import Hooks, inject, trace
-from unike.modules.latent_memory import (
+from unike.backbones.adapter import Backbone
+from unike.backbones.forward.hooks import Hooks, inject, trace
+from unike.data.queries import Query
+from unike.editors.unike.memory import (
     DynamicAlpha,
     FixedAlpha,
     LatentInjection,
@@ -21,7 +22,6 @@ from unike.modules.latent_memory import (
     RecallLog,
     read_entries,
 )
-from unike.types import Query
 
 LAYERS = (-2, -1)
 ALPHA = DynamicAlpha(slope=0.5, offset=0.5)

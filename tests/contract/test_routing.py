@@ -14,12 +14,12 @@ import torch
 from test_backbones import hooks_on
 from torch import Tensor
 
-from unike import registry
 from unike.backbones import tinies
-from unike.backbones.base import Backbone
+from unike.backbones.adapter import Backbone
+from unike.core import registry
+from unike.core.errors import UnikeError
+from unike.data.queries import Query
 from unike.editors.base import Edit, Editor, RoutingEdit, answer, attached
-from unike.errors import UnikeError
-from unike.types import Query
 
 pytestmark = pytest.mark.usefixtures("at_home")
 
@@ -192,7 +192,7 @@ def test_a_saved_edit_does_the_same(edits: Edit, backbone: Backbone, facts: list
 NEW_PROCESS = """
 import json, sys, torch
 from pathlib import Path
-from unike import registry
+from unike.core import registry
 from unike.editors.base import Edit
 torch.set_num_threads(int(sys.argv[2]))
 backbone, found = registry.backbones.get("llava").tiny(), {}

@@ -18,15 +18,15 @@ from test_backbones import hooks_on
 from test_editors import WITHIN
 from torch import Tensor
 
-from unike import registry
 from unike.backbones import tinies
-from unike.backbones.base import Backbone
+from unike.backbones.adapter import Backbone
+from unike.backbones.forward.functional import target_positions
+from unike.core import registry
+from unike.core.errors import UnikeError
+from unike.data.queries import Query
 from unike.editors.base import Edit, Editor, attached
-from unike.editors.unike import UniKE
-from unike.errors import UnikeError
-from unike.functional import target_positions
-from unike.modules.knowledge import Knowledge, knowledge_of
-from unike.types import Query
+from unike.editors.unike.editor import UniKE
+from unike.editors.unike.knowledge import Knowledge, knowledge_of
 
 pytestmark = pytest.mark.usefixtures("at_home")
 
@@ -313,7 +313,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from unike.backbones import tinies
 from unike.editors.base import Edit, attached
-from unike.types import Query
+from unike.data.queries import Query
 torch.set_num_threads(int(sys.argv[3]))
 edits = [Edit.from_pretrained(folder) for folder in sorted(Path(sys.argv[1]).iterdir())]
 backbone = tinies()["llava"]()

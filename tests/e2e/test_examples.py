@@ -9,8 +9,8 @@ import pytest
 
 from unike import api
 from unike.backbones import tinies
-from unike.modules.anchors import Anchors
-from unike.types import Query
+from unike.data.queries import Query
+from unike.editors.common.anchors import Anchors
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 

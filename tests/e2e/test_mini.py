@@ -7,16 +7,17 @@ import pytest
 import torch
 
 import unike
-from unike import Query, laws
-from unike.answers import Answers
-from unike.backbones import mini
+from unike import Query
+from unike.backbones.answers import Answers
+from unike.backbones.families import mini
+from unike.bench.metrics import PROTOCOLS
+from unike.bench.replay import Examiner
+from unike.bench.replay import questions as questions_of
 from unike.cli.demo import DEMO_CASE, PROBES, questions
-from unike.datasets.pocket import Pocket, image, read
+from unike.core.images import load_image
+from unike.data.datasets.pocket import Pocket, image, read
+from unike.editors import checks as laws
 from unike.editors.ft import FT
-from unike.images import load_image
-from unike.metrics import PROTOCOLS
-from unike.probing import Examiner
-from unike.probing import questions as questions_of
 
 pytestmark = pytest.mark.xdist_group("mini")  # one worker loads it, once
 

@@ -42,10 +42,10 @@ def load_conftest() -> Any:
 def values(family: str, folder: Path) -> dict[str, Any]:
     """What is compared: losses, the first logits behind the prompt of either row, and the norm of each tensor."""
     from unike.backbones import tinies
-    from unike.editors.unike import UniKE
-    from unike.functional import token_nll
-    from unike.modules.anchors import Anchors
-    from unike.types import Query
+    from unike.backbones.forward.functional import token_nll
+    from unike.data.queries import Query
+    from unike.editors.common.anchors import Anchors
+    from unike.editors.unike.editor import UniKE
 
     conftest = load_conftest()
     pixels = torch.randint(0, 256, (40, 40, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)

@@ -13,10 +13,10 @@ from PIL import Image
 
 from unike import api
 from unike.backbones import tinies
-from unike.backbones.base import Backbone
+from unike.backbones.adapter import Backbone
 from unike.cli import _shared, main
-from unike.modules.anchors import Anchors
-from unike.types import EditCase, Query
+from unike.data.queries import EditCase, Query
+from unike.editors.common.anchors import Anchors
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from unike.backbones import tinies
-from unike.backbones.base import Backbone
+from unike.backbones.adapter import Backbone
+from unike.backbones.forward.functional import token_nll
+from unike.backbones.forward.split import SplitState
+from unike.data.queries import EditCase, Probe, Query
 from unike.editors.base import Edit, Editor, EditorConfig, RoutingEdit
+from unike.editors.common.optimise import optimise
 from unike.editors.ft import FTConfig, FTEdit
-from unike.functional import token_nll
-from unike.modules.optimise import optimise
-from unike.types import EditCase, Probe, Query, SplitState
 
 
 def case(number: int, pictures: list[Path]) -> EditCase:

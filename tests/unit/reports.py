@@ -4,10 +4,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from unike.bench.metrics import METRICS
+from unike.bench.outcome import Asked, CaseResult
+from unike.bench.results import ResultsFile
 from unike.editors.ft import FTConfig
-from unike.metrics import METRICS
-from unike.results import ResultsFile
-from unike.types import Asked, CaseResult
 
 HEADER = {
     "unike": "0.1.0",

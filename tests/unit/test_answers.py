@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from unike.answers import Answers, content_key
-from unike.backbones.base import Backbone
+from unike.backbones.adapter import Backbone
+from unike.backbones.answers import Answers, content_key
+from unike.core.errors import UnikeError
+from unike.data.queries import Query
 from unike.editors.ft import FT
-from unike.errors import UnikeError
-from unike.types import Query
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,5 @@
 from unike import api
-from unike.modules.anchors import Anchors
+from unike.editors.common.anchors import Anchors
 
 
 def test_an_empty_set_of_anchors_is_not_the_default(monkeypatch):

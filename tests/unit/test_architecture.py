@@ -1,6 +1,7 @@
 """The dependency direction, held by parsing the imports: a module knows what is below it, never what is above."""
 
 import ast
+import importlib
 import os
 import subprocess
 import sys
@@ -13,20 +14,14 @@ import unike
 ROOT = Path(unike.__file__).parent
 
 LAYERS = [
-    {"errors", "_version"},
-    {"home", "files", "types", "registry"},
-    {"functional", "hooks", "images", "datasets", "settings"},
+    {"core"},
+    {"data"},
     {"backbones"},
-    {"modules", "conversion"},
-    {"editors", "laws"},
-    {"metrics", "store"},
-    {"answers", "results"},
-    {"probing"},
-    {"evaluation", "preparation"},
-    {"training"},
-    {"report"},
+    {"edits"},
+    {"editors"},
     {"api"},
-    {"workers"},
+    {"bench"},
+    {"report"},
     {"studies"},
     {"cli"},
     {"__main__"},
@@ -104,41 +99,39 @@ def test_modules_import_from_below_only(module: str) -> None:
 
 def entries(part: str) -> list[str]:
     """The modules of a package that are entries of a registry."""
-    return [name for name in MODULES if name.startswith(f"unike.{part}.") and not name.endswith(".base")]
+    room = f"unike.{part}."
+    shared = {"base", *getattr(importlib.import_module(room[:-1]), "SHARED", ())}
+    below = {name: name.removeprefix(room).split(".")[0] for name in MODULES if name.startswith(room)}
+    return [name for name, entry in below.items() if entry not in shared and not entry.startswith("_")]
 
 
-@pytest.mark.parametrize("editor", entries("editors"))
-def test_editors_know_no_other_editor_model_data_set_or_metric(editor: str) -> None:
-    for other in own(editor):
-        assert other in ("unike.editors.base", "unike.editors._trained") or part_of(other) != "editors", (
-            f"{editor} imports {other}"
-        )
-        assert other == "unike.backbones.base" or part_of(other) != "backbones", f"{editor} imports {other}"
-        assert part_of(other) not in ("datasets", "metrics"), f"{editor} imports {other}"
+@pytest.mark.parametrize("module", entries("editors"))
+def test_editors_know_no_other_editor_family_or_data_set(module: str) -> None:
+    own_room = ".".join(module.split(".")[:3])
+    for other in own(module):
+        if part_of(other) == "editors":
+            room = other.split(".")[2] if other.count(".") > 1 else ""
+            assert other.startswith(own_room) or room in ("base", "common", "trained"), f"{module} imports {other}"
 
 
-@pytest.mark.parametrize("part", ["modules", "editors"])
-def test_what_is_shared_knows_no_concrete_backbone(part: str) -> None:
-    for module in MODULES:
-        if part_of(module) == part:
-            assert {name for name in own(module) if part_of(name) == "backbones"} <= {"unike.backbones.base"}, module
+@pytest.mark.parametrize("module", [name for name in MODULES if part_of(name) in ("edits", "editors")])
+def test_what_edits_knows_no_family(module: str) -> None:
+    assert not [name for name in own(module) if name.startswith("unike.backbones.families")], module
 
 
 BUILT_ON = {
-    "unike.backbones.mini": "unike.backbones.llava",  # it is a LLaVA
-    "unike.backbones.instructblip": "unike.backbones.blip2",  # a BLIP-2 whose Q-Former reads the question
+    "unike.backbones.families.mini": "unike.backbones.families.llava",  # it is a LLaVA
+    "unike.backbones.families.instructblip": "unike.backbones.families.blip2",  # its Q-Former reads the question
 }
 
 
-@pytest.mark.parametrize("backbone", entries("backbones"))
-def test_families_know_no_other_family(backbone: str) -> None:
-    known = {"unike.backbones.base", "unike.backbones._tiny"}
-    if backbone in BUILT_ON:
-        known.add(BUILT_ON[backbone])
-    assert {name for name in own(backbone) if part_of(name) == "backbones"} <= known
+@pytest.mark.parametrize("module", entries("backbones.families"))
+def test_families_know_no_other_family(module: str) -> None:
+    families = {name for name in own(module) if name.startswith("unike.backbones.families.")}
+    assert families <= {module, BUILT_ON.get(module), "unike.backbones.families._tiny"}
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if part_of(name) == "datasets"])
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("unike.data.datasets")])
 def test_data_sets_hold_paths_and_strings(module: str) -> None:
     heavy = {"torch", "transformers", "PIL", "numpy", "torchvision"}
     assert not {name.split(".")[0] for name in imports(module, top_level=True)} & heavy
@@ -162,7 +155,7 @@ def test_nothing_imports_in_circles() -> None:
 LIGHT = """
 import sys
 import unike
-from unike import registry
+from unike.core import registry
 names = registry.editors.names() + registry.backbones.names() + registry.datasets.names()
 unike.UnikeError, unike.__version__
 heavy = {"torch", "transformers", "PIL", "numpy", "pyarrow", "safetensors", "pydantic"} & set(sys.modules)

@@ -17,13 +17,14 @@ import pytest
 from PIL import Image
 from safetensors import SafetensorError
 
-from unike import images
-from unike.backbones import load_backbone, mini, tinies
+from unike.backbones import load_backbone, tinies
+from unike.backbones.families import mini
 from unike.cli import _shared
+from unike.core import images
+from unike.core.files import seal
+from unike.data.queries import Query
 from unike.editors.base import CONFIG_FILE, TENSOR_FILE, Edit
 from unike.editors.ft import FT, FTEdit
-from unike.files import seal
-from unike.types import Query
 
 Cli = Callable[..., Any]
 

@@ -14,11 +14,11 @@ import pytest
 from filelock import FileLock
 
 import unike
+from unike.bench.outcome import CaseResult
+from unike.bench.results import Run, read_run
+from unike.bench.runner import Plan
+from unike.bench.workers import Gate, Job, Shares, run_local, run_ray
 from unike.cli import _shared, bench
-from unike.evaluation import Plan
-from unike.results import Run, read_run
-from unike.types import CaseResult
-from unike.workers import Gate, Job, Shares, run_local, run_ray
 
 Cli = Callable[..., Any]
 
@@ -114,7 +114,9 @@ def test_bad_records_are_skipped_if_told(cli: Cli, args: tuple[object, ...], mme
 def test_mistakes_are_known_before_the_model_is_loaded(
     cli: Cli, args: tuple[object, ...], options: tuple[object, ...], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("unike.workers.load_backbone", lambda *args, **kwargs: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(
+        "unike.bench.workers.load_backbone", lambda *args, **kwargs: pytest.fail("the model was loaded")
+    )
     Path("there").mkdir()
     Path("there/file").write_text("mine")
     assert cli(*args, "--out", "run", *options).is_error(message)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from unike import registry
+from unike.core import registry
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

@@ -14,11 +14,11 @@ import pytest
 
 import unike
 from unike.backbones import load_backbone
-from unike.backbones.base import Backbone
+from unike.backbones.adapter import Backbone
 from unike.cli import _shared, demo, edit
+from unike.core.registry import backbones, editors
+from unike.data.queries import Query
 from unike.editors.base import Edit, attached
-from unike.registry import backbones, editors
-from unike.types import Query
 
 Cli = Callable[..., Any]
 

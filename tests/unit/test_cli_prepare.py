@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from unike.backbones.base import Backbone
+from unike.backbones.adapter import Backbone
 from unike.cli import _shared
 from unike.cli.prepare import EVALUATED, read_cases
-from unike.datasets.pocket import Pocket
-from unike.errors import UnikeError
-from unike.modules.knowledge import Knowledge
-from unike.types import EditCase, Query
+from unike.core.errors import UnikeError
+from unike.data.datasets.pocket import Pocket
+from unike.data.queries import EditCase, Query
+from unike.editors.unike.knowledge import Knowledge
 
 Cli = Callable[..., Any]
 

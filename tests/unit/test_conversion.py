@@ -16,13 +16,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import unike
-from unike import conversion
-from unike.backbones import _tiny, load_backbone
-from unike.backbones.base import Backbone
-from unike.backbones.blip2 import MINIGPT4_TEMPLATE, Blip2
-from unike.conversion import RECORD, Parts, convert_minigpt4
-from unike.errors import UnikeError
-from unike.types import Query
+from unike.backbones import load_backbone
+from unike.backbones.adapter import Backbone
+from unike.backbones.convert import minigpt4 as conversion
+from unike.backbones.convert.minigpt4 import RECORD, Parts, convert_minigpt4
+from unike.backbones.families import _tiny
+from unike.backbones.families.blip2 import MINIGPT4_TEMPLATE, Blip2
+from unike.core.errors import UnikeError
+from unike.data.queries import Query
 
 Cli = Callable[..., Any]
 
@@ -431,7 +432,7 @@ def test_what_fails_leaves_the_old_folder(
         ("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 10}), "no disk space: "),
     ]:
         with monkeypatch.context() as patch:
-            patch.setattr(f"unike.conversion.{name}", change)
+            patch.setattr(f"unike.backbones.convert.minigpt4.{name}", change)
             assert call().is_error(message)
         assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
         assert {path.name for path in tmp_path.iterdir()} == {"parts", "out", "home", "cwd"}

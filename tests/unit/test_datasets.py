@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from unike import registry
-from unike.datasets.base import REQUIRED, Dataset, all_tasks, case_from_record, dataset_names, open_dataset
-from unike.datasets.mmedit import MMEdit
-from unike.datasets.vlkeb import VLKEB
-from unike.errors import UnikeError
-from unike.types import Probe, Query
+from unike.core import registry
+from unike.core.errors import UnikeError
+from unike.data.datasets.base import REQUIRED, Dataset, all_tasks, case_from_record, dataset_names, open_dataset
+from unike.data.datasets.mmedit import MMEdit
+from unike.data.datasets.vlkeb import VLKEB
+from unike.data.queries import Probe, Query
 
 RECORD = {
     "src": "Is it sunny?",

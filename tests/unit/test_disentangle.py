@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from unike.errors import UnikeError
-from unike.modules.disentangle import (
+from unike.core.errors import UnikeError
+from unike.editors.unike.spaces import (
     Encoder,
     fit_w_zeta,
     hold_out,

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import typer
 
-from unike import registry
 from unike.cli import app
 from unike.cli._shared import parse_settings
-from unike.errors import UnikeError
+from unike.core import registry
+from unike.core.errors import UnikeError
 
 ROOT = Path(__file__).parents[2]
 

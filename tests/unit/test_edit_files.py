@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import unike
+from unike.core.errors import UnikeError
+from unike.data.queries import Query
 from unike.editors.base import CONFIG_FILE, TENSOR_FILE, Edit
 from unike.editors.ft import FTConfig, FTEdit
-from unike.editors.unike import UniKEConfig, UniKEEdit
-from unike.errors import UnikeError
-from unike.types import Query
+from unike.editors.unike.editor import UniKEConfig, UniKEEdit
 
 FACTS = [Query("Wo ist das?", Path("bilder/Ä 1.png"), "Köln"), Query("2 + 2?", None, "five")]
 

@@ -15,21 +15,22 @@ import pytest
 from miniature import Prefix, Scatter
 
 import unike
-from unike import evaluation
-from unike.answers import Answers
-from unike.backbones.base import Backbone
+from unike.backbones.adapter import Backbone
+from unike.backbones.answers import Answers
+from unike.bench import runner as evaluation
+from unike.bench.metrics import METRICS
+from unike.bench.outcome import CaseResult
+from unike.bench.results import Run, read_run
+from unike.bench.runner import Plan, Source, Unit, arrange, evaluate, room
+from unike.core.errors import UnikeError
+from unike.data.queries import EditCase, Probe, Query
 from unike.editors.base import Editor, RoutingEdit, attached
-from unike.editors.mend import MEND
+from unike.editors.common.anchors import Anchors
+from unike.editors.mend.editor import MEND
 from unike.editors.t_patcher import TPatcher
-from unike.editors.unike import UniKE
-from unike.errors import UnikeError
-from unike.evaluation import Plan, Source, Unit, arrange, evaluate, room
-from unike.metrics import METRICS
-from unike.modules import knowledge
-from unike.modules.anchors import Anchors
-from unike.modules.knowledge import Knowledge
-from unike.results import Run, read_run
-from unike.types import CaseResult, EditCase, Probe, Query
+from unike.editors.unike import knowledge
+from unike.editors.unike.editor import UniKE
+from unike.editors.unike.knowledge import Knowledge
 
 
 @pytest.fixture(autouse=True)
@@ -322,7 +323,7 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from miniature import Scatter, case, teach
-from unike.evaluation import Plan, Source, evaluate
+from unike.bench.runner import Plan, Source, evaluate
 
 pictures, out = [Path(arg) for arg in sys.argv[1:4]], Path(sys.argv[4])
 cases = [case(number, pictures) for number in range(6)]

@@ -11,16 +11,16 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from unike.backbones import tinies
-from unike.backbones.base import Backbone
+from unike.backbones.adapter import Backbone
+from unike.backbones.forward.functional import target_positions, target_tokens
+from unike.core.errors import UnikeError
+from unike.data.queries import Query
 from unike.editors.answer_cache import CERTAIN, AnswerCache
 from unike.editors.base import Edit
+from unike.editors.common import sentence_encoder as module
+from unike.editors.common.retrieval import RetrievalSettings, embed, nearest_facts, scores
+from unike.editors.common.sentence_encoder import MINILM, embed_images, sentence_encoder
 from unike.editors.retrieval_prompt import RetrievalPrompt
-from unike.errors import UnikeError
-from unike.functional import target_positions, target_tokens
-from unike.modules import sentence_encoder as module
-from unike.modules.fact_retrieval import RetrievalSettings, embed, nearest_facts, scores
-from unike.modules.sentence_encoder import MINILM, embed_images, sentence_encoder
-from unike.types import Query
 
 SETTINGS = RetrievalSettings(text_threshold=0.5, image_threshold=0.5)
 

@@ -10,9 +10,9 @@ import torch
 import transformers
 from PIL import Image
 
-from unike import registry
-from unike.backbones.base import Backbone
-from unike.types import Query
+from unike.backbones.adapter import Backbone
+from unike.core import registry
+from unike.data.queries import Query
 
 PROMPT = "What is this?"
 

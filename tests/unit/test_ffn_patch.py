@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unike.backbones.base import FFNSite
-from unike.hooks import Hooks
-from unike.modules.ffn_patch import FFNPatch, PairGate, install_patch, per_edit
-from unike.modules.linear_delta import install_delta
+from unike.backbones.adapter import FFNSite
+from unike.backbones.forward.hooks import Hooks
+from unike.editors.common.low_rank import install_delta
+from unike.editors.common.pairs import FFNPatch, PairGate, install_patch, per_edit
 
 D, F, N = 6, 9, 4
 

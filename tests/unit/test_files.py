@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from unike.errors import UnikeError
-from unike.files import check_folder, replace_folder
+from unike.core.errors import UnikeError
+from unike.core.files import check_folder, replace_folder
 
 OLD, NEW = {"known": b"old", "data": b"1"}, {"known": b"new"}
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from unike.functional import kl, target_positions, target_tokens, token_nll
+from unike.backbones.forward.functional import kl, target_positions, target_tokens, token_nll
 
 LABELS = torch.tensor([[-100, -100, 3, 4, -100], [-100, -100, -100, -100, 2], [-100, -100, -100, -100, -100]])
 

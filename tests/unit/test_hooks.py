@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unike.hooks import Hooks, StopForward, first_input, inject, replace_first_input, trace
+from unike.backbones.forward.hooks import Hooks, StopForward, first_input, inject, replace_first_input, trace
 
 
 class Attention(nn.Module):

@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from unike.backbones import tinies
-from unike.backbones.base import Backbone
+from unike.backbones.adapter import Backbone
+from unike.backbones.forward.hooks import trace
+from unike.bench.runner import Plan, Source, check_leaks, check_method
+from unike.core.errors import UnikeError
+from unike.data.queries import EditCase, Probe, Query
 from unike.editors.base import Edit, attached
+from unike.editors.common import demonstrations
+from unike.editors.common.demonstrations import Pool
 from unike.editors.ike import IKE, IKEConfig, IKEEdit, limit
 from unike.editors.intrinsic_ike import IntrinsicIKE, IntrinsicIKEEdit
-from unike.errors import UnikeError
-from unike.evaluation import Plan, Source, check_leaks, check_method
-from unike.hooks import trace
-from unike.modules import demonstrations
-from unike.modules.demonstrations import Pool
-from unike.types import EditCase, Probe, Query
 
 COUNTS = {"n_copy": 1, "n_update": 1, "n_retain": 1}
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from unike import images
-from unike.errors import UnikeError
-from unike.images import load_image
+from unike.core import images
+from unike.core.errors import UnikeError
+from unike.core.images import load_image
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from unike.backbones import tinies
-from unike.backbones.base import Backbone
-from unike.editors.ke import KE, KENetworkSettings
-from unike.errors import UnikeError
-from unike.modules.conditioned_update import ConditionedMatrix, ConditionedUpdates, TextCondition
-from unike.modules.hypernetwork import matrices_of
-from unike.modules.meta_objective import KINDS
-from unike.modules.token_gradients import token_gradients
-from unike.types import Query
+from unike.backbones.adapter import Backbone
+from unike.core.errors import UnikeError
+from unike.data.queries import Query
+from unike.editors.ke.conditioned_update import ConditionedMatrix, ConditionedUpdates, TextCondition
+from unike.editors.ke.editor import KE, KENetworkSettings
+from unike.editors.trained.hypernetwork import matrices_of
+from unike.editors.trained.meta_objective import KINDS
+from unike.editors.trained.token_gradients import token_gradients
 
 LAYERS = (-2, -1)
 

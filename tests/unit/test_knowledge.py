@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from unike.backbones import tinies
-from unike.backbones.base import Backbone
-from unike.errors import UnikeError
-from unike.files import seal
-from unike.modules.disentangle import Encoder
-from unike.modules.knowledge import (
+from unike.backbones.adapter import Backbone
+from unike.core.errors import UnikeError
+from unike.core.files import seal
+from unike.editors.unike.gate import Ramp, Relevance, RisingRamp
+from unike.editors.unike.knowledge import (
     CONFIG_FILE,
     TENSOR_FILE,
     Knowledge,
@@ -25,8 +25,8 @@ from unike.modules.knowledge import (
     knowledge_of,
     place,
 )
-from unike.modules.latent_memory import project_memory, projected_attention
-from unike.modules.relevance import Ramp, Relevance, RisingRamp
+from unike.editors.unike.memory import project_memory, projected_attention
+from unike.editors.unike.spaces import Encoder
 
 T, D, SMALL = 6, 32, 5
 
@@ -219,8 +219,8 @@ def test_a_folder_may_be_chosen(llava: Backbone, make_knowledge: Callable[..., K
 def test_knowledge_may_come_with_the_package(
     llava: Backbone, make_knowledge: Callable[..., Knowledge], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("unike.modules.knowledge.resources.files", lambda package: tmp_path / package)
-    bundled = tmp_path / "unike.modules" / "knowledge_data"
+    monkeypatch.setattr("unike.editors.unike.knowledge.resources.files", lambda package: tmp_path / package)
+    bundled = tmp_path / "unike.editors.unike" / "knowledge_data"
     make_knowledge(tinies()["llava"](seed=1)).save_pretrained(bundled / "another")
     (bundled / "notes.txt").write_text("not a folder")
     with pytest.raises(UnikeError, match="no in-context knowledge"):

@@ -11,11 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from unike.backbones import tinies
-from unike.backbones.base import AttentionSite, Backbone
-from unike.errors import UnikeError
-from unike.hooks import Hooks, trace
-from unike.modules import nearest
-from unike.modules.latent_memory import (
+from unike.backbones.adapter import AttentionSite, Backbone
+from unike.backbones.forward.context import Prefill
+from unike.backbones.forward.hooks import Hooks, trace
+from unike.backbones.forward.split import Batch
+from unike.core.errors import UnikeError
+from unike.data.queries import Query
+from unike.editors.unike import nearest
+from unike.editors.unike.memory import (
     DynamicAlpha,
     FixedAlpha,
     LatentInjection,
@@ -23,7 +26,6 @@ from unike.modules.latent_memory import (
     last_answer_token,
     read_entries,
 )
-from unike.types import Batch, Prefill, Query
 
 D, LAYER = 32, 2
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from unike import laws, registry
 from unike.backbones import load_backbone
-from unike.backbones.base import Backbone
+from unike.backbones.adapter import Backbone
+from unike.backbones.forward.split import SplitState
 from unike.cli import app
-from unike.types import SplitState
+from unike.core import registry
+from unike.editors import checks as laws
 
 
 @pytest.fixture

@@ -10,14 +10,14 @@ from miniature import Scatter
 from PIL import Image
 
 from unike.backbones import tinies
-from unike.backbones.base import Backbone
-from unike.editors.unike import UniKE
-from unike.errors import UnikeError
-from unike.evaluation import Source, check_leaks, evaluate
-from unike.modules import leak_guard
-from unike.modules.knowledge import Knowledge, Triplet
-from unike.modules.leak_guard import LEAKS, ImageHashes, LeakGuard, Trace, read_hashes
-from unike.types import EditCase, Query
+from unike.backbones.adapter import Backbone
+from unike.bench.runner import Source, check_leaks, evaluate
+from unike.core.errors import UnikeError
+from unike.data import leaks as leak_guard
+from unike.data.leaks import LEAKS, ImageHashes, LeakGuard, Trace, read_hashes
+from unike.data.queries import EditCase, Query
+from unike.editors.unike.editor import UniKE
+from unike.editors.unike.knowledge import Knowledge, Triplet
 
 
 @pytest.fixture(autouse=True)

@@ -8,11 +8,12 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from unike import laws, registry
 from unike.backbones import load_backbone
+from unike.bench.runner import checksum
 from unike.cli import app
-from unike.errors import UnikeError
-from unike.evaluation import checksum
+from unike.core import registry
+from unike.core.errors import UnikeError
+from unike.editors import checks as laws
 
 
 @pytest.fixture(scope="module")

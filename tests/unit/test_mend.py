@@ -9,19 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from unike.backbones import tinies
-from unike.backbones.base import Backbone
+from unike.backbones.adapter import Backbone
+from unike.backbones.forward.functional import token_nll
+from unike.backbones.forward.hooks import Hooks
+from unike.core.errors import UnikeError
+from unike.core.files import replace_folder
+from unike.data.queries import Query
 from unike.editors.base import attached
-from unike.editors.mend import MEND, MENDNetworkSettings
-from unike.errors import UnikeError
-from unike.files import replace_folder
-from unike.functional import token_nll
-from unike.hooks import Hooks
-from unike.modules.gradient_transform import GradientTransforms, ResidualBlock, RunningStatistics
-from unike.modules.hypernetwork import matrices_of
-from unike.modules.linear_delta import install_delta, install_low_rank
-from unike.modules.token_gradients import TokenGradients, token_gradients
-from unike.modules.trained import Trained, place
-from unike.types import Query
+from unike.editors.common.low_rank import install_delta, install_low_rank
+from unike.editors.mend.editor import MEND, MENDNetworkSettings
+from unike.editors.mend.gradient_transform import GradientTransforms, ResidualBlock, RunningStatistics
+from unike.editors.trained.artifact import Trained, place
+from unike.editors.trained.hypernetwork import matrices_of
+from unike.editors.trained.token_gradients import TokenGradients, token_gradients
 
 LAYERS = (-3, -1)
 

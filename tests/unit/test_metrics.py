@@ -1,19 +1,18 @@
 import pytest
 
-from unike.errors import UnikeError
-from unike.metrics import (
+from unike.bench.metrics import (
     METRICS,
     UNCHANGED,
     agreement,
-    exact_match,
     mmedit_edit,
     mmedit_locality,
-    normalise,
     strict,
     teacher_forced,
     the_protocol,
 )
-from unike.types import PROBE_KINDS
+from unike.core.errors import UnikeError
+from unike.data.matching import exact_match, normalise
+from unike.data.queries import PROBE_KINDS
 
 
 @pytest.mark.parametrize(

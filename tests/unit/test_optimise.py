@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unike.modules.optimise import clip_rows, optimise
+from unike.editors.common.optimise import clip_rows, optimise
 
 ROWS = 3
 SHAPES = [(ROWS, 4, 2), (ROWS, 5)]

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unike.datasets import pocket
-from unike.errors import UnikeError
+from unike.core.errors import UnikeError
+from unike.data.datasets import pocket
 
 SPLITS = ("pretrain", "train", "dev", "eval")
 EDITED = ("train", "dev", "eval")
@@ -168,7 +168,7 @@ def test_there_is_enough_of_everything(edits: list[Row]) -> None:
     assert count["train", "vqa"] + count["train", "caption"] >= 2000
     assert count["dev", "vqa"] + count["dev", "caption"] >= 200
     assert {split for split, _ in count} == set(EDITED)
-    folder = resources.files("unike.datasets").joinpath("pocket_data")
+    folder = resources.files("unike.data.datasets").joinpath("pocket_data")
     assert sum(len(file.read_bytes()) for file in folder.iterdir()) <= 30 * 2**20
 
 

@@ -14,19 +14,19 @@ from PIL import Image
 from torch import Tensor
 
 from unike.backbones import tinies
-from unike.backbones.base import Backbone
-from unike.errors import UnikeError
-from unike.hooks import trace
-from unike.modules.disentangle import fit_w_zeta, zeta
-from unike.modules.knowledge import CONFIG_FILE, TENSOR_FILE, Knowledge, as_attention_output
-from unike.modules.latent_memory import read_entries
-from unike.modules.leak_guard import LEAKS, LeakGuard, content_hash, perceptual_hash
-from unike.modules.relevance import calibrate, separation
-from unike.preparation import (
+from unike.backbones.adapter import Backbone
+from unike.backbones.forward.hooks import trace
+from unike.core.errors import UnikeError
+from unike.data.leaks import LEAKS, LeakGuard, content_hash, perceptual_hash
+from unike.data.provenance import every_query
+from unike.data.queries import EditCase, Probe, Query
+from unike.editors.unike.gate import calibrate, separation
+from unike.editors.unike.knowledge import CONFIG_FILE, TENSOR_FILE, Knowledge, as_attention_output
+from unike.editors.unike.memory import read_entries
+from unike.editors.unike.preparation import (
     WORK,
     PrepareConfig,
     Work,
-    every_query,
     far_apart,
     gate_layers,
     is_prepared,
@@ -34,7 +34,7 @@ from unike.preparation import (
     prepare,
     text_questions,
 )
-from unike.types import EditCase, Probe, Query
+from unike.editors.unike.spaces import fit_w_zeta, zeta
 
 pytestmark = pytest.mark.usefixtures("at_home")
 
@@ -363,7 +363,7 @@ def test_finished_work_is_not_done_again(
     def again(*args: object) -> None:
         raise AssertionError("states are read twice")
 
-    monkeypatch.setattr("unike.preparation.read_some", again)
+    monkeypatch.setattr("unike.editors.unike.preparation.read_some", again)
     prepared(backbone, cases, tmp_path / "out")
 
 

@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 from miniature import Prefix, Prefixed, Scatter
 
-from unike.answers import Answers, content_key
-from unike.backbones.base import Backbone
+from unike.backbones.adapter import Backbone
+from unike.backbones.answers import Answers, content_key
+from unike.bench.metrics import PROTOCOLS, UNCHANGED
+from unike.bench.outcome import Asked
+from unike.bench.replay import Examiner, questions
+from unike.core.errors import UnikeError
+from unike.data.queries import EditCase, Query
 from unike.editors.base import Edit, Editor
 from unike.editors.ft import FT
-from unike.errors import UnikeError
-from unike.metrics import PROTOCOLS, UNCHANGED
-from unike.probing import Examiner, questions
-from unike.types import Asked, EditCase, Query
 
 ROOM = 8
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from unike.errors import UnikeError
-from unike.registry import Registry, backbones
+from unike.core.errors import UnikeError
+from unike.core.registry import Registry, backbones
 
 
 @pytest.fixture

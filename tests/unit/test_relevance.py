@@ -13,13 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from unike.backbones.base import Backbone
-from unike.errors import UnikeError
-from unike.hooks import Hooks, trace
-from unike.modules.ffn_patch import FFNPatch, PairGate, install_patch
-from unike.modules.knowledge import Knowledge
-from unike.modules.latent_memory import FixedAlpha, LatentInjection, LatentMemory
-from unike.modules.relevance import (
+from unike.backbones.adapter import Backbone
+from unike.backbones.forward.hooks import Hooks, trace
+from unike.core.errors import UnikeError
+from unike.data.queries import Query
+from unike.editors.common.pairs import FFNPatch, PairGate, install_patch
+from unike.editors.unike.gate import (
     MIN_RAMP,
     SIZES,
     Gate,
@@ -33,7 +32,8 @@ from unike.modules.relevance import (
     separation,
     whitening,
 )
-from unike.types import Query
+from unike.editors.unike.knowledge import Knowledge
+from unike.editors.unike.memory import FixedAlpha, LatentInjection, LatentMemory
 
 D = 24
 

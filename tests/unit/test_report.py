@@ -14,9 +14,11 @@ import pytest
 from PIL import Image
 from reports import HEADER, asked, case, write
 
-from unike.datasets.base import open_dataset
-from unike.editors.unike import UniKEConfig
-from unike.errors import UnikeError
+from unike.bench.outcome import CaseResult
+from unike.bench.results import COLUMNS, read_run, select, summarise
+from unike.core.errors import UnikeError
+from unike.data.datasets.base import open_dataset
+from unike.editors.unike.editor import UniKEConfig
 from unike.report import (
     Block,
     Entry,
@@ -38,8 +40,6 @@ from unike.report.figures import bars, histograms, on_the_way
 from unike.report.measurements import chosen_settings, method_names
 from unike.report.page import logged
 from unike.report.text import command
-from unike.results import COLUMNS, read_run, select, summarise
-from unike.types import CaseResult
 
 Cli = Callable[..., Any]
 

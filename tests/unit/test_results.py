@@ -8,9 +8,19 @@ from typing import Any
 
 import pytest
 
-from unike.errors import UnikeError
-from unike.results import COLUMNS, ResultsFile, Run, check_place, column, interval, read_header, read_run, summarise
-from unike.types import Asked, CaseResult
+from unike.bench.outcome import Asked, CaseResult
+from unike.bench.results import (
+    COLUMNS,
+    ResultsFile,
+    Run,
+    check_place,
+    column,
+    interval,
+    read_header,
+    read_run,
+    summarise,
+)
+from unike.core.errors import UnikeError
 
 HEADER = {
     "model": "mini",

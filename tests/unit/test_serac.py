@@ -12,23 +12,23 @@ from decoding import greedy_without_cache
 from PIL import Image
 from torch import Tensor
 
-from unike import registry
-from unike.answers import Answers
 from unike.backbones import tinies
-from unike.backbones.base import Backbone
+from unike.backbones.adapter import Backbone
+from unike.backbones.answers import Answers
+from unike.backbones.forward.functional import token_nll
+from unike.bench.replay import ENGINES, Examiner, questions
+from unike.bench.runner import Source, check_leaks
+from unike.core import registry
+from unike.core.errors import UnikeError
+from unike.core.files import replace_folder
+from unike.data.leaks import ImageHashes, Trace
+from unike.data.queries import EditCase, Probe, Query
 from unike.editors.base import Edit, answer
-from unike.editors.serac import SERAC, SERACConfig, SERACEdit, networks_of
-from unike.errors import UnikeError
-from unike.evaluation import Source, check_leaks
-from unike.files import replace_folder
-from unike.functional import token_nll
-from unike.modules import serac
-from unike.modules.leak_guard import ImageHashes, Trace
-from unike.modules.serac import SeracModel, SERACNetworkSettings, counterfactual_query, with_layers_copied
-from unike.modules.trained import CONFIG_FILE, SAVED, Trained, place
-from unike.probing import ENGINES, Examiner, questions
-from unike.training import TrainConfig, read_log, train
-from unike.types import EditCase, Probe, Query
+from unike.editors.serac import networks as serac
+from unike.editors.serac.editor import SERAC, SERACConfig, SERACEdit, networks_of
+from unike.editors.serac.networks import SeracModel, SERACNetworkSettings, counterfactual_query, with_layers_copied
+from unike.editors.trained.artifact import CONFIG_FILE, SAVED, Trained, place
+from unike.editors.trained.loop import TrainConfig, read_log, train
 
 SETTINGS = SERACNetworkSettings(n_layers=2, lr=1e-2, lr_scope=1e-2)
 HAMLET = Query("Who wrote Hamlet?", None, "Bacon")

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from unike import make_editor
-from unike.errors import UnikeError
+from unike.core.errors import UnikeError
 
 
 @pytest.mark.parametrize(

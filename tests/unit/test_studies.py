@@ -14,15 +14,17 @@ import torch
 from PIL import Image
 from reports import case, write
 
-from unike import registry
-from unike.backbones.base import Backbone
+from unike.backbones.adapter import Backbone
+from unike.bench.outcome import Asked, CaseResult
+from unike.bench.results import Run, read_run, summarise
 from unike.cli.study import NAMES
-from unike.editors.unike import UniKEConfig
-from unike.errors import UnikeError
-from unike.modules.latent_memory import FixedAlpha
+from unike.core import registry
+from unike.core.errors import UnikeError
+from unike.data.queries import EditCase
+from unike.editors.unike.editor import UniKEConfig
+from unike.editors.unike.memory import FixedAlpha
 from unike.report import read
 from unike.report.figures import curves, dots, in_percent
-from unike.results import Run, read_run, summarise
 from unike.studies import ablation, cases, context_size, domains, drift, lifelong
 from unike.studies._costs import measure
 from unike.studies.base import (
@@ -36,7 +38,6 @@ from unike.studies.base import (
     study_named,
     whole,
 )
-from unike.types import Asked, CaseResult, EditCase
 
 Cli = Callable[..., Any]
 

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from unike.backbones import tinies
-from unike.backbones.base import Backbone
+from unike.backbones.adapter import Backbone
+from unike.backbones.forward.functional import all_right
+from unike.data.queries import Query
 from unike.editors.base import attached
+from unike.editors.common.anchors import Anchors
+from unike.editors.common.pairs import wrong_positions
 from unike.editors.t_patcher import Best, Neurons, TPatcher, TPatcherConfig, first_of
-from unike.functional import all_right
-from unike.modules.anchors import Anchors
-from unike.modules.ffn_patch import wrong_positions
-from unike.types import Query
 
 B, N, D, M = 2, 3, 6, 8
 

@@ -12,27 +12,28 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from unike import registry, training
-from unike.backbones.base import Backbone
+from unike.backbones.adapter import Backbone
+from unike.backbones.forward.functional import kl, target_positions, token_nll
+from unike.backbones.forward.hooks import Hooks
 from unike.cli import _shared
 from unike.cli.train import split_cases
-from unike.datasets.pocket import Pocket
-from unike.editors._trained import matrix
+from unike.core import registry
+from unike.core.errors import UnikeError
+from unike.data.datasets.pocket import Pocket
+from unike.data.leaks import content_hash
+from unike.data.queries import EditCase, Probe, Query
+from unike.editors.common.low_rank import install_low_rank
 from unike.editors.ft import FT
-from unike.editors.ke import KENetworkSettings
-from unike.editors.mend import MEND, MENDNetworkSettings
-from unike.errors import UnikeError
-from unike.functional import kl, target_positions, token_nll
-from unike.hooks import Hooks
-from unike.modules import meta_objective
-from unike.modules.leak_guard import content_hash
-from unike.modules.linear_delta import install_low_rank
-from unike.modules.meta_objective import KINDS, UNRELATED, probes_of
-from unike.modules.token_gradients import token_gradients
-from unike.modules.trained import Trained
-from unike.preparation import WORK
-from unike.training import Readings, TrainConfig, batches_of, choose, parse_settings, train, trainable
-from unike.types import EditCase, Probe, Query
+from unike.editors.ke.editor import KENetworkSettings
+from unike.editors.mend.editor import MEND, MENDNetworkSettings
+from unike.editors.trained import loop as training
+from unike.editors.trained import meta_objective
+from unike.editors.trained.artifact import Trained
+from unike.editors.trained.base import matrix
+from unike.editors.trained.loop import Readings, TrainConfig, batches_of, choose, parse_settings, train, trainable
+from unike.editors.trained.meta_objective import KINDS, UNRELATED, probes_of
+from unike.editors.trained.token_gradients import token_gradients
+from unike.editors.unike.preparation import WORK
 
 FAST: dict[str, Any] = {
     "mend": MENDNetworkSettings(layers=(-2, -1), rank=4, step_size=1e-2, lr=1e-3, lr_step_size=1e-2),

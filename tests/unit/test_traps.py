@@ -14,21 +14,24 @@ from decoding import greedy_without_cache
 from miniature import Prefix, Prefixed, Scatter
 from torch import Tensor
 
-from unike import answers, evaluation, probing
-from unike.answers import Answers
-from unike.backbones import tinies
-from unike.backbones.base import Backbone
+from unike.backbones import answers, tinies
+from unike.backbones.adapter import Backbone
+from unike.backbones.answers import Answers
+from unike.backbones.forward.functional import target_positions
+from unike.backbones.forward.hooks import Args, Hooks, Kwargs
+from unike.backbones.forward.split import IGNORE, Batch, SplitState
+from unike.bench import replay as probing
+from unike.bench import runner as evaluation
+from unike.bench.metrics import METRICS, PROTOCOLS, UNCHANGED
+from unike.bench.outcome import Asked, CaseResult
+from unike.bench.replay import Examiner, Lines, questions
+from unike.bench.results import summarise
+from unike.bench.runner import Bench, Plan, Source, Unit, evaluate
+from unike.core.errors import UnikeError
+from unike.data.queries import EditCase, Probe, Query
 from unike.editors import base
 from unike.editors.base import Edit, Editor
 from unike.editors.ft import FT, FTEdit
-from unike.errors import UnikeError
-from unike.evaluation import Bench, Plan, Source, Unit, evaluate
-from unike.functional import target_positions
-from unike.hooks import Args, Hooks, Kwargs
-from unike.metrics import METRICS, PROTOCOLS, UNCHANGED
-from unike.probing import Examiner, Lines, questions
-from unike.results import summarise
-from unike.types import IGNORE, Asked, Batch, CaseResult, EditCase, Probe, Query, SplitState
 
 NOTICED = (AssertionError, ValueError, RuntimeError)
 """How a mistake shows: a wrong number, or positions that do not line up and are refused."""

@@ -11,14 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from unike import registry
-from unike.backbones.base import Backbone
-from unike.editors.unike import UniKE, precision, wrong_positions
-from unike.functional import cycle
-from unike.hooks import trace
-from unike.modules.anchors import Anchors, ffn_inputs
-from unike.modules.ffn_patch import FFNPatch
-from unike.types import IGNORE, Query
+from unike.backbones.adapter import Backbone
+from unike.backbones.forward.functional import cycle
+from unike.backbones.forward.hooks import trace
+from unike.backbones.forward.split import IGNORE
+from unike.core import registry
+from unike.data.queries import Query
+from unike.editors.common.anchors import Anchors, ffn_inputs
+from unike.editors.common.pairs import FFNPatch
+from unike.editors.unike.editor import UniKE, precision, wrong_positions
 
 pytestmark = pytest.mark.usefixtures("at_home")
 

@@ -18,18 +18,19 @@ import transformers
 from torch import Tensor, nn
 
 from unike.backbones import tinies
-from unike.backbones.base import AttentionSite, Backbone
-from unike.editors import unike as method
+from unike.backbones.adapter import AttentionSite, Backbone
+from unike.backbones.forward.functional import target_positions, token_nll
+from unike.backbones.forward.hooks import inject, trace
+from unike.backbones.forward.split import Batch
+from unike.core.errors import UnikeError
+from unike.data.queries import Query
 from unike.editors.base import Edit, attached
-from unike.editors.unike import PAPER, PLAIN_ALPHA, UniKE, UniKEConfig, UniKEEdit, wrong_positions
-from unike.errors import UnikeError
-from unike.functional import target_positions, token_nll
-from unike.hooks import inject, trace
-from unike.modules.anchors import Anchors
-from unike.modules.knowledge import Knowledge, LayerKnowledge, evenly, knowledge_of
-from unike.modules.latent_memory import LatentInjection, RecallLog
-from unike.modules.relevance import Ramp
-from unike.types import Batch, Query
+from unike.editors.common.anchors import Anchors
+from unike.editors.unike import editor as method
+from unike.editors.unike.editor import PAPER, PLAIN_ALPHA, UniKE, UniKEConfig, UniKEEdit, wrong_positions
+from unike.editors.unike.gate import Ramp
+from unike.editors.unike.knowledge import Knowledge, LayerKnowledge, evenly, knowledge_of
+from unike.editors.unike.memory import LatentInjection, RecallLog
 
 LAYERS = (-2, -1)
 SETTINGS: dict[str, Any] = {

@@ -5,11 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unike import registry
-from unike.errors import UnikeError
+from unike.core import registry
+from unike.core.errors import UnikeError
 
 if TYPE_CHECKING:
-    from unike.backbones.base import Backbone
+    from unike.backbones.adapter import Backbone
 
 __all__ = ["load_backbone", "quiet", "tinies"]
 
@@ -42,13 +42,13 @@ def load_backbone(
             raise UnikeError(f"no folder {source!r}; a backbone is 'mini', a folder or a hub id 'organisation/name'")
         raise UnikeError(f"{registry.did_you_mean('backbone', source, [MINI])}; or give a folder or a hub id")
 
-    from unike.backbones import base  # not at the top: torch and transformers take seconds to import
+    from unike.backbones import adapter  # not at the top: torch and transformers take seconds to import
 
     families: list[type[Backbone]] = [registry.backbones.get(name) for name in registry.backbones.names()]
-    config = base.read_config(source)  # after the families, which may register model types of their own
+    config = adapter.read_config(source)  # after the families, which may register model types of their own
     by_type = {model_type: family for family in families for model_type in family.model_types}
     vision_type = getattr(getattr(config, "vision_config", None), "model_type", "")
-    family = by_type.get(f"{config.model_type}+{vision_type}") or by_type.get(config.model_type, base.Backbone)
+    family = by_type.get(f"{config.model_type}+{vision_type}") or by_type.get(config.model_type, adapter.Backbone)
     return family.from_pretrained(source, device=device, dtype=dtype, quantize=quantize)
 
 

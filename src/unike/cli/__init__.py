@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from unike._version import __version__
 from unike.cli import ask, bench, demo, edit, ls, models, prepare, report, study, train
-from unike.errors import UnikeError
+from unike.core.errors import UnikeError
+from unike.core.version import __version__
 
 
 class Commands(TyperGroup):

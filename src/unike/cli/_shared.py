@@ -16,13 +16,13 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
 
-from unike.errors import UnikeError
+from unike.core.errors import UnikeError
 
 if TYPE_CHECKING:
-    from unike.backbones.base import Backbone
+    from unike.backbones.adapter import Backbone
+    from unike.core.progress import Progress
+    from unike.data.queries import Query
     from unike.editors.base import Edit, Editor
-    from unike.evaluation import Progress
-    from unike.types import Query
 
 # What people and models write is shown as it is, so nothing is read as rich's markup.
 OUT = Console(markup=False, highlight=False, emoji=False)
@@ -66,22 +66,22 @@ def check_text(text: str, what: str, advice: str) -> None:
 def check_image(image: Path | None) -> None:
     """Read a picture once, so that a bad one is known before the model is loaded."""
     if image is not None:
-        from unike.images import load_image
+        from unike.core.images import load_image
 
         load_image(image)
 
 
 def check_place(out: Path) -> None:
     """Refuse a folder where an edit could not be saved."""
+    from unike.core.files import check_folder
     from unike.editors.base import CONFIG_FILE
-    from unike.files import check_folder
 
     check_folder(out, known_by=CONFIG_FILE)
 
 
 def check_hardware(device: str, dtype: str, quantize: str | None) -> None:
     """Refuse a device, dtype or quantization that does not exist."""
-    from unike.backbones.base import resolve_placement
+    from unike.backbones.adapter import resolve_placement
 
     resolve_placement(device, dtype, quantize)
 
@@ -199,7 +199,7 @@ def build(model: str) -> None:
     if model == MINI:
         with working(f"loading {model}") as report:
             quiet()
-            from unike.backbones import mini
+            from unike.backbones.families import mini
 
             mini.build(lambda step: report(f"building {model}, once: {step}"))
 

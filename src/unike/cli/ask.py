@@ -33,7 +33,7 @@ def ask(
     folders = edit or []
     with shared.working("starting"):
         from unike.backbones import MINI
-        from unike.types import Query
+        from unike.data.queries import Query
 
         shared.check_hardware(device, dtype, quantize)
         edits = shared.load_edits(folders)

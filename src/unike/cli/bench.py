@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from unike.bench.metrics import METRICS
 from unike.cli import _shared as shared
-from unike.metrics import METRICS
 
 
 def bench(
@@ -59,9 +59,10 @@ def bench(
     skip_bad = shared.skips(on_error)
     chosen = shared.parse_settings(settings or [])
     with shared.working("starting"):
-        from unike import registry, results, workers
         from unike.backbones import quiet
-        from unike.evaluation import Plan, check_method
+        from unike.bench import results, workers
+        from unike.bench.runner import Plan, check_method
+        from unike.core import registry
 
         method = registry.editors.get(editor)
         method.config_class.parse(chosen)
@@ -105,7 +106,7 @@ def bench(
 
 def show(header: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
     """The main scorer of each protocol, side by side, each under its name."""
-    from unike.results import VIEWS, column, select
+    from unike.bench.results import VIEWS, column, select
 
     counts = header["counts"]
     shared.OUT.print(

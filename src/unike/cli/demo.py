@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from unike.cli import _shared as shared
-from unike.metrics import exact_match
+from unike.data.matching import exact_match
 
 if TYPE_CHECKING:
-    from unike.types import EditCase, Query
+    from unike.data.queries import EditCase, Query
 
 DEMO_CASE = "vqa-dev-0017"
 """Of PocketEdit's dev split."""
@@ -34,7 +34,7 @@ def demo(
     """Edit one answer, and show what else changes with it."""
     with shared.working("starting"):
         from unike import api
-        from unike.datasets.pocket import Pocket
+        from unike.data.datasets.pocket import Pocket
 
         shared.check_hardware(device, dtype, quantize)
         shared.check_place(out)

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from unike.cli import _shared as shared
-from unike.errors import UnikeError
-from unike.metrics import exact_match
+from unike.core.errors import UnikeError
+from unike.data.matching import exact_match
 
 if TYPE_CHECKING:
-    from unike.types import Query
+    from unike.data.queries import Query
 
 
 def edit(
@@ -40,8 +40,9 @@ def edit(
     chosen = shared.parse_settings(settings or [])
     shared.check_image(image)
     with shared.working("starting"):
-        from unike import api, registry
-        from unike.types import Query
+        from unike import api
+        from unike.core import registry
+        from unike.data.queries import Query
 
         registry.editors.get(editor).config_class.parse(chosen)
         shared.check_hardware(device, dtype, quantize)

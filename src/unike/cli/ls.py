@@ -5,9 +5,9 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from unike import registry
 from unike.cli import _shared as shared
-from unike.errors import UnikeError
+from unike.core import registry
+from unike.core.errors import UnikeError
 
 KINDS = {"editors": registry.editors, "backbones": registry.backbones, "datasets": registry.datasets}
 

@@ -10,7 +10,7 @@ import typer
 from rich.table import Table
 
 from unike.cli import _shared as shared
-from unike.errors import UnikeError
+from unike.core.errors import UnikeError
 
 app = typer.Typer(help="Build the bundled model, put a published one together, or check one.", no_args_is_help=True)
 convert = typer.Typer(help="Put a published model together from its parts.", no_args_is_help=True)
@@ -30,12 +30,12 @@ def build(
 ) -> None:
     """Download the parts of a bundled model and put it together, once."""
     from unike.backbones import MINI, quiet
-    from unike.registry import did_you_mean
+    from unike.core.registry import did_you_mean
 
     if name != MINI:
         raise UnikeError(did_you_mean("bundled model", name, [MINI]))
     with shared.working(f"building {name}") as report:
-        from unike.backbones import mini
+        from unike.backbones.families import mini
 
         quiet()
         there = mini.folder().is_dir()
@@ -57,7 +57,7 @@ def check(
     """Measure on a model what editing takes for granted; exit code 1 if something does not hold."""
     shared.check_hardware(device, dtype, quantize)
     backbone, load_seconds = shared.load(model, device, dtype, quantize)
-    from unike import laws
+    from unike.editors import checks as laws
 
     with tempfile.TemporaryDirectory() as folder, shared.working("checking") as report:
         findings = laws.check(backbone, laws.some_questions(Path(folder)), report)
@@ -111,7 +111,7 @@ def minigpt4(
     start = time.perf_counter()
     with shared.working("reading the parts"):
         from unike.backbones import quiet
-        from unike.conversion import convert_minigpt4
+        from unike.backbones.convert.minigpt4 import convert_minigpt4
 
         quiet()
     with shared.progress_bars() as progress:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from unike import registry
 from unike.cli import _shared as shared
-from unike.errors import UnikeError
+from unike.core import registry
+from unike.core.errors import UnikeError
 
 if TYPE_CHECKING:
-    from unike.datasets.base import Dataset
-    from unike.types import EditCase
+    from unike.data.datasets.base import Dataset
+    from unike.data.queries import EditCase
 
 EVALUATED = ("dev", "eval")
 """Splits that nothing may leak from."""
@@ -61,8 +61,8 @@ def prepare(
     if limit is not None and "limit" in chosen:
         raise UnikeError("--limit and --set limit say the same; give it once")
     with shared.working("starting"):
-        from unike import preparation
-        from unike.modules.knowledge import Knowledge, place
+        from unike.editors.unike import preparation
+        from unike.editors.unike.knowledge import Knowledge, place
 
         config = preparation.PrepareConfig.parse(chosen if limit is None else chosen | {"limit": limit})
         shared.check_hardware(device, dtype, quantize)
@@ -131,7 +131,7 @@ def read_cases(
 
 def pocket_tags() -> dict[str, str]:
     """Id of a case of PocketEdit to its tag, if it has one."""
-    from unike.datasets import pocket
+    from unike.data.datasets import pocket
 
     rows = pocket.read("edits", ["case_id", "kind"])
     return {row["case_id"]: TAGS[row["kind"]] for row in rows if row["kind"] in TAGS}

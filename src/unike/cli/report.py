@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from unike.cli import _shared as shared
-from unike.errors import UnikeError
+from unike.core.errors import UnikeError
 
 FORMATS = ("md", "html", "csv")
 
@@ -44,8 +44,8 @@ def report(
     if out is not None:
         check_file(out)
     with shared.working("starting"):
-        from unike import files
         from unike import report as reports
+        from unike.core import files
     with shared.progress_bars() as progress:
         measurements = reports.read(folders, progress=progress)
         views = reports.views_of(measurements, protocol)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from unike.cli import _shared as shared
-from unike.errors import UnikeError
+from unike.core.errors import UnikeError
 
 NAMES = {
     "ablation": "what each part contributes (Table 4)",
@@ -78,8 +78,8 @@ def study(
     skip_bad = shared.skips(on_error)
     with shared.working("starting"):
         from unike.backbones import quiet
+        from unike.bench.workers import is_launched
         from unike.studies import base
-        from unike.workers import is_launched
 
         if is_launched():
             raise UnikeError("accelerate launch shares out `unike bench` alone; run a study plainly, or with --workers")

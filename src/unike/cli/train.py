@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from unike import registry
 from unike.cli import _shared as shared
 from unike.cli.prepare import read_cases
-from unike.errors import UnikeError
+from unike.core import registry
+from unike.core.errors import UnikeError
 
 if TYPE_CHECKING:
-    from unike.types import EditCase
+    from unike.data.queries import EditCase
 
 HELD_OUT_PART = 0.1
 """Of the pictures of a train split, to validate on if a data set has no dev split."""
@@ -49,8 +49,8 @@ def train(
     if steps is not None and "steps" in chosen:
         raise UnikeError("--steps and --set steps say the same; give it once")
     with shared.working("starting"):
-        from unike import training
-        from unike.modules.trained import place
+        from unike.editors.trained import loop as training
+        from unike.editors.trained.artifact import place
 
         method = training.trainable(registry.editors.get(editor)())
         loop = chosen if steps is None else chosen | {"steps": steps}
@@ -104,7 +104,7 @@ def split_cases(
     if "dev" in registry.datasets.get(data).splits:
         validation, _, _ = read_cases(data, "dev", task, data_dir)
         return cases, validation, against
-    from unike.modules.disentangle import hold_out
+    from unike.editors.unike.spaces import hold_out
 
     held_out = hold_out([str(case.edit.image) for case in cases], HELD_OUT_PART).tolist()
     learned = [case for case, aside in zip(cases, held_out, strict=True) if not aside]

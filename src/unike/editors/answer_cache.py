@@ -12,12 +12,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from unike.backbones.base import Backbone
+from unike.backbones.adapter import Backbone
+from unike.backbones.forward.functional import target_positions, target_tokens
+from unike.backbones.forward.split import SplitState
+from unike.data.queries import Query
 from unike.editors.base import Edit, Editor, EditorConfig, RoutingEdit
-from unike.functional import target_positions, target_tokens
-from unike.modules.fact_retrieval import RetrievalSettings, embed, nearest_facts
-from unike.modules.sentence_encoder import sentence_encoder
-from unike.types import Query, SplitState
+from unike.editors.common.retrieval import RetrievalSettings, embed, nearest_facts
+from unike.editors.common.sentence_encoder import sentence_encoder
 
 CERTAIN = 100.0
 """Logit of a token of a cached answer, where those of all others are 0: large enough, and no loss is infinite."""

@@ -24,17 +24,18 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from unike import registry
-from unike._version import __version__
-from unike.backbones.base import Backbone
-from unike.errors import UnikeError
-from unike.files import SealedFolder, replace_folder
-from unike.functional import target_positions
-from unike.hooks import Args, Hooks, Kwargs, text_input
-from unike.modules.anchors import Anchors
-from unike.modules.leak_guard import Trace
-from unike.settings import Settings
-from unike.types import Query, SplitState
+from unike.backbones.adapter import Backbone
+from unike.backbones.forward.functional import target_positions
+from unike.backbones.forward.hooks import Args, Hooks, Kwargs, text_input
+from unike.backbones.forward.split import SplitState
+from unike.core import registry
+from unike.core.errors import UnikeError
+from unike.core.files import SealedFolder, replace_folder
+from unike.core.settings import Settings
+from unike.core.version import __version__
+from unike.data.leaks import Trace
+from unike.data.queries import Query
+from unike.editors.common.anchors import Anchors
 
 CONFIG_FILE, TENSOR_FILE = "edit_config.json", "edit.safetensors"
 SAVED = SealedFolder(

@@ -11,13 +11,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from unike.backbones.base import Backbone
+from unike.backbones.adapter import Backbone
+from unike.backbones.forward.functional import target_positions, token_nll
+from unike.backbones.forward.hooks import Hooks
+from unike.data.queries import Query
 from unike.editors.base import Edit, Editor, EditorConfig, added_up
-from unike.functional import target_positions, token_nll
-from unike.hooks import Hooks
-from unike.modules.linear_delta import install_delta
-from unike.modules.optimise import optimise
-from unike.types import Query
+from unike.editors.common.low_rank import install_delta
+from unike.editors.common.optimise import optimise
 
 
 class FTConfig(EditorConfig):

@@ -30,15 +30,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from unike.backbones.base import Backbone
+from unike.backbones.adapter import Backbone
+from unike.backbones.forward.functional import target_positions
+from unike.backbones.forward.split import SplitState
+from unike.core.errors import UnikeError
+from unike.core.images import load_image
+from unike.data.leaks import Trace
+from unike.data.queries import Query
 from unike.editors.base import Edit, Editor, EditorConfig, RoutingEdit
-from unike.errors import UnikeError
-from unike.functional import target_positions
-from unike.images import load_image
-from unike.modules.demonstrations import COPY, RETAIN, UPDATE, Pool, asked_under, demonstration, pool_of, stated
-from unike.modules.leak_guard import Trace
-from unike.modules.sentence_encoder import MINILM
-from unike.types import Query, SplitState
+from unike.editors.common.demonstrations import COPY, RETAIN, UPDATE, Pool, asked_under, demonstration, pool_of, stated
+from unike.editors.common.sentence_encoder import MINILM
 
 ROOM = 0.75
 """The part of what a model reads that demonstrations may take; the rest is for picture, question and answer."""

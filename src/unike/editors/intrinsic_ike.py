@@ -12,12 +12,13 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
-from unike import registry
-from unike.backbones.base import Backbone
+from unike.backbones.adapter import Backbone
+from unike.backbones.forward.functional import target_positions
+from unike.backbones.forward.split import SplitState
+from unike.core import registry
+from unike.data.leaks import Trace
+from unike.data.queries import Query
 from unike.editors.base import Edit, Editor, EditorConfig, RoutingEdit, attached
-from unike.functional import target_positions
-from unike.modules.leak_guard import Trace
-from unike.types import Query, SplitState
 
 INTRINSIC, IKE = "unike", "ike"
 """The halves; the names of their tensors begin with these."""

@@ -15,11 +15,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from unike.backbones.base import Backbone
+from unike.backbones.adapter import Backbone
+from unike.backbones.forward.split import SplitState
+from unike.data.queries import Query
 from unike.editors.base import Edit, Editor, EditorConfig, RoutingEdit
-from unike.modules.fact_retrieval import RetrievalSettings, embed, nearest_facts
-from unike.modules.sentence_encoder import sentence_encoder
-from unike.types import Query, SplitState
+from unike.editors.common.retrieval import RetrievalSettings, embed, nearest_facts
+from unike.editors.common.sentence_encoder import sentence_encoder
 
 TEMPLATE = "{fact} {target}\n{question}"
 """What stands where the question stood, within the backbone's own template."""

@@ -24,15 +24,16 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from unike.backbones.base import Backbone
+from unike.backbones.adapter import Backbone
+from unike.backbones.forward.functional import all_right, target_positions, token_nll
+from unike.backbones.forward.hooks import Hooks
+from unike.backbones.forward.split import SplitState
+from unike.core.settings import Layers
+from unike.data.queries import Query
 from unike.editors.base import Edit, Editor, EditorConfig, side_by_side
-from unike.functional import all_right, target_positions, token_nll
-from unike.hooks import Hooks
-from unike.modules.anchors import ffn_inputs
-from unike.modules.ffn_patch import FFNPatch, install_patch, wrong_positions
-from unike.modules.optimise import optimise
-from unike.settings import Layers
-from unike.types import Query, SplitState
+from unike.editors.common.anchors import ffn_inputs
+from unike.editors.common.optimise import optimise
+from unike.editors.common.pairs import FFNPatch, install_patch, wrong_positions
 
 TOP_ACTIVATIONS = 5
 """Of an edit's neurons, those whose activation at their own tokens counts."""

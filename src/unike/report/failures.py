@@ -7,13 +7,13 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from unike import registry
-from unike.datasets.base import Dataset, RecordFiles, open_dataset
-from unike.errors import UnikeError
-from unike.images import load_image
-from unike.metrics import METRICS, UNCHANGED
-from unike.results import VIEWS, Run
-from unike.types import Asked
+from unike.bench.metrics import METRICS, UNCHANGED
+from unike.bench.outcome import Asked
+from unike.bench.results import VIEWS, Run
+from unike.core import registry
+from unike.core.errors import UnikeError
+from unike.core.images import load_image
+from unike.data.datasets.base import Dataset, RecordFiles, open_dataset
 
 SEED = 0
 """Of the draw of failures, the same for every run."""
@@ -43,7 +43,7 @@ class Failures:
     """Those of one kind of question.
 
     Attributes:
-        kind: One of `unike.metrics.METRICS`.
+        kind: One of `unike.bench.metrics.METRICS`.
         failed: How many there are.
         of: Among how many questions.
         drawn: A few of them.
@@ -65,7 +65,7 @@ def failures(run: Run, view: str, count: int) -> list[Failures]:
 
     Args:
         run: Whose questions.
-        view: Of `unike.results.VIEWS`: the protocol and scorers that say what went wrong.
+        view: Of `unike.bench.results.VIEWS`: the protocol and scorers that say what went wrong.
         count: How many to draw of a kind, at most.
     """
     protocol = view.partition("/")[0]

@@ -19,10 +19,10 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from unike.metrics import METRICS
+from unike.bench.metrics import METRICS
+from unike.bench.outcome import CaseResult
+from unike.bench.results import column, select
 from unike.report.tables import SHORT, Block, Table
-from unike.results import column, select
-from unike.types import CaseResult
 
 COLOURS = ("#0072b2", "#d55e00", "#008f68", "#b8658f", "#8a7300", "#7a6fc4", "#777777", "#b0413e")
 INK = "#010203"
@@ -56,7 +56,7 @@ GRID = "#888888"
 ENDS = ("value", "low", "high")
 
 Scores = Mapping[str, Mapping[str, Any]]
-"""A metric to its row of a summary (`unike.results.column`)."""
+"""A metric to its row of a summary (`unike.bench.results.column`)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,7 +149,7 @@ def histograms(cases: Iterable[CaseResult], what: str, label: str) -> str | None
     """How one of the notes on questions is distributed, for each kind of question: small multiples.
 
     Args:
-        cases: The method may have said something about their questions, see `unike.types.Asked`.
+        cases: The method may have said something about their questions, see `unike.bench.outcome.Asked`.
         what: Name of the note, for example ``"alpha"``.
         label: What the figure shows.
 
@@ -194,7 +194,7 @@ def dots(methods: Mapping[str, Scores], view: str) -> Figure:
 
     Args:
         methods: From top to bottom. A score that is not defined is left out.
-        view: Of all scores, see `unike.results.VIEWS`.
+        view: Of all scores, see `unike.bench.results.VIEWS`.
     """
     metrics = measured(methods.values())
     with styled():
@@ -228,7 +228,7 @@ def curves(
     Args:
         lines: Name to number, whole or not, to scores.
         x: What the numbers are.
-        view: Of all scores, see `unike.results.VIEWS`.
+        view: Of all scores, see `unike.bench.results.VIEWS`.
         levels: What has no such number: a dashed line across, its interval shaded.
         even: Whether numbers stand at even distances, whatever they are: for 0, 1, 2, 4, 8.
     """

@@ -13,11 +13,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from unike import registry
-from unike.errors import UnikeError
-from unike.evaluation import Progress, silent
-from unike.results import Run, find_runs, read_run, summarise
-from unike.types import CaseResult
+from unike.bench.outcome import CaseResult
+from unike.bench.results import Run, find_runs, read_run, summarise
+from unike.core import registry
+from unike.core.errors import UnikeError
+from unike.core.progress import Progress, silent
 
 MODEL = ("model", "fingerprint", "dtype")
 CONDITIONS = (*MODEL, "setting", "k", "dataset", "split", "cases", "max_new_tokens")
@@ -52,7 +52,7 @@ class Measurement:
         number: From 1, in the order of the report.
         method: The editor, and in brackets what sets it apart: ``"unike (only_intrinsic)"``.
         runs: Folder to run, in the order of their seeds.
-        rows: As `unike.results.summarise` makes them; over all seeds, which a row lists as ``"0+1+2"``.
+        rows: As `unike.bench.results.summarise` makes them; over all seeds, which a row lists as ``"0+1+2"``.
     """
 
     number: int

@@ -12,15 +12,15 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from unike._version import __version__
-from unike.evaluation import Progress, silent
+from unike.bench.outcome import Asked
+from unike.core.progress import Progress, silent
+from unike.core.version import __version__
 from unike.report.failures import SEED, Failure, Pictures, failures
 from unike.report.figures import bars, histograms, on_the_way
 from unike.report.measurements import Measurement
 from unike.report.study_figures import StudyFigures
 from unike.report.tables import Cell, Table
 from unike.report.text import provenance, where
-from unike.types import Asked
 
 NOTES = {"alpha": "weight of the memory", "gate": "relevance", "activation": "strongest pair"}
 """What a method may say about each question."""
@@ -68,7 +68,7 @@ def to_html(
     Args:
         measurements: What was measured.
         tables: Of it.
-        view: Of `unike.results.VIEWS`: the protocol that says which cases failed; None if nothing was measured yet.
+        view: Of `VIEWS`: the protocol that says which cases failed; None if nothing was measured yet.
         count: Failed cases to show of each kind of question and run; 0 for none.
         data: Folder of the data set's files, see `Pictures`.
         studies: Figures that studies made of the runs.

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from unike.errors import UnikeError
+from unike.core.errors import UnikeError
 
 STUDY_FILE = ".study.json"
 """How the name of the list of a study's figures ends: ``{"title": ..., "figures": {file: caption}}``."""

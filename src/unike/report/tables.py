@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
-from unike.errors import UnikeError
-from unike.evaluation import check_names
-from unike.metrics import METRICS, the_protocol
+from unike.bench.metrics import METRICS, the_protocol
+from unike.bench.results import VIEWS, column, select
+from unike.bench.runner import check_names
+from unike.core.errors import UnikeError
 from unike.report.measurements import CONDITIONS, MODEL, Measurement, check_shared
-from unike.results import VIEWS, column, select
 
 SHORT = {
     "reliability": "Rel.",
@@ -135,7 +135,7 @@ class Table:
         rows: The method, and its cells through all blocks.
         notes: Sentences below it.
         blocks: Whose scores it has, for figures; none if it sums up or compares.
-        view: Which scores, one of `unike.results.VIEWS`; empty without blocks.
+        view: Which scores, one of `unike.bench.results.VIEWS`; empty without blocks.
         of: What a row is.
     """
 
@@ -153,7 +153,7 @@ def report_tables(measurements: Sequence[Measurement], views: Sequence[str]) -> 
 
     Args:
         measurements: What was measured.
-        views: Of `unike.results.VIEWS`.
+        views: Of `unike.bench.results.VIEWS`.
 
     Raises:
         UnikeError: No such view.
@@ -244,7 +244,7 @@ def score_table(blocks: Sequence[Block], view: str) -> Table:
 
     Args:
         blocks: Of one model and setting; numbers of ``view`` alone.
-        view: One of `unike.results.VIEWS`.
+        view: One of `unike.bench.results.VIEWS`.
 
     Raises:
         UnikeError: Blocks that do not belong together, or rows of another view.

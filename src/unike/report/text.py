@@ -8,16 +8,16 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from unike.bench.results import COLUMNS
 from unike.report.measurements import Measurement, cases_done, chosen_settings
 from unike.report.tables import Cell, Table
-from unike.results import COLUMNS
 
 MARKED = re.compile(r"([\\`*|<>\[\]])")
 """What Markdown would read as markup; ``_`` within a word is none."""
 
 
 def to_csv(measurements: Sequence[Measurement], protocols: Sequence[str] | None = None) -> str:
-    """Every number, in the columns of `unike.results.COLUMNS`: a row a measurement, time, protocol, scorer and metric.
+    """Every number, in the columns of `COLUMNS`: a row a measurement, time, protocol, scorer and metric.
 
     Args:
         measurements: What was measured.

@@ -7,15 +7,15 @@ from dataclasses import asdict, dataclass
 from statistics import fmean, median
 from typing import Any
 
-from unike.backbones.base import Backbone
+from unike.backbones.adapter import Backbone
+from unike.backbones.forward.hooks import Args, Hooks, Kwargs, text_input
+from unike.bench.replay import questions
+from unike.core.files import replace_file
+from unike.data.queries import EditCase, Query
 from unike.editors.base import Edit, Editor
-from unike.files import replace_file
-from unike.hooks import Args, Hooks, Kwargs, text_input
-from unike.probing import questions
 from unike.report import Measurement, Table
 from unike.report.tables import Cell
 from unike.studies.base import Lab, Variant
-from unike.types import EditCase, Query
 
 CASES = 4
 """Whose questions are timed, one at a time."""

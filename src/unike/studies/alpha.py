@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import ClassVar
 
-from unike.errors import UnikeError
+from unike.bench.results import Run
+from unike.core.errors import UnikeError
 from unike.report import Measurement
 from unike.report.figures import Drawing, curves
-from unike.results import Run
 from unike.studies.base import Lab, Outcome, Request, Variant, VariantStudy, first_view, scores_of, told
 
 VALUES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8)

@@ -13,13 +13,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
-from unike import api, registry
+from unike import api
 from unike.backbones import load_backbone
-from unike.backbones.base import Backbone
+from unike.backbones.adapter import Backbone
+from unike.bench.results import VIEWS, Run, check_place, check_same_run, column, read_header, read_run, select
+from unike.bench.runner import Plan, Source, cases_hash, check_method, evaluate
+from unike.bench.workers import Job, run_local
+from unike.core import registry
+from unike.core.errors import UnikeError
+from unike.core.files import replace_file
+from unike.core.progress import Progress, silent
 from unike.editors.base import Editor
-from unike.errors import UnikeError
-from unike.evaluation import Plan, Progress, Source, cases_hash, check_method, evaluate, silent
-from unike.files import replace_file
 from unike.report import (
     CONDITIONS,
     STUDY_FILE,
@@ -38,8 +42,6 @@ from unike.report import (
 )
 from unike.report.figures import Drawing, Scores
 from unike.report.measurements import cases_done
-from unike.results import VIEWS, Run, check_place, check_same_run, column, read_header, read_run, select
-from unike.workers import Job, run_local
 
 UNIKE, INTRINSIC_IKE = "unike", "intrinsic_ike"
 
@@ -56,7 +58,7 @@ class Request:
         limit: Edit at most so many cases; None for all.
         seed: Of the order of cases, and of what is drawn.
         settings: Of `unike`, the same in all variants.
-        protocols: Of `unike.metrics.PROTOCOLS`; figures show the first.
+        protocols: Of `unike.bench.metrics.PROTOCOLS`; figures show the first.
         batch: Independent edits that are made in one pass.
         max_new_tokens: The longest answer, or None.
         skip_bad: Leave bad cases out, and count them.

@@ -5,17 +5,17 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
-from unike.datasets.base import open_dataset
-from unike.errors import UnikeError
-from unike.evaluation import check_names
-from unike.images import load_image
+from unike.bench.outcome import Asked, CaseResult
+from unike.bench.results import VIEWS
+from unike.bench.runner import check_names
+from unike.core.errors import UnikeError
+from unike.core.images import load_image
+from unike.data.datasets.base import open_dataset
 from unike.report import Chosen, Measurement
 from unike.report.failures import SIDE
 from unike.report.figures import Drawing, cards
 from unike.report.tables import SHORT
-from unike.results import VIEWS
 from unike.studies.base import Lab, Outcome, Request, Variant, VariantStudy, first_view, told
-from unike.types import Asked, CaseResult
 
 COUNT = 4
 """Cases that are shown, unless another number is asked for."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from unike.editors.ike import IKEConfig
-from unike.editors.unike import UniKEConfig
+from unike.editors.unike.editor import UniKEConfig
 from unike.report import Measurement
 from unike.report.figures import Drawing, Scores, curves, pair_of_axes
 from unike.studies._costs import Cost, cost_of, cost_table

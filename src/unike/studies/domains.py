@@ -5,9 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
+from unike.bench.results import Run
 from unike.report import Measurement, Table, arrange, named, score_table
 from unike.report.figures import Drawing, dots
-from unike.results import Run
 from unike.studies._costs import cost_of, cost_table
 from unike.studies.base import (
     Lab,

@@ -17,22 +17,22 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from unike import registry
-from unike.answers import Answers
-from unike.backbones.base import Backbone
+from unike.backbones.adapter import Backbone
+from unike.backbones.answers import Answers
+from unike.backbones.forward.functional import kl
+from unike.bench.replay import TOGETHER
+from unike.bench.results import interval
+from unike.bench.runner import cases_hash, choose, room
+from unike.core import registry
+from unike.core.errors import UnikeError
+from unike.core.files import check_writable, replace_file
+from unike.data.matching import exact_match
+from unike.data.queries import EditCase, Query
 from unike.editors.base import Edit, attached
-from unike.errors import UnikeError
-from unike.evaluation import cases_hash, choose, room
-from unike.files import check_writable, replace_file
-from unike.functional import kl
-from unike.metrics import exact_match
-from unike.probing import TOGETHER
 from unike.report import Table
 from unike.report.figures import Drawing, drifts
 from unike.report.tables import Cell
-from unike.results import interval
 from unike.studies.base import Lab, Outcome, Study, Variant, whole
-from unike.types import EditCase, Query
 
 EDITS = (1, 10, 100)
 

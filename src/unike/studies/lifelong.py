@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import ClassVar
 
-from unike.evaluation import Plan
+from unike.bench.runner import Plan
 from unike.report import Measurement
 from unike.report.figures import Drawing, curves
 from unike.studies.base import Lab, Outcome, Request, Variant, VariantStudy, first_view, scores_of, told, whole

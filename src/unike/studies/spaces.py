@@ -12,11 +12,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from unike.errors import UnikeError
-from unike.files import check_writable
-from unike.metrics import normalise
-from unike.modules.disentangle import probe_accuracy, split_by_answer
-from unike.modules.knowledge import Knowledge, as_attention_output, evenly, knowledge_of
+from unike.core.errors import UnikeError
+from unike.core.files import check_writable
+from unike.data.matching import normalise
+from unike.editors.unike.knowledge import Knowledge, as_attention_output, evenly, knowledge_of
+from unike.editors.unike.spaces import probe_accuracy, split_by_answer
 from unike.report import Table
 from unike.report.figures import Drawing, clouds
 from unike.report.tables import Cell

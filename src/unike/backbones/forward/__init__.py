@@ -1,0 +1,1 @@
+"""One forward pass: stopping it in front of a layer, going on from there, and what hooks may know of it."""

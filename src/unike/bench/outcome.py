@@ -1,0 +1,51 @@
+"""What was measured of a case: every question before and after its edit, with scores."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One question before and after an edit, with what the answer is worth.
+
+    Args:
+        kind: ``"reliability"``, or one of `PROBE_KINDS`.
+        prompt: The question.
+        image: The picture's path below its data set's folder, or None.
+        target: The gold answer, or None.
+        before: The greedy answer before the first edit.
+        after: The greedy answer under the edits.
+        scores: ``"protocol/scorer"`` to a value from 0 to 1; None where the method leaves it undefined.
+        notes: What the method says about the question, see `Prefill.note`.
+    """
+
+    kind: str
+    prompt: str
+    image: str | None
+    target: str | None
+    before: str
+    after: str
+    scores: dict[str, float | None]
+    notes: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CaseResult:
+    """What one edit did to the questions that test it.
+
+    Args:
+        case_id: Of the `EditCase`.
+        domain: Of the `EditCase`.
+        asked: The edited question first, then the probes.
+        edit_seconds: Making the edit took so long; edits made in one pass share their time evenly.
+        sequence: Number of the sequence it was edited in, None in one-step editing.
+        position: The how-manieth edit of its sequence, from 0.
+        when: ``"end"`` (after the last edit of the sequence), ``"own"`` (right after this), ``"at-10"`` (after ten).
+    """
+
+    case_id: str
+    domain: str
+    asked: tuple[Asked, ...]
+    edit_seconds: float
+    sequence: int | None = None
+    position: int = 0
+    when: str = "end"

@@ -1,0 +1,100 @@
+"""Names to classes: a file in a package is an entry of its registry.
+
+There is no list to keep. An editor called ``ft`` is the class whose ``name`` is ``"ft"`` in ``unike/editors/ft.py``, or
+in ``unike/editors/ft/editor.py`` if it takes a folder; dropping the file in is all it takes, and nothing is imported
+before it is asked for. Other distributions add entries under the entry-point group of that package's name::
+
+    [project.entry-points."unike.editors"]
+    my_method = "my_package.my_method"
+"""
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Iterator
+from importlib.metadata import entry_points
+from types import ModuleType
+from typing import Any
+
+from unike.core.errors import UnikeError
+
+
+def did_you_mean(kind: str, name: str, known: list[str]) -> str:
+    """The message for an unknown name, with the closest known ones.
+
+    Args:
+        kind: What is being named, for example ``"editor"``.
+        name: What the user wrote.
+        known: Every name that would have worked.
+    """
+    close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return f"unknown {kind} {name!r}{hint} (known: {', '.join(known) or 'none'})"
+
+
+class Registry:
+    """The classes of one package, by the name of their file or folder.
+
+    Args:
+        kind: The word for an entry in messages, for example ``"editor"``; of an entry that is a folder, the file in it
+            that has the class.
+        package: The dotted package whose modules are the entries, for example ``"unike.editors"``. Those it names in
+            ``SHARED`` are none, nor those that begin with an underscore.
+
+    Example:
+        >>> Registry("backbone", "unike.backbones.families").get("llava").name
+        'llava'
+    """
+
+    def __init__(self, kind: str, package: str) -> None:
+        """Remember where to look; nothing is imported."""
+        self.kind = kind
+        self.package = package
+
+    def names(self) -> list[str]:
+        """Every entry's name, sorted. Imports the package but none of its modules."""
+        return sorted(self._homes())
+
+    def get(self, name: str) -> Any:
+        """The class called ``name``.
+
+        Raises:
+            UnikeError: No file of that name; the message names the closest one.
+            TypeError: The file has no class whose ``name`` attribute is the file's name (a mistake in the file).
+        """
+        module = self.module(name)
+        for value in vars(module).values():
+            if inspect.isclass(value) and value.__module__ == module.__name__ and getattr(value, "name", None) == name:
+                return value
+        raise TypeError(f"{module.__name__} has no class with `name = {name!r}`")
+
+    def module(self, name: str) -> ModuleType:
+        """The file of an entry, imported.
+
+        Raises:
+            UnikeError: As `get`.
+        """
+        homes = self._homes()
+        if name not in homes:
+            raise UnikeError(did_you_mean(self.kind, name, sorted(homes)))
+        module = importlib.import_module(homes[name])
+        return importlib.import_module(f"{homes[name]}.{self.kind}") if hasattr(module, "__path__") else module
+
+    def _homes(self) -> dict[str, str]:
+        """Name to dotted module; what ships with the package wins over what others add."""
+        others = {entry.name: entry.value for entry in entry_points(group=self.package)}
+        return others | {name: f"{self.package}.{name}" for name in self._own()}
+
+    def _own(self) -> Iterator[str]:
+        package = importlib.import_module(self.package)
+        shared = getattr(package, "SHARED", frozenset({"base"}))
+        for module in pkgutil.iter_modules(package.__path__):
+            if module.name not in shared and not module.name.startswith("_"):
+                yield module.name
+
+
+editors = Registry("editor", "unike.editors")
+backbones = Registry("backbone", "unike.backbones.families")
+datasets = Registry("dataset", "unike.data.datasets")
+studies = Registry("study", "unike.studies")

@@ -1,0 +1,118 @@
+"""Extra key-value pairs beside a feed-forward network: the intrinsic knowledge of UniKE (section 3.2, Eq. 1 and 3).
+
+``FFN_edit(q) = FFN(q) + relu(q K^T + b) V``. The network itself is never widened: by Eq. 3 the extra pairs are a term
+that is added to its output.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from unike.backbones.adapter import Backbone, FFNSite
+from unike.backbones.forward.functional import target_positions
+from unike.backbones.forward.hooks import Args, Hooks, Kwargs, first_input
+from unike.backbones.forward.split import SplitState
+
+
+@dataclass(frozen=True, eq=False)
+class FFNPatch:
+    """Key-value pairs of B independent edits at one layer, in fp32.
+
+    Args:
+        keys: ``[B, N, D]``.
+        bias: ``[B, N]``.
+        values: ``[B, N, D]``.
+    """
+
+    keys: Tensor
+    bias: Tensor
+    values: Tensor
+
+    def pre_activations(self, q: Tensor) -> Tensor:
+        """``q K^T + b``: ``[B, T, D]`` (or ``[1, T, D]``, seen by every edit) to ``[B, T, N]``."""
+        return q @ self.keys.transpose(1, 2) + self.bias.unsqueeze(1)
+
+    def activations(self, q: Tensor, gate: "PairGate | None" = None) -> Tensor:
+        """How much each pair fires: ``[B, T, D]`` to ``[B, T, N]``."""
+        a = self.pre_activations(q)
+        if gate is None:
+            return torch.relu(a)
+        rows = a.reshape(len(gate.scale), -1, a.shape[-1])  # [R, S, N]
+        return (torch.relu(rows + gate.slack.unsqueeze(1)) * gate.scale.unsqueeze(1)).reshape(a.shape)
+
+    def __call__(self, q: Tensor, gate: "PairGate | None" = None) -> Tensor:
+        """The term that is added: ``[B, T, D]`` to ``[B, T, D]``."""
+        return self.activations(q, gate) @ self.values
+
+
+@dataclass(frozen=True, eq=False)
+class PairGate:
+    """What relevance does to N pairs on each of R rows (beyond the paper, see `unike.editors.unike.gate`).
+
+    Args:
+        scale: ``[R, N]``, a factor of each activation; a row of zeros gets exactly the network's own output.
+        slack: ``[R, N]``, is added to each pre-activation: the higher, the less an input must resemble the key.
+    """
+
+    scale: Tensor
+    slack: Tensor
+
+
+def install_patch(
+    patch: Callable[[], FFNPatch],
+    site: FFNSite,
+    hooks: Hooks,
+    gate: Callable[[], PairGate] | None = None,
+    passing: Callable[[Tensor], Tensor] | None = None,
+) -> None:
+    """Put pairs beside a network; they stay until ``hooks`` are removed.
+
+    The rows a model runs on are the edits' rows, each perhaps several times in a row (beams): row ``r`` of ``R``
+    belongs to edit ``r * B // R``. One edit serves any number of rows.
+
+    Args:
+        patch: Called in each pass, returns the pairs.
+        site: The network.
+        hooks: Where the hooks are kept.
+        gate: Called in each pass. None is no gate, which is the paper's form.
+        passing: Given the activations of each pass, ``[B, T, N]``, returns those that take effect.
+    """
+    read: list[Tensor] = []
+
+    def remember(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
+        read[:] = [first_input(args, kwargs)]
+
+    def add(module: nn.Module, args: Args, kwargs: Kwargs, output: Tensor) -> Tensor:
+        pairs = patch()
+        q = per_edit(read.pop(), len(pairs.keys))
+        activations = pairs.activations(q.to(pairs.keys), None if gate is None else gate())
+        if passing is not None:
+            activations = passing(activations)
+        return output + (activations @ pairs.values).reshape(output.shape).to(output)
+
+    hooks.add_pre(site.inputs, remember)
+    hooks.add(site.outputs, add)
+
+
+def per_edit(hidden: Tensor, edits: int) -> Tensor:
+    """``[R, S, D]`` (or OPT's flat ``[R * S, D]``) to ``[B, T, D]``: the positions each of B edits acts on.
+
+    Raises:
+        ValueError: The rows cannot be shared out evenly.
+    """
+    rows = hidden.shape[0] if hidden.ndim == 3 else hidden.shape[:-1].numel()
+    if rows % edits:
+        raise ValueError(f"{edits} attached edits need as many rows, or a multiple; the model runs on {rows}")
+    return hidden.reshape(edits, -1, hidden.shape[-1])
+
+
+@torch.no_grad()
+def wrong_positions(backbone: Backbone, state: SplitState) -> Tensor:
+    """``[B, S]`` bool: where a wrong answer token is predicted; every answer position of a row that has none wrong."""
+    positions = target_positions(state.labels)
+    wrong = torch.zeros_like(positions)
+    guesses = backbone.run_from_split(state, positions).argmax(dim=-1)
+    wrong[positions] = guesses != state.labels.roll(-1, dims=1)[positions]
+    return torch.where(wrong.any(dim=1, keepdim=True), wrong, positions)

@@ -1,0 +1,104 @@
+"""Finding the stored fact that a question is about: the nearest one by text and by picture, if near enough.
+
+What a method stores of a fact are two unit vectors, of its question and of its picture (`sentence_encoder`). The answer
+takes no part in either, so what the answer to a question should be cannot tell whether a fact is found for it.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from unike.backbones.adapter import Backbone
+from unike.core.settings import Settings
+from unike.data.queries import Query
+from unike.editors.common.sentence_encoder import MINILM, embed_images, sentence_encoder
+
+TEXT, IMAGE = "text", "image"
+"""Names of the tensors."""
+
+
+class RetrievalSettings(Settings):
+    """When a question is about a stored fact.
+
+    Attributes:
+        encoder: Of texts: a folder or hub id that `sentence-transformers` reads.
+        text_threshold: The least cosine of the two questions.
+        image_threshold: The least cosine of the two pictures. A question with a picture is never about a fact without
+            one, nor the other way round.
+    """
+
+    encoder: str = MINILM
+    text_threshold: float = Field(ge=-1, le=1)
+    image_threshold: float = Field(ge=-1, le=1)
+
+
+class Stored(Protocol):
+    """B independent facts, and what they are found by: ``text [B, W]`` and ``image [B, D]``."""
+
+    tensors: dict[str, Tensor]
+    facts: tuple[Query, ...]
+
+    def shared_out(self, rows: int) -> list[int]:
+        """Which of the B facts each of several rows sees."""
+        ...
+
+
+def embed(backbone: Backbone, queries: Sequence[Query], encoder: str) -> dict[str, Tensor]:
+    """What queries are found by, ``text [n, W]`` and ``image [n, D]`` fp32; targets are not looked at.
+
+    Raises:
+        UnikeError: There is no such encoder, or a picture cannot be read.
+    """
+    texts = sentence_encoder(encoder, str(backbone.device)).embed([query.prompt for query in queries])
+    return {TEXT: texts, IMAGE: embed_images(backbone, [query.image for query in queries])}
+
+
+def nearest_facts(
+    stack: Sequence[Stored], backbone: Backbone, queries: Sequence[Query], settings: RetrievalSettings
+) -> list[Query | None]:
+    """The fact each of R queries is about: of those above both thresholds the one with the largest sum of cosines.
+
+    Args:
+        stack: E edits, each of one fact that every query sees, or of several that are shared out among the queries.
+        backbone: What reads the pictures.
+        queries: Their targets are not looked at.
+        settings: The encoder and the thresholds.
+
+    Raises:
+        UnikeError: The queries cannot be shared out evenly, or a picture cannot be read.
+    """
+    if not stack or not queries:
+        return [None] * len(queries)
+    rows = [edit.shared_out(len(queries)) for edit in stack]
+    facts = [[edit.facts[seen[row]] for edit, seen in zip(stack, rows, strict=True)] for row in range(len(queries))]
+    asked = embed(backbone, queries, settings.encoder)
+    stored = {
+        name: torch.stack(
+            [edit.tensors[name].to(backbone.device)[seen] for edit, seen in zip(stack, rows, strict=True)]
+        )
+        for name in asked
+    }
+    best = scores(asked, stored, settings).max(dim=1)
+    found = zip(facts, best.indices.tolist(), best.values.isfinite().tolist(), strict=True)
+    return [seen[nearest] if near else None for seen, nearest, near in found]
+
+
+def scores(asked: dict[str, Tensor], stored: dict[str, Tensor], settings: RetrievalSettings) -> Tensor:
+    """How near R queries are to E facts each.
+
+    Args:
+        asked: As `embed` returns it for the queries, ``[R, ...]``.
+        stored: The same of the facts that each query sees, ``[E, R, ...]``.
+        settings: The thresholds.
+
+    Returns:
+        ``[R, E]``, the sum of both cosines; minus infinity for a fact that the query is not about.
+    """
+    text, image = (torch.einsum("rd,erd->re", asked[name], stored[name]) for name in (TEXT, IMAGE))
+    shown, pictured = asked[IMAGE].any(dim=-1).unsqueeze(1), stored[IMAGE].any(dim=-1).T
+    image = torch.where(shown | pictured, image, 1.0)  # two questions without a picture do not differ in it
+    near = (shown == pictured) & (text >= settings.text_threshold) & (image >= settings.image_threshold)
+    return torch.where(near, text + image, -torch.inf)

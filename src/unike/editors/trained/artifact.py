@@ -1,0 +1,172 @@
+"""Networks that editors were given in training: what is saved of them, where it is found, and what they have seen.
+
+The loop writes such a folder (``unike train``): ``trained.json``, ``trained.safetensors``, and the log of the training,
+``log.jsonl``. Never a pickle.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+from typing_extensions import Self
+
+from unike.backbones.adapter import Backbone
+from unike.core import home
+from unike.core.errors import UnikeError
+from unike.core.files import SealedFolder
+from unike.data.leaks import ImageHashes
+from unike.data.queries import Query
+
+CONFIG_FILE, TENSOR_FILE, LOG_FILE = "trained.json", "trained.safetensors", "log.jsonl"
+SAVED = SealedFolder(
+    "trained network", CONFIG_FILE, TENSOR_FILE, version=1, keys=frozenset({"editor", "backbone", "network", "sources"})
+)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A question that a network was trained on.
+
+    Args:
+        prompt: The question.
+        image_hash: Of its picture's file, see `unike.data.leaks.content_hash`, or None.
+        perceptual_hash: See `unike.data.leaks.perceptual_hash`; None without a picture.
+    """
+
+    prompt: str
+    image_hash: str | None
+    perceptual_hash: str | None
+
+
+def compact(queries: Sequence[Query], hashes: Mapping[Path, ImageHashes]) -> dict[str, Any]:
+    """What JSON keeps of the questions a network was trained on: each picture once, each question once."""
+    images, found = {}, {}
+    for query in queries:
+        image = None
+        if query.image is not None:
+            image = hashes[query.image].content
+            images[image] = hashes[query.image].perceptual
+        found[query.prompt, image] = [query.prompt, image]
+    return {"images": images, "questions": list(found.values())}
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """The trained network of an editor for one backbone.
+
+    Args:
+        description: As in ``trained.json``: the editor, the backbone, the network's settings, data and sources.
+        tensors: Its ``state_dict``.
+    """
+
+    description: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Of the network."""
+        return dict(self.description["network"])
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """Every question that was trained on."""
+        kept = self.description["sources"]
+        return tuple(
+            Source(prompt, image, None if image is None else kept["images"][image])
+            for prompt, image in kept["questions"]
+        )
+
+    def check(self, editor: str, backbone: Backbone) -> None:
+        """Refuse another editor or backbone.
+
+        Raises:
+            UnikeError: It was trained for another.
+        """
+        made_for = self.description["backbone"]
+        if self.description["editor"] != editor:
+            raise UnikeError(
+                f"the network was trained for the editor {self.description['editor']!r}, not for {editor!r}"
+            )
+        if made_for["fingerprint"] != backbone.fingerprint():
+            raise UnikeError(
+                f"the network was trained for {made_for['source']!r} ({made_for['fingerprint']}), not for "
+                f"{backbone.source!r} ({backbone.fingerprint()}); {how_to_train(editor, backbone)}"
+            )
+
+    def files(self) -> dict[str, bytes]:
+        """Both files, name to content."""
+        return SAVED.files(self.description, save({n: t.detach().cpu().contiguous() for n, t in self.tensors.items()}))
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """Read a trained network.
+
+        Raises:
+            UnikeError: Nothing there, or something that was changed, cut short, or made by a newer version.
+        """
+        described, content = SAVED.read(Path(folder))
+        try:
+            tensors = load(content)
+        except SafetensorError as error:
+            raise SAVED.damaged(Path(folder), repr(error)) from None
+        return cls({key: value for key, value in described.items() if key not in ("format", "sha256")}, tensors)
+
+
+def place(editor: str, backbone: Backbone) -> Path:
+    """Where the trained network of an editor is kept unless another folder is chosen."""
+    return home.folder() / "trained" / editor / backbone.fingerprint()
+
+
+def find(editor: str, backbone: Backbone, folder: str | Path | None = None) -> Trained:
+    """The trained network of an editor.
+
+    Args:
+        editor: Its name.
+        backbone: The model it is to edit.
+        folder: Where to look; None for `place`.
+
+    Raises:
+        UnikeError: There is none, or it was trained for another.
+    """
+    trained = Trained.from_pretrained(_where(editor, backbone, folder))
+    trained.check(editor, backbone)
+    return trained
+
+
+def fingerprint_of(editor: str, backbone: Backbone, folder: str | Path | None = None) -> str:
+    """A short hash of what `find` would read; reads no tensors.
+
+    Raises:
+        UnikeError: There is none.
+    """
+    return str(SAVED.describe(_where(editor, backbone, folder))["sha256"])[:16]
+
+
+def stamp(editor: str, backbone: Backbone, folder: str | Path | None = None) -> Hashable:
+    """Another one whenever another network has been put where `find` looks; reads no file.
+
+    Raises:
+        UnikeError: There is none.
+    """
+    path = _where(editor, backbone, folder) / CONFIG_FILE
+    try:
+        there = path.stat()
+    except OSError:
+        raise UnikeError(f"no trained network in {path.parent}: {path.name} is missing") from None
+    return path, there.st_ino, there.st_mtime_ns
+
+
+def _where(editor: str, backbone: Backbone, folder: str | Path | None) -> Path:
+    where = place(editor, backbone) if folder is None else Path(folder)
+    if folder is None and not (where / CONFIG_FILE).is_file():
+        raise UnikeError(f"{editor} has not been trained for {backbone.source!r} yet; {how_to_train(editor, backbone)}")
+    return where
+
+
+def how_to_train(editor: str, backbone: Backbone) -> str:
+    """What to do about it."""
+    return f"run: unike train --editor {editor} --model {backbone.source}"

@@ -1,0 +1,228 @@
+"""What editors with a trained network share: how the loop trains one, and updates of low rank."""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, TypeVar, cast
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from unike.backbones.adapter import Backbone
+from unike.backbones.forward.hooks import Hooks
+from unike.core.errors import UnikeError
+from unike.core.settings import Settings
+from unike.data.leaks import ImageHashes, Trace
+from unike.data.queries import EditCase, Query
+from unike.editors.base import Edit, Editor, EditorConfig, side_by_side
+from unike.editors.common.low_rank import install_low_rank
+from unike.editors.trained import meta_objective
+from unike.editors.trained.artifact import find, fingerprint_of, how_to_train
+from unike.editors.trained.hypernetwork import Factors, Hypernetwork
+from unike.editors.trained.meta_objective import FACT, KINDS, Outcome, Reading
+from unike.editors.trained.token_gradients import TokenGradients, token_gradients
+
+PARTS = ("reads", "writes")
+"""The factors of an update, as an edit's tensors are called."""
+
+
+class TrainedConfig(EditorConfig):
+    """Settings of an editor with a trained network; those of the network were chosen when it was trained.
+
+    Attributes:
+        trained: Folder of `unike train`; None for the one that is found for the backbone.
+    """
+
+    trained: str | None = None
+
+
+TrainedConfigT = TypeVar("TrainedConfigT", bound=TrainedConfig)
+
+
+class Readable(Protocol):
+    """Whatever an editor needs of some cases to train on them, computed once."""
+
+    @property
+    def nbytes(self) -> int:
+        """Memory, in bytes: readings are kept as long as they fit."""
+
+
+class TrainedEditor(Editor[TrainedConfigT]):
+    """An editing method with a network that has to be trained for each backbone.
+
+    The training loop calls `build`, `optimizer`, and for each batch of cases `read` (once, kept), `outcome`, `total`
+    and `stepped`. Losses of a method with an objective of its own may have names of their own.
+    """
+
+    network_settings: ClassVar[type[Settings]]
+    """Of the network and its training, as ``unike train --set`` takes them."""
+
+    weights: ClassVar[Mapping[str, float]]
+    """Of each loss in what decides which network is the best; and in what is minimised, unless `total` is another."""
+
+    clip: ClassVar[float | None] = None
+    """Largest norm of a step's gradient."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._networks: WeakKeyDictionary[Backbone, nn.Module] = WeakKeyDictionary()
+
+    def network(self, backbone: Backbone) -> nn.Module:
+        """The trained network for a backbone, ready to be used; read once.
+
+        Raises:
+            UnikeError: There is none; the message says what to run.
+        """
+        if backbone not in self._networks:
+            trained = find(self.name, backbone, self.config.trained)
+            network = self.build(backbone, self.network_settings.parse(trained.settings))
+            try:
+                network.load_state_dict(trained.tensors)
+            except RuntimeError:
+                raise UnikeError(
+                    f"the trained network of {self.name} is not of the form that its settings say; "
+                    f"{how_to_train(self.name, backbone)}"
+                ) from None
+            self._networks[backbone] = network.eval().requires_grad_(False)
+        return self._networks[backbone]
+
+    def prepare(self, backbone: Backbone) -> None:
+        """Read the network."""
+        self.network(backbone)
+
+    def sources(self, backbone: Backbone) -> Sequence[Trace]:
+        """Every question that the network was trained on."""
+        return [
+            Trace(
+                source.prompt,
+                None
+                if source.image_hash is None or source.perceptual_hash is None
+                else ImageHashes(source.image_hash, source.perceptual_hash),
+            )
+            for source in find(self.name, backbone, self.config.trained).sources
+        ]
+
+    def learned(self, backbone: Backbone) -> str:
+        """The hash of the network."""
+        return fingerprint_of(self.name, backbone, self.config.trained)
+
+    @abstractmethod
+    def build(self, backbone: Backbone, settings: Any, seed: int = 0) -> nn.Module:
+        """A new network on the backbone's device; everything of the backbone that it uses stays out of its tensors."""
+
+    @abstractmethod
+    def optimizer(self, network: Any, settings: Any) -> torch.optim.Optimizer:
+        """What trains a network."""
+
+    @abstractmethod
+    def read(self, backbone: Backbone, network: Any, cases: Sequence[EditCase]) -> Readable:
+        """What does not depend on the network's weights, of a batch of cases."""
+
+    @abstractmethod
+    def outcome(self, backbone: Backbone, network: Any, reading: Any) -> Outcome:
+        """Losses and scores of edits by a network, with gradients for it; in training, no more than `total` needs."""
+
+    def total(self, network: Any, losses: Mapping[str, Tensor]) -> Tensor:
+        """What is minimised, a scalar, from losses ``[B]`` each."""
+        return torch.stack([weight * losses[kind].mean() for kind, weight in self.weights.items()]).sum()
+
+    def stepped(self, network: Any) -> None:
+        """Called after each step; keeps parameters where they may be."""
+
+    def validated(self, network: Any, settings: Any, scores: Mapping[str, float]) -> None:
+        """Called after each validation, with means of the scores."""
+
+
+class LowRankEdit(Edit):
+    """Updates as factors: ``{layer}.{matrix}.reads [B, R, in]`` and ``{layer}.{matrix}.writes [B, R, out]``.
+
+    R is one number for all edits of a batch; those of a lower rank end with zeros.
+    """
+
+    def install(self, backbone: Backbone, hooks: Hooks) -> None:
+        """Apply the updates beside the matrices."""
+        self.install_stack([self], backbone, hooks)
+
+    @classmethod
+    def install_stack(cls, edits: Sequence[Edit], backbone: Backbone, hooks: Hooks) -> None:
+        """The factors of all edits side by side, one product a matrix; networks may edit different layers."""
+        names = dict.fromkeys(name.rpartition(".")[0] for edit in edits for name in edit.tensors)
+        for name in names:
+            those = [edit for edit in edits if f"{name}.reads" in edit.tensors]
+            reads, writes = (side_by_side(those, f"{name}.{part}") for part in PARTS)
+            install_low_rank(matrix(backbone, name), reads, writes, hooks)
+
+
+class LowRankEditor(TrainedEditor[TrainedConfigT]):
+    """An editor whose network makes low-rank updates of feed-forward matrices from one backward pass."""
+
+    def network(self, backbone: Backbone) -> Hypernetwork:
+        """As in `TrainedEditor`."""
+        return cast(Hypernetwork, super().network(backbone))
+
+    @abstractmethod
+    def factors(
+        self, network: Hypernetwork, gradients: Mapping[str, TokenGradients], condition: Any
+    ) -> dict[str, Factors]:
+        """The update of each matrix for B facts; gradients reach the network."""
+
+    def condition(self, backbone: Backbone, facts: Sequence[Query]) -> Any:
+        """What else a network reads about facts; None if nothing."""
+        return None
+
+    def split(self, backbone: Backbone) -> int:
+        """The lowest edited layer."""
+        return lowest(backbone, self.network(backbone))
+
+    @torch.no_grad()
+    def make(self, backbone: Backbone, facts: list[Query]) -> dict[str, Tensor]:
+        """One backward pass, and what the network makes of it."""
+        network = self.network(backbone)
+        state = backbone.run_to_split(backbone.encode(facts), lowest(backbone, network))
+        gradients = token_gradients(backbone, state, network.layers)
+        factors = self.factors(network, gradients, self.condition(backbone, facts))
+        return {f"{name}.{part}": t for name, pair in factors.items() for part, t in zip(PARTS, pair, strict=True)}
+
+    def read(self, backbone: Backbone, network: Hypernetwork, cases: Sequence[EditCase]) -> "LowRankReading":
+        """The questions of the cases, run to the lowest edited layer, and the facts' condition."""
+        reading = meta_objective.read(backbone, cases, lowest(backbone, network))
+        return LowRankReading(reading, self.condition(backbone, [case.edit for case in cases]))
+
+    def outcome(self, backbone: Backbone, network: Hypernetwork, reading: "LowRankReading") -> Outcome:
+        """Edit each fact by the network as it is, and ask."""
+        gradients = token_gradients(backbone, reading.questions.states[FACT], network.layers)
+        factors = self.factors(network, gradients, reading.condition)
+        with Hooks() as hooks:
+            for name, pair in factors.items():
+                install_low_rank(matrix(backbone, name), *pair, hooks)
+            return meta_objective.ask(backbone, reading.questions, self.weights if network.training else KINDS)
+
+
+@dataclass(frozen=True, eq=False)
+class LowRankReading:
+    """The frozen part of some cases.
+
+    Args:
+        questions: What is asked.
+        condition: From `LowRankEditor.condition`.
+    """
+
+    questions: Reading
+    condition: Any
+
+    @property
+    def nbytes(self) -> int:
+        """Memory, in bytes; conditions are small beside the questions."""
+        return self.questions.nbytes
+
+
+def lowest(backbone: Backbone, network: Hypernetwork) -> int:
+    """The lowest layer that a network edits."""
+    return min(map(backbone.layer_index, network.layers))
+
+
+def matrix(backbone: Backbone, name: str) -> nn.Linear:
+    """The matrix ``{layer}.{matrix}`` of a feed-forward network."""
+    layer, _, own_name = name.partition(".")
+    return backbone.ffn(int(layer)).matrices[own_name]
