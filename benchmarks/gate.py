@@ -19,8 +19,8 @@ from unike.backbones import load_backbone
 from unike.backbones.adapter import Backbone
 from unike.data.datasets.base import open_dataset
 from unike.data.queries import EditCase, Query
-from unike.editors.unike.editor import UniKEConfig
-from unike.editors.unike.gate import WHOLE, Reading, Relevance, overall
+from unike.editors.unike.config import UniKEConfig
+from unike.editors.unike.gate import WHOLE, Gate, Reading, overall
 from unike.editors.unike.knowledge import knowledge_of
 
 OWN, UNRELATED = ("t_generality", "m_generality"), "m_locality"
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 @torch.no_grad()
-def read(backbone: Backbone, gate: Relevance, cases: Sequence[EditCase]) -> dict[str, Reading]:
+def read(backbone: Backbone, gate: Gate, cases: Sequence[EditCase]) -> dict[str, Reading]:
     """Of the edits and of a probe of each kind, ``[C, D]`` each."""
     asked = {"edit": [case.edit for case in cases]}
     for kind in (*OWN, UNRELATED):
@@ -60,7 +60,7 @@ def read(backbone: Backbone, gate: Relevance, cases: Sequence[EditCase]) -> dict
     return {kind: states(queries) for kind, queries in asked.items()}
 
 
-def measure(gate: Relevance, states: dict[str, Reading], size: int) -> dict[str, float | list[float]]:
+def measure(gate: Gate, states: dict[str, Reading], size: int) -> dict[str, float | list[float]]:
     """Percentages over stacks that tile the cases."""
     keys, rivalry, ramp = states["edit"], UniKEConfig().rivalry, gate.fact.of(size)
     found: dict[str, list[Tensor]] = {}

@@ -37,12 +37,12 @@ from transformers import (
 )
 
 import unike
-from unike.backbones.adapter import DTYPES, resolve_device
 from unike.backbones.families.blip2 import MINIGPT4_TEMPLATE, Blip2
 from unike.backbones.forward.functional import target_positions
+from unike.backbones.loading import DTYPES, resolve_device
 from unike.data.queries import Query
 from unike.editors.common.anchors import Anchors
-from unike.editors.unike.gate import Ramp, Relevance, RisingRamp
+from unike.editors.unike.gate import Gate, Ramp, RisingRamp
 from unike.editors.unike.knowledge import Knowledge, LayerKnowledge, Triplet
 from unike.editors.unike.preparation import PrepareConfig
 from unike.editors.unike.spaces import Encoder
@@ -133,7 +133,7 @@ def knowledge(model: Blip2) -> Knowledge:
         for layer in LAYERS
     }
     gate_layer = min(3 * model.n_layers // 4, model.layer_index(min(LAYERS)))
-    gate = Relevance(gate_layer, draw(width), torch.eye(width), Ramp(0.4, 0.7), RisingRamp(low=(0.1,), high=(0.15,)))
+    gate = Gate(gate_layer, draw(width), torch.eye(width), Ramp(0.4, 0.7), RisingRamp(low=(0.1,), high=(0.15,)))
     triplets = [Triplet(f"{i}", f"{i:016x}", "0f" * 96, "this", "that") for i in range(TRIPLETS)]
     made_for = {"source": model.source, "fingerprint": model.fingerprint()}
     made_for |= {"template": model.template, "n_layers": model.n_layers}

@@ -16,7 +16,7 @@ from unike.data.queries import Query
 from unike.editors.ke.conditioned_update import ConditionedUpdates
 from unike.editors.trained.artifact import Trained
 from unike.editors.trained.base import TrainedEditor
-from unike.editors.unike.gate import Ramp, Relevance, RisingRamp
+from unike.editors.unike.gate import Gate, Ramp, RisingRamp
 from unike.editors.unike.knowledge import Knowledge, LayerKnowledge, Triplet
 from unike.editors.unike.spaces import Encoder
 
@@ -101,7 +101,7 @@ def some_knowledge(
     spread = draw(width, width) / width**0.5
     whitening, mean = torch.eye(width) + spread @ spread.T, 0.3 * draw(width)
     question, (low, high) = ramps
-    gate = Relevance(gate_layer, mean, whitening, Ramp(*question), RisingRamp((low,), (high,)))
+    gate = Gate(gate_layer, mean, whitening, Ramp(*question), RisingRamp((low,), (high,)))
     triplets = tuple(Triplet(f"What is {i}?", f"{i:016x}", "0f" * 96, "this", f"that {i}") for i in range(TRIPLETS))
     made_for = {"source": backbone.source, "fingerprint": backbone.fingerprint()}
     made_for |= {"template": backbone.template, "n_layers": backbone.n_layers}

@@ -17,13 +17,17 @@ if TYPE_CHECKING:
     from unike.api import edit, make_editor
     from unike.backbones import load_backbone
     from unike.data.queries import EditCase, Probe, Query
-    from unike.editors.base import Edit, attached
+    from unike.edits.edit import Edit
+    from unike.edits.edited import EditedModel, RowsEdited
+    from unike.edits.stack import attached
 
 __all__ = [
     "Edit",
     "EditCase",
+    "EditedModel",
     "Probe",
     "Query",
+    "RowsEdited",
     "UnikeError",
     "__version__",
     "attached",
@@ -33,11 +37,13 @@ __all__ = [
 ]
 
 _HOMES = {  # imported on first use, so that `import unike` and `unike --help` do not wait for torch
-    "Edit": "unike.editors.base",
+    "Edit": "unike.edits.edit",
+    "EditedModel": "unike.edits.edited",
     "EditCase": "unike.data.queries",
     "Probe": "unike.data.queries",
     "Query": "unike.data.queries",
-    "attached": "unike.editors.base",
+    "RowsEdited": "unike.edits.edited",
+    "attached": "unike.edits.stack",
     "edit": "unike.api",
     "load_backbone": "unike.backbones",
     "make_editor": "unike.api",

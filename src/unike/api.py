@@ -8,8 +8,9 @@ from unike.backbones.adapter import Backbone
 from unike.core import registry
 from unike.data.datasets import pocket
 from unike.data.queries import Query
-from unike.editors.base import Edit, Editor
+from unike.editors.base import Editor
 from unike.editors.common.anchors import Anchors
+from unike.edits.edit import Edit
 
 
 @cache

@@ -23,9 +23,13 @@ from unike.backbones.forward.functional import token_nll
 from unike.core import registry
 from unike.core.errors import UnikeError
 from unike.data.queries import Query
-from unike.editors.base import Edit, Editor, RoutingEdit, attached
+from unike.editors.base import Editor
 from unike.editors.common.anchors import Anchors
 from unike.editors.trained.base import TrainedEditor
+from unike.edits.edit import Edit
+from unike.edits.edited import EditedModel
+from unike.edits.routing import RoutingEdit
+from unike.edits.stack import attached
 
 pytestmark = pytest.mark.usefixtures("at_home")
 
@@ -268,7 +272,7 @@ def test_every_row_of_a_batch_gets_the_answer_of_its_own_edit(
             edits[row].generate(backbone, [fact], max_new_tokens=8, num_beams=beams)[0]
             for row, fact in enumerate(taught)
         ]
-        assert edits.generate(backbone, taught, max_new_tokens=8, num_beams=beams) == alone
+        assert EditedModel(backbone, [edits]).generate(taught, max_new_tokens=8, num_beams=beams) == alone
         if isinstance(editor, TrainedEditor):  # of a network that nobody has trained
             assert len(set(alone)) == 3
         else:
@@ -296,7 +300,7 @@ NEW_PROCESS = """
 import sys, torch
 from safetensors.torch import save_file
 from unike.core import registry
-from unike.editors.base import Edit
+from unike.edits.edit import Edit
 torch.set_num_threads(int(sys.argv[3]))
 edit, backbone = Edit.from_pretrained(sys.argv[1]), registry.backbones.get("llava").tiny()
 with edit.attached(backbone):

@@ -14,14 +14,9 @@ from torch import Tensor
 from unike.backbones.adapter import Backbone
 from unike.backbones.forward.hooks import Hooks, inject, trace
 from unike.data.queries import Query
-from unike.editors.unike.memory import (
-    DynamicAlpha,
-    FixedAlpha,
-    LatentInjection,
-    LatentMemory,
-    RecallLog,
-    read_entries,
-)
+from unike.editors.unike.collaboration import DynamicAlpha, FixedAlpha
+from unike.editors.unike.injection import LatentInjection, RecallLog
+from unike.editors.unike.memory import LatentMemory, read_entries
 
 LAYERS = (-2, -1)
 ALPHA = DynamicAlpha(slope=0.5, offset=0.5)

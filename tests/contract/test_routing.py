@@ -19,7 +19,11 @@ from unike.backbones.adapter import Backbone
 from unike.core import registry
 from unike.core.errors import UnikeError
 from unike.data.queries import Query
-from unike.editors.base import Edit, Editor, RoutingEdit, answer, attached
+from unike.editors.base import Editor, answer
+from unike.edits.edit import Edit
+from unike.edits.edited import EditedModel
+from unike.edits.routing import RoutingEdit
+from unike.edits.stack import attached
 
 pytestmark = pytest.mark.usefixtures("at_home")
 
@@ -176,7 +180,9 @@ def test_below_a_method_that_routes_others_act(edits: Edit, backbone: Backbone, 
     with tuned.attached(backbone):
         expected = ask([edits[0]], backbone, facts[:2])
     assert answer([tuned, edits[0]], backbone, facts[:2], max_new_tokens=4) == expected
-    assert answer([tuned], backbone, facts, max_new_tokens=4) == tuned.generate(backbone, facts, max_new_tokens=4)
+    assert answer([tuned], backbone, facts, max_new_tokens=4) == EditedModel(backbone, [tuned]).generate(
+        facts, max_new_tokens=4
+    )
     assert not backbone.edits
 
 
@@ -193,13 +199,13 @@ NEW_PROCESS = """
 import json, sys, torch
 from pathlib import Path
 from unike.core import registry
-from unike.editors.base import Edit
+from unike.edits.edit import Edit
 torch.set_num_threads(int(sys.argv[2]))
 backbone, found = registry.backbones.get("llava").tiny(), {}
 for folder in Path(sys.argv[1]).iterdir():
     edit = Edit.from_pretrained(folder)
     logits = type(edit).target_logits([edit], backbone, edit.facts)
-    found[folder.name] = [edit.generate(backbone, edit.facts, max_new_tokens=4), logits.sum(dim=1).tolist()]
+    found[folder.name] = [EditedModel(backbone, [edit]).generate(edit.facts, max_new_tokens=4), logits.sum(dim=1).tolist()]
 print(json.dumps(found))
 """
 

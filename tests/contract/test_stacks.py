@@ -24,9 +24,11 @@ from unike.backbones.forward.functional import target_positions
 from unike.core import registry
 from unike.core.errors import UnikeError
 from unike.data.queries import Query
-from unike.editors.base import Edit, Editor, attached
+from unike.editors.base import Editor
 from unike.editors.unike.editor import UniKE
 from unike.editors.unike.knowledge import Knowledge, knowledge_of
+from unike.edits.edit import Edit
+from unike.edits.stack import attached
 
 pytestmark = pytest.mark.usefixtures("at_home")
 
@@ -312,7 +314,8 @@ import sys, torch
 from pathlib import Path
 from safetensors.torch import save_file
 from unike.backbones import tinies
-from unike.editors.base import Edit, attached
+from unike.edits.edit import Edit
+from unike.edits.stack import attached
 from unike.data.queries import Query
 torch.set_num_threads(int(sys.argv[3]))
 edits = [Edit.from_pretrained(folder) for folder in sorted(Path(sys.argv[1]).iterdir())]

@@ -14,9 +14,11 @@ from unike.backbones.adapter import Backbone
 from unike.backbones.forward.functional import token_nll
 from unike.backbones.forward.split import SplitState
 from unike.data.queries import EditCase, Probe, Query
-from unike.editors.base import Edit, Editor, EditorConfig, RoutingEdit
+from unike.editors.base import Editor
 from unike.editors.common.optimise import optimise
 from unike.editors.ft import FTConfig, FTEdit
+from unike.edits.edit import Edit, EditorConfig
+from unike.edits.routing import RoutingEdit
 
 
 def case(number: int, pictures: list[Path]) -> EditCase:

@@ -23,8 +23,9 @@ from unike.cli import _shared
 from unike.core import images
 from unike.core.files import seal
 from unike.data.queries import Query
-from unike.editors.base import CONFIG_FILE, TENSOR_FILE, Edit
 from unike.editors.ft import FT, FTEdit
+from unike.edits.edit import Edit
+from unike.edits.files import CONFIG_FILE, TENSOR_FILE
 
 Cli = Callable[..., Any]
 

@@ -18,7 +18,8 @@ from unike.backbones.adapter import Backbone
 from unike.cli import _shared, demo, edit
 from unike.core.registry import backbones, editors
 from unike.data.queries import Query
-from unike.editors.base import Edit, attached
+from unike.edits.edit import Edit
+from unike.edits.stack import attached
 
 Cli = Callable[..., Any]
 

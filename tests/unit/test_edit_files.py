@@ -11,9 +11,11 @@ import torch
 import unike
 from unike.core.errors import UnikeError
 from unike.data.queries import Query
-from unike.editors.base import CONFIG_FILE, TENSOR_FILE, Edit
 from unike.editors.ft import FTConfig, FTEdit
-from unike.editors.unike.editor import UniKEConfig, UniKEEdit
+from unike.editors.unike.config import UniKEConfig
+from unike.editors.unike.editor import UniKEEdit
+from unike.edits.edit import Edit
+from unike.edits.files import CONFIG_FILE, TENSOR_FILE
 
 FACTS = [Query("Wo ist das?", Path("bilder/Ä 1.png"), "Köln"), Query("2 + 2?", None, "five")]
 

@@ -24,13 +24,15 @@ from unike.bench.results import Run, read_run
 from unike.bench.runner import Plan, Source, Unit, arrange, evaluate, room
 from unike.core.errors import UnikeError
 from unike.data.queries import EditCase, Probe, Query
-from unike.editors.base import Editor, RoutingEdit, attached
+from unike.editors.base import Editor
 from unike.editors.common.anchors import Anchors
 from unike.editors.mend.editor import MEND
 from unike.editors.t_patcher import TPatcher
 from unike.editors.unike import knowledge
 from unike.editors.unike.editor import UniKE
 from unike.editors.unike.knowledge import Knowledge
+from unike.edits.routing import RoutingEdit
+from unike.edits.stack import attached
 
 
 @pytest.fixture(autouse=True)

@@ -16,11 +16,12 @@ from unike.backbones.forward.functional import target_positions, target_tokens
 from unike.core.errors import UnikeError
 from unike.data.queries import Query
 from unike.editors.answer_cache import CERTAIN, AnswerCache
-from unike.editors.base import Edit
 from unike.editors.common import sentence_encoder as module
 from unike.editors.common.retrieval import RetrievalSettings, embed, nearest_facts, scores
 from unike.editors.common.sentence_encoder import MINILM, embed_images, sentence_encoder
 from unike.editors.retrieval_prompt import RetrievalPrompt
+from unike.edits.edit import Edit
+from unike.edits.edited import EditedModel
 
 SETTINGS = RetrievalSettings(text_threshold=0.5, image_threshold=0.5)
 
@@ -145,7 +146,7 @@ def test_the_cache_answers_in_scope_and_the_model_elsewhere(backbone: Backbone, 
     far = [Query("Who wrote Hamlet?"), Query("Is it raining here?", pictures[0]), Query("What animal is this?")]
     own = backbone.generate(far, max_new_tokens=3)
     mixed = [far[0], near[0], far[1], near[1], far[2]]
-    assert edit.generate(backbone, mixed, max_new_tokens=3) == [own[0], "Zebra", own[1], "Zebra", own[2]]
+    assert EditedModel(backbone, [edit]).generate(mixed, max_new_tokens=3) == [own[0], "Zebra", own[1], "Zebra", own[2]]
 
 
 def test_a_cached_answer_has_its_tokens_at_the_positions_of_any_target(backbone: Backbone, facts: list[Query]) -> None:
@@ -171,7 +172,7 @@ def test_the_nearest_fact_stands_before_the_question(
     near, far = Query("Which animal do you see?", pictures[0], "wolf"), Query("Who wrote Hamlet?", None, "Bacon")
     asked: list[Query] = []
     monkeypatch.setattr(backbone, "generate", lambda queries, **_: asked.extend(queries) or ["x"] * len(queries))
-    edit.generate(backbone, [near, far])
+    EditedModel(backbone, [edit]).generate([near, far])
     expected = replace(near, prompt="What animal is this? zebra\nWhich animal do you see?")
     assert asked == [expected, far]
     logits = type(edit).target_logits([edit], backbone, [near, far])

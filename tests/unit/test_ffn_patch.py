@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unike.backbones.adapter import FFNSite
 from unike.backbones.forward.hooks import Hooks
+from unike.backbones.sites import FFNSite
 from unike.editors.common.low_rank import install_delta
 from unike.editors.common.pairs import FFNPatch, PairGate, install_patch, per_edit
 

@@ -13,11 +13,13 @@ from unike.backbones.forward.hooks import trace
 from unike.bench.runner import Plan, Source, check_leaks, check_method
 from unike.core.errors import UnikeError
 from unike.data.queries import EditCase, Probe, Query
-from unike.editors.base import Edit, attached
 from unike.editors.common import demonstrations
 from unike.editors.common.demonstrations import Pool
 from unike.editors.ike import IKE, IKEConfig, IKEEdit, limit
 from unike.editors.intrinsic_ike import IntrinsicIKE, IntrinsicIKEEdit
+from unike.edits.edit import Edit
+from unike.edits.edited import EditedModel
+from unike.edits.stack import attached
 
 COUNTS = {"n_copy": 1, "n_update": 1, "n_retain": 1}
 
@@ -113,7 +115,7 @@ def test_rows_have_the_demonstrations_of_their_own_fact(
     assert "horse" in alone[0] and "red" in alone[2] and "red" not in alone[0]
     seen: list[Query] = []
     monkeypatch.setattr(backbone, "generate", lambda queries, **_: seen.extend(queries) or ["x"] * len(queries))
-    edits.generate(backbone, asked)
+    EditedModel(backbone, [edits]).generate(asked)
     assert [query.prompt for query in seen] == alone
 
 
@@ -180,7 +182,7 @@ def test_an_edit_belongs_to_its_pool(backbone: Backbone, pool: Pool, monkeypatch
     other = Pool([case(*fact) for fact in [*FACTS[:3], ("What animal is shown?", "mule")]])
     monkeypatch.setattr("unike.editors.ike.pool_of", lambda *_: other)
     with pytest.raises(UnikeError, match=r"was made with other demonstrations than 'pocket' has now; make it anew"):
-        edit.generate(backbone, [Query("Who?")])
+        EditedModel(backbone, [edit]).generate([Query("Who?")])
 
 
 def test_a_pool_is_a_train_split(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,8 @@ from unike.backbones import tinies
 from unike.backbones.adapter import Backbone
 from unike.core.errors import UnikeError
 from unike.core.files import seal
-from unike.editors.unike.gate import Ramp, Relevance, RisingRamp
+from unike.editors.unike.gate import Gate, Ramp, RisingRamp
+from unike.editors.unike.injection import project_memory, projected_attention
 from unike.editors.unike.knowledge import (
     CONFIG_FILE,
     TENSOR_FILE,
@@ -25,7 +26,6 @@ from unike.editors.unike.knowledge import (
     knowledge_of,
     place,
 )
-from unike.editors.unike.memory import project_memory, projected_attention
 from unike.editors.unike.spaces import Encoder
 
 T, D, SMALL = 6, 32, 5
@@ -164,7 +164,7 @@ def test_missing_files_and_other_folders(tmp_path: Path) -> None:
 
 def test_the_gate_is_kept_in_full_precision(tmp_path: Path) -> None:
     tensors = draw(D, seed=1), draw(D, D, seed=2)
-    gate = Relevance(1, *tensors, Ramp(-0.1, 0.3), RisingRamp((0.2, 0.3), (0.6, 0.7)))
+    gate = Gate(1, *tensors, Ramp(-0.1, 0.3), RisingRamp((0.2, 0.3), (0.6, 0.7)))
     known = replace(some_knowledge("float16"), gate=gate)
     known.save_pretrained(tmp_path)
     found = Knowledge.from_pretrained(tmp_path)

@@ -11,21 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from unike.backbones import tinies
-from unike.backbones.adapter import AttentionSite, Backbone
+from unike.backbones.adapter import Backbone
 from unike.backbones.forward.context import Prefill
 from unike.backbones.forward.hooks import Hooks, trace
 from unike.backbones.forward.split import Batch
+from unike.backbones.sites import AttentionSite
 from unike.core.errors import UnikeError
 from unike.data.queries import Query
 from unike.editors.unike import nearest
-from unike.editors.unike.memory import (
-    DynamicAlpha,
-    FixedAlpha,
-    LatentInjection,
-    LatentMemory,
-    last_answer_token,
-    read_entries,
-)
+from unike.editors.unike.collaboration import DynamicAlpha, FixedAlpha
+from unike.editors.unike.injection import LatentInjection
+from unike.editors.unike.memory import LatentMemory, last_answer_token, read_entries
 
 D, LAYER = 32, 2
 

@@ -15,13 +15,13 @@ from unike.backbones.forward.hooks import Hooks
 from unike.core.errors import UnikeError
 from unike.core.files import replace_folder
 from unike.data.queries import Query
-from unike.editors.base import attached
 from unike.editors.common.low_rank import install_delta, install_low_rank
 from unike.editors.mend.editor import MEND, MENDNetworkSettings
 from unike.editors.mend.gradient_transform import GradientTransforms, ResidualBlock, RunningStatistics
 from unike.editors.trained.artifact import Trained, place
 from unike.editors.trained.hypernetwork import matrices_of
 from unike.editors.trained.token_gradients import TokenGradients, token_gradients
+from unike.edits.stack import attached
 
 LAYERS = (-3, -1)
 

@@ -20,7 +20,7 @@ from unike.core.errors import UnikeError
 from unike.data.leaks import LEAKS, LeakGuard, content_hash, perceptual_hash
 from unike.data.provenance import every_query
 from unike.data.queries import EditCase, Probe, Query
-from unike.editors.unike.gate import calibrate, separation
+from unike.editors.unike.calibration import calibrate, separation
 from unike.editors.unike.knowledge import CONFIG_FILE, TENSOR_FILE, Knowledge, as_attention_output
 from unike.editors.unike.memory import read_entries
 from unike.editors.unike.preparation import (

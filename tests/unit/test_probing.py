@@ -15,8 +15,9 @@ from unike.bench.outcome import Asked
 from unike.bench.replay import Examiner, questions
 from unike.core.errors import UnikeError
 from unike.data.queries import EditCase, Query
-from unike.editors.base import Edit, Editor
+from unike.editors.base import Editor
 from unike.editors.ft import FT
+from unike.edits.edit import Edit
 
 ROOM = 8
 

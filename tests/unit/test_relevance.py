@@ -18,22 +18,12 @@ from unike.backbones.forward.hooks import Hooks, trace
 from unike.core.errors import UnikeError
 from unike.data.queries import Query
 from unike.editors.common.pairs import FFNPatch, PairGate, install_patch
-from unike.editors.unike.gate import (
-    MIN_RAMP,
-    SIZES,
-    Gate,
-    Ramp,
-    Reading,
-    Relevance,
-    RisingRamp,
-    calibrate,
-    compete,
-    overall,
-    separation,
-    whitening,
-)
+from unike.editors.unike.calibration import calibrate, separation, whitening
+from unike.editors.unike.collaboration import FixedAlpha
+from unike.editors.unike.gate import MIN_RAMP, SIZES, Gate, Ramp, Reading, RisingRamp, compete, overall
+from unike.editors.unike.injection import LatentInjection
 from unike.editors.unike.knowledge import Knowledge
-from unike.editors.unike.memory import FixedAlpha, LatentInjection, LatentMemory
+from unike.editors.unike.memory import LatentMemory
 
 D = 24
 
@@ -48,10 +38,10 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def some_gate(**settings: Any) -> Relevance:
+def some_gate(**settings: Any) -> Gate:
     spread = draw(D, D, seed=1)
     chosen = {"layer": 1, "mean": draw(D, seed=2), "whitening": spread @ spread.T}
-    return Relevance(**(chosen | {"question": Ramp(-0.2, 0.6), "fact": RisingRamp((-0.5, 0.1), (0.5, 0.6))} | settings))
+    return Gate(**(chosen | {"question": Ramp(-0.2, 0.6), "fact": RisingRamp((-0.5, 0.1), (0.5, 0.6))} | settings))
 
 
 def cosine(a: np.ndarray, b: np.ndarray) -> float:
@@ -241,7 +231,7 @@ LAYERS = (-2, -1)
 
 
 @pytest.fixture(scope="module")
-def relevance(backbone: Backbone, make_knowledge: Callable[..., Knowledge]) -> Relevance:
+def relevance(backbone: Backbone, make_knowledge: Callable[..., Knowledge]) -> Gate:
     """Read at layer 1, and wide enough to be something between 0 and 1 for every input but its own."""
     gate = make_knowledge(backbone, gate_layer=1, ramps=((-1.5, 1.0), (-1.2, 1.0))).gate
     assert gate is not None
@@ -249,12 +239,12 @@ def relevance(backbone: Backbone, make_knowledge: Callable[..., Knowledge]) -> R
 
 
 @pytest.fixture(scope="module")
-def keys(backbone: Backbone, relevance: Relevance, facts: list[Query]) -> Tensor:
+def keys(backbone: Backbone, relevance: Gate, facts: list[Query]) -> Tensor:
     """``[3, 1, D]``, one for each fact."""
     return read(relevance, backbone, facts).last.unsqueeze(1)
 
 
-def read(relevance: Relevance, backbone: Backbone, queries: Sequence[Query]) -> Reading:
+def read(relevance: Gate, backbone: Backbone, queries: Sequence[Query]) -> Reading:
     return relevance.read(backbone, backbone.run_to_split(backbone.encode(queries), 0))
 
 
@@ -263,7 +253,7 @@ def forward(backbone: Backbone, *queries: Query) -> Tensor:
 
 
 @contextmanager
-def watched(relevance: Relevance, keys: Tensor, backbone: Backbone) -> Iterator[list[Tensor]]:
+def watched(relevance: Gate, keys: Tensor, backbone: Backbone) -> Iterator[list[Tensor]]:
     """What the gate says each time the last layer runs."""
     seen: list[Tensor] = []
     with Hooks() as hooks:
@@ -278,7 +268,7 @@ def every_pair(gate: Gate) -> PairGate:
 
 
 @contextmanager
-def gated(backbone: Backbone, relevance: Relevance | None, keys: Tensor) -> Iterator[None]:
+def gated(backbone: Backbone, relevance: Gate | None, keys: Tensor) -> Iterator[None]:
     """Pairs beside the last two networks, and a memory of the last layer, gated by relevance (or not, for None)."""
     width, one = backbone.width, lambda gate: gate and (lambda: gate()[:, 0])
     patch = FFNPatch(draw(1, 5, width, seed=5) / width**0.5, draw(1, 5, seed=6), draw(1, 5, width, seed=7))
@@ -292,7 +282,7 @@ def gated(backbone: Backbone, relevance: Relevance | None, keys: Tensor) -> Iter
 
 
 def test_what_is_read_is_what_the_hook_reads(
-    backbone: Backbone, relevance: Relevance, keys: Tensor, facts: list[Query]
+    backbone: Backbone, relevance: Gate, keys: Tensor, facts: list[Query]
 ) -> None:
     batch = backbone.encode(facts)
     with trace(backbone.attention(1).module) as record, watched(relevance, keys, backbone) as seen:
@@ -311,7 +301,7 @@ def test_what_is_read_is_what_the_hook_reads(
 
 
 def test_each_row_is_compared_with_every_edit_of_its_own(
-    backbone: Backbone, relevance: Relevance, keys: Tensor, facts: list[Query]
+    backbone: Backbone, relevance: Gate, keys: Tensor, facts: list[Query]
 ) -> None:
     """``[B, G, D]`` keys: two batches of edits, two rows each."""
     several = torch.stack([torch.cat([keys[0], keys[1]]), torch.cat([keys[2], keys[0]])])
@@ -329,7 +319,7 @@ def test_each_row_is_compared_with_every_edit_of_its_own(
     assert 0 < factors[3].min() < factors[3].max() < 0.9999
 
 
-def test_answer_tokens_have_no_say(backbone: Backbone, relevance: Relevance, keys: Tensor, facts: list[Query]) -> None:
+def test_answer_tokens_have_no_say(backbone: Backbone, relevance: Gate, keys: Tensor, facts: list[Query]) -> None:
     """Neither teacher-forced ones nor generated ones, in a batch, with beams, or alone."""
     asked = [facts[1], facts[2], facts[0]]
     with watched(relevance, keys, backbone) as seen:
@@ -355,7 +345,7 @@ def test_answer_tokens_have_no_say(backbone: Backbone, relevance: Relevance, key
 
 
 def test_a_closed_gate_is_no_edit_bit_for_bit(
-    backbone: Backbone, relevance: Relevance, keys: Tensor, facts: list[Query]
+    backbone: Backbone, relevance: Gate, keys: Tensor, facts: list[Query]
 ) -> None:
     plain, answers = forward(backbone, *facts), backbone.generate(facts, max_new_tokens=3)
     beams = backbone.generate(facts, max_new_tokens=2, num_beams=2)
@@ -369,7 +359,7 @@ def test_a_closed_gate_is_no_edit_bit_for_bit(
     assert torch.equal(forward(backbone, *facts), plain)
 
 
-def test_an_open_gate_is_no_gate(backbone: Backbone, relevance: Relevance, keys: Tensor, facts: list[Query]) -> None:
+def test_an_open_gate_is_no_gate(backbone: Backbone, relevance: Gate, keys: Tensor, facts: list[Query]) -> None:
     with gated(backbone, None, keys):
         ungated, answers = forward(backbone, *facts), backbone.generate(facts, max_new_tokens=3)
         beams = backbone.generate(facts, max_new_tokens=3, num_beams=2)
@@ -380,7 +370,7 @@ def test_an_open_gate_is_no_gate(backbone: Backbone, relevance: Relevance, keys:
 
 
 def test_the_gate_opens_for_each_row_by_its_own_prompt(
-    backbone: Backbone, relevance: Relevance, keys: Tensor, facts: list[Query]
+    backbone: Backbone, relevance: Gate, keys: Tensor, facts: list[Query]
 ) -> None:
     """Row 1 is asked what it was edited with, the others something else; the split agrees wherever it is."""
     batch = backbone.encode([facts[2], facts[1], facts[0]])
@@ -406,7 +396,7 @@ def test_the_gate_opens_for_each_row_by_its_own_prompt(
 
 
 def test_a_gate_that_was_not_reached_says_so(
-    backbone: Backbone, relevance: Relevance, keys: Tensor, facts: list[Query]
+    backbone: Backbone, relevance: Gate, keys: Tensor, facts: list[Query]
 ) -> None:
     batch = backbone.encode(facts)
     state = backbone.run_to_split(batch, 2)
@@ -426,7 +416,7 @@ def test_a_gate_follows_a_moved_copy(pictures: list[Path]) -> None:
 
 def test_a_gate_is_made_of_its_settings_and_tensors() -> None:
     gate = some_gate()
-    again = Relevance.of(json.loads(json.dumps(gate.settings())), gate.tensors())
+    again = Gate.of(json.loads(json.dumps(gate.settings())), gate.tensors())
     assert again.settings() == gate.settings()
     assert all(torch.equal(tensor, again.tensors()[name]) for name, tensor in gate.tensors().items())
     assert len(gate.tensors()) == 2
@@ -472,7 +462,7 @@ def test_rounding_does_not_tell_apart_two_edits_of_one_fact() -> None:
 
 
 def test_edits_of_a_stack_compete_by_what_is_read_in_the_whole_prompt(
-    backbone: Backbone, relevance: Relevance, facts: list[Query]
+    backbone: Backbone, relevance: Gate, facts: list[Query]
 ) -> None:
     """In one pass, split, shortened, and with beams."""
     stack = Reading(*(part.unsqueeze(0) for part in read(relevance, backbone, facts)))  # [1, 3, D]

@@ -18,7 +18,7 @@ from unike.bench.outcome import CaseResult
 from unike.bench.results import COLUMNS, read_run, select, summarise
 from unike.core.errors import UnikeError
 from unike.data.datasets.base import open_dataset
-from unike.editors.unike.editor import UniKEConfig
+from unike.editors.unike.config import UniKEConfig
 from unike.report import (
     Block,
     Entry,

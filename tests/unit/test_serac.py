@@ -23,12 +23,14 @@ from unike.core.errors import UnikeError
 from unike.core.files import replace_folder
 from unike.data.leaks import ImageHashes, Trace
 from unike.data.queries import EditCase, Probe, Query
-from unike.editors.base import Edit, answer
+from unike.editors.base import answer
 from unike.editors.serac import networks as serac
 from unike.editors.serac.editor import SERAC, SERACConfig, SERACEdit, networks_of
 from unike.editors.serac.networks import SeracModel, SERACNetworkSettings, counterfactual_query, with_layers_copied
 from unike.editors.trained.artifact import CONFIG_FILE, SAVED, Trained, place
 from unike.editors.trained.loop import TrainConfig, read_log, train
+from unike.edits.edit import Edit
+from unike.edits.edited import EditedModel
 
 SETTINGS = SERACNetworkSettings(n_layers=2, lr=1e-2, lr_scope=1e-2)
 HAMLET = Query("Who wrote Hamlet?", None, "Bacon")
@@ -120,7 +122,7 @@ def test_the_similarity_decides_who_answers(backbone: Backbone, pictures: list[P
         else backbone.generate([query], max_new_tokens=3)[0]
         for row, query in enumerate(asked)
     }
-    assert edit.generate(backbone, asked, max_new_tokens=3) == [expected[row] for row in range(3)]
+    assert EditedModel(backbone, [edit]).generate(asked, max_new_tokens=3) == [expected[row] for row in range(3)]
     logits = SERACEdit.target_logits([edit], backbone, asked[:2])
     alone = [Edit.target_logits([], backbone, [HAMLET]), Edit.target_logits([], network.counterfactual, [routed[1]])]
     assert torch.allclose(logits, torch.cat(alone), atol=1e-4)
@@ -288,10 +290,10 @@ def test_an_edit_belongs_to_its_networks(backbone: Backbone, facts: list[Query],
     assert mine.sources(backbone) == [Trace("What?", ImageHashes("ab" * 8, "0f" * 96)), Trace("Who?", None)]
     assert other.sources(backbone) == []
     edit = other.edit(backbone, facts[0])
-    assert edit.generate(backbone, facts[:1], max_new_tokens=2)
+    assert EditedModel(backbone, [edit]).generate(facts[:1], max_new_tokens=2)
     save(backbone, tensors, place("serac", backbone))
     with pytest.raises(UnikeError, match="was made with other networks of serac"):
-        edit.generate(backbone, facts[:1])
+        EditedModel(backbone, [edit]).generate(facts[:1])
     again = tinies()["llava"]()
     save(again, tensors, place("serac", again))
     with pytest.raises(UnikeError, match="was made with other networks of serac") as caught:

@@ -21,8 +21,8 @@ from unike.cli.study import NAMES
 from unike.core import registry
 from unike.core.errors import UnikeError
 from unike.data.queries import EditCase
-from unike.editors.unike.editor import UniKEConfig
-from unike.editors.unike.memory import FixedAlpha
+from unike.editors.unike.collaboration import FixedAlpha
+from unike.editors.unike.config import UniKEConfig
 from unike.report import read
 from unike.report.figures import curves, dots, in_percent
 from unike.studies import ablation, cases, context_size, domains, drift, lifelong

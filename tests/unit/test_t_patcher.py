@@ -11,10 +11,10 @@ from unike.backbones import tinies
 from unike.backbones.adapter import Backbone
 from unike.backbones.forward.functional import all_right
 from unike.data.queries import Query
-from unike.editors.base import attached
 from unike.editors.common.anchors import Anchors
 from unike.editors.common.pairs import wrong_positions
 from unike.editors.t_patcher import Best, Neurons, TPatcher, TPatcherConfig, first_of
+from unike.edits.stack import attached
 
 B, N, D, M = 2, 3, 6, 8
 

@@ -30,8 +30,9 @@ from unike.bench.runner import Bench, Plan, Source, Unit, evaluate
 from unike.core.errors import UnikeError
 from unike.data.queries import EditCase, Probe, Query
 from unike.editors import base
-from unike.editors.base import Edit, Editor
+from unike.editors.base import Editor
 from unike.editors.ft import FT, FTEdit
+from unike.edits.edit import Edit
 
 NOTICED = (AssertionError, ValueError, RuntimeError)
 """How a mistake shows: a wrong number, or positions that do not line up and are refused."""

@@ -19,7 +19,8 @@ from unike.core import registry
 from unike.data.queries import Query
 from unike.editors.common.anchors import Anchors, ffn_inputs
 from unike.editors.common.pairs import FFNPatch
-from unike.editors.unike.editor import UniKE, precision, wrong_positions
+from unike.editors.unike.editor import UniKE, wrong_positions
+from unike.editors.unike.pairs import precision
 
 pytestmark = pytest.mark.usefixtures("at_home")
 

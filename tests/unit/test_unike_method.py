@@ -18,19 +18,23 @@ import transformers
 from torch import Tensor, nn
 
 from unike.backbones import tinies
-from unike.backbones.adapter import AttentionSite, Backbone
+from unike.backbones.adapter import Backbone
 from unike.backbones.forward.functional import target_positions, token_nll
 from unike.backbones.forward.hooks import inject, trace
 from unike.backbones.forward.split import Batch
+from unike.backbones.sites import AttentionSite
 from unike.core.errors import UnikeError
 from unike.data.queries import Query
-from unike.editors.base import Edit, attached
 from unike.editors.common.anchors import Anchors
 from unike.editors.unike import editor as method
-from unike.editors.unike.editor import PAPER, PLAIN_ALPHA, UniKE, UniKEConfig, UniKEEdit, wrong_positions
+from unike.editors.unike.collaboration import PLAIN_ALPHA
+from unike.editors.unike.config import PAPER, UniKEConfig
+from unike.editors.unike.editor import UniKE, UniKEEdit, wrong_positions
 from unike.editors.unike.gate import Ramp
+from unike.editors.unike.injection import LatentInjection, RecallLog
 from unike.editors.unike.knowledge import Knowledge, LayerKnowledge, evenly, knowledge_of
-from unike.editors.unike.memory import LatentInjection, RecallLog
+from unike.edits.edit import Edit
+from unike.edits.stack import attached
 
 LAYERS = (-2, -1)
 SETTINGS: dict[str, Any] = {

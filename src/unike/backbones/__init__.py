@@ -42,10 +42,10 @@ def load_backbone(
             raise UnikeError(f"no folder {source!r}; a backbone is 'mini', a folder or a hub id 'organisation/name'")
         raise UnikeError(f"{registry.did_you_mean('backbone', source, [MINI])}; or give a folder or a hub id")
 
-    from unike.backbones import adapter  # not at the top: torch and transformers take seconds to import
+    from unike.backbones import adapter, loading  # not at the top: torch and transformers take seconds to import
 
     families: list[type[Backbone]] = [registry.backbones.get(name) for name in registry.backbones.names()]
-    config = adapter.read_config(source)  # after the families, which may register model types of their own
+    config = loading.read_config(source)  # after the families, which may register model types of their own
     by_type = {model_type: family for family in families for model_type in family.model_types}
     vision_type = getattr(getattr(config, "vision_config", None), "model_type", "")
     family = by_type.get(f"{config.model_type}+{vision_type}") or by_type.get(config.model_type, adapter.Backbone)

@@ -14,6 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from unike.backbones.adapter import Backbone
+from unike.backbones.forward.context import UNEDITED, attached_to
 from unike.core import home
 from unike.core.errors import UnikeError
 from unike.data.queries import Query
@@ -145,7 +146,7 @@ def check_unedited(backbone: Backbone) -> None:
     Raises:
         UnikeError: An edit is attached.
     """
-    if backbone.edits:
+    if attached_to(backbone) is not UNEDITED:
         raise UnikeError("an edit is attached: what the model answers now is not what it answers by itself")
 
 

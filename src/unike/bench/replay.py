@@ -12,9 +12,7 @@ the model as it is, is answered as before the edit.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +27,10 @@ from unike.bench import metrics
 from unike.bench.metrics import UNCHANGED, Scores
 from unike.bench.outcome import Asked
 from unike.data.queries import EditCase, Query
-from unike.editors.base import Edit, Editor, RoutingEdit, attached
+from unike.editors.base import Editor
+from unike.edits.edit import Edit
+from unike.edits.edited import EditedModel
+from unike.edits.routing import RoutingEdit
 
 ENGINES = ("fast", "plain")
 
@@ -256,7 +257,7 @@ class Examiner:
             state = self.backbone.shorten(state)
             labels, real = state.labels, real[:, state.start :]
         read = Lines(lines, labels, real, state, [])
-        return replace(read, before=self._guess(read))
+        return replace(read, before=self._guess(read, EditedModel(self.backbone)))
 
     def _provable(self, query: Query) -> bool:
         if not self.fast:
@@ -280,13 +281,10 @@ class Examiner:
             The questions of each reading, in its order.
         """
         found = []
-        shared = [] if isinstance(edits, Edit) else edits
-        with self.on(shared):
-            for row, reading in enumerate(readings):
-                own = [edits[row]] if isinstance(edits, Edit) else []
-                with self.on(own):
-                    read = self._guess if self.hooked else partial(self._guess_routed, stack=[*shared, *own])
-                    found.append([read(batch) for batch in reading.batches])
+        shared = None if isinstance(edits, Edit) else EditedModel(self.backbone, edits)
+        for row, reading in enumerate(readings):
+            model = EditedModel(self.backbone, [edits[row]]) if shared is None else shared
+            found.append([self._read_under(model, batch) for batch in reading.batches])
         after: list[list[str | None]]
         made = [edits] if isinstance(edits, Edit) else edits
         if not self.hooked and cast(type[RoutingEdit], self.kind).reads_targets(made):
@@ -297,7 +295,7 @@ class Examiner:
             self._hand_on(readings, after, edits)
         for stack, places in self._jobs(readings, after, edits):
             asked = [replace(readings[row].questions[number].query, target=None) for row, number in places]
-            said = self.kind.answer(stack, self.backbone, asked, max_new_tokens=self.answers.max_new_tokens)
+            said = EditedModel(self.backbone, stack).generate(asked, max_new_tokens=self.answers.max_new_tokens)
             for (row, number), answer in zip(places, said, strict=True):
                 after[row][number] = answer
         return [
@@ -305,37 +303,40 @@ class Examiner:
             for reading, guesses, answers in zip(readings, found, after, strict=True)
         ]
 
-    def on(self, stack: Sequence[Edit]) -> AbstractContextManager[None]:
-        """Attach a stack, if its method works by being attached."""
-        return attached(self.backbone, stack) if self.hooked else nullcontext()
+    def _read_under(self, model: EditedModel, batch: Lines) -> list[Guesses]:
+        """Read a batch of lines under edits."""
+        return self._guess(batch, model) if self.hooked else self._guess_routed(batch, model)
 
     @torch.no_grad()
-    def _guess(self, batch: Lines) -> list[Guesses]:
-        """Read a batch of lines under what is attached."""
+    def _guess(self, batch: Lines, model: EditedModel) -> list[Guesses]:
+        """Read a batch of lines, all of which edits within the model may change."""
         at_text = target_positions(batch.labels)
         queries = [line.query for line in batch.lines]
+        state = batch.state
+        if state is None:
+            state = self.backbone.run_to_split(self.backbone.encode(queries), 0, model.stack)
+        wanted = batch.real if self.ranked else at_text
+        output = model.replay(state, wanted)
         ranks: list[list[list[int]]] | list[None] = [None] * len(queries)
+        logits = output.logits
         if self.ranked:
-            if batch.state is None:
-                everywhere = self.backbone.forward(self.backbone.encode(queries))[batch.real]
-            else:
-                everywhere = self.backbone.run_from_split(batch.state, batch.real)
-            logits = everywhere[at_text[batch.real]]
-            tops = everywhere.topk(TOP_IMAGE).indices.split(batch.real.sum(dim=1).tolist())
+            tops = logits.topk(TOP_IMAGE).indices.split(batch.real.sum(dim=1).tolist())
             ranks = [
                 top[:, : TOP_TEXT if query.image is None else TOP_IMAGE].tolist()
                 for query, top in zip(queries, tops, strict=True)
             ]
-        else:
-            logits = Edit.target_logits([], self.backbone, queries, batch.state)
-        return guesses(logits, at_text.sum(dim=1).tolist(), ranks, self._notes(len(queries)))
+            logits = logits[at_text[batch.real]]
+        notes = [
+            {name: round(values[row].item(), 4) for name, values in output.notes.items()} for row in range(len(queries))
+        ]
+        return guesses(logits, at_text.sum(dim=1).tolist(), ranks, notes)
 
-    def _guess_routed(self, batch: Lines, stack: Sequence[Edit]) -> list[Guesses]:
-        """Read those lines of a batch that edits which cannot be attached do not hand on."""
+    def _guess_routed(self, batch: Lines, model: EditedModel) -> list[Guesses]:
+        """Read those lines of a batch that edits outside the model do not hand on to it."""
         found, queries = list(batch.before), [line.query for line in batch.lines]
-        rows = [row for row, own in enumerate(self._in_scope(stack, queries)) if own]
+        rows = [row for row, own in enumerate(self._in_scope(model.edits, queries)) if own]
         if rows:
-            logits = self.kind.target_logits(stack, self.backbone, [queries[row] for row in rows])
+            logits = model.target_logits([queries[row] for row in rows])
             lengths = target_positions(batch.labels).sum(dim=1)[rows].tolist()
             nothing: list[None] = [None] * len(rows)
             for row, guessed in zip(rows, guesses(logits, lengths, nothing, [{} for _ in rows]), strict=True):
@@ -358,11 +359,6 @@ class Examiner:
         if not self.fast:
             return [True] * len(queries)
         return cast(type[RoutingEdit], self.kind).in_scope(stack, self.backbone, queries)
-
-    def _notes(self, rows: int) -> list[dict[str, float]]:
-        """What hooks said about each row of the latest pass."""
-        said = {name: torch.stack(values).mean(dim=0).tolist() for name, values in self.backbone.notes.items()}
-        return [{name: round(values[row], 4) for name, values in said.items()} for row in range(rows)]
 
     def _prove(self, reading: Reading, found: list[list[Guesses]]) -> list[str | None]:
         """The answers that the replay shows, None for the others."""

@@ -39,7 +39,9 @@ from unike.core.version import __version__
 from unike.data.leaks import LeakGuard
 from unike.data.matching import exact_match
 from unike.data.queries import EditCase
-from unike.editors.base import Edit, Editor
+from unike.editors.base import Editor
+from unike.edits.edit import Edit
+from unike.edits.edited import EditedModel
 
 SETTINGS = ("one-step", "sequential", "cross-task")
 
@@ -426,8 +428,7 @@ class Bench:
                         readings[position] = reading
 
         for position, case in enumerate(unit.cases):
-            with self.examiner.on(edits):
-                edit, took = self._edit([case])
+            edit, took = self._edit([case], edits)
             edits.append(edit)
             seconds.append(took)
             last = len(edits) == len(unit.cases)
@@ -443,10 +444,11 @@ class Bench:
             return list(range(count))
         return sorted(random.Random(f"{self.plan.seed}-{unit.sequence}-{count}").sample(range(count), self.plan.sample))
 
-    def _edit(self, cases: Sequence[EditCase]) -> tuple[Edit, float]:
-        """Edits of some cases in one pass, and the seconds each took."""
+    def _edit(self, cases: Sequence[EditCase], older: Sequence[Edit] = ()) -> tuple[Edit, float]:
+        """Edits of some cases in one pass, on top of older ones, and the seconds each took."""
+        model = EditedModel(self.backbone, older if self.examiner.hooked else ())
         start = time.perf_counter()
-        edits = self.editor.edit(self.backbone, [case.edit for case in cases])
+        edits = self.editor.edit(model, [case.edit for case in cases])
         return edits, round((time.perf_counter() - start) / len(cases), 4)
 
 

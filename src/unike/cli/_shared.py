@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from unike.backbones.adapter import Backbone
     from unike.core.progress import Progress
     from unike.data.queries import Query
-    from unike.editors.base import Edit, Editor
+    from unike.editors.base import Editor
+    from unike.edits.edit import Edit
 
 # What people and models write is shown as it is, so nothing is read as rich's markup.
 OUT = Console(markup=False, highlight=False, emoji=False)
@@ -74,14 +75,14 @@ def check_image(image: Path | None) -> None:
 def check_place(out: Path) -> None:
     """Refuse a folder where an edit could not be saved."""
     from unike.core.files import check_folder
-    from unike.editors.base import CONFIG_FILE
+    from unike.edits.files import CONFIG_FILE
 
     check_folder(out, known_by=CONFIG_FILE)
 
 
 def check_hardware(device: str, dtype: str, quantize: str | None) -> None:
     """Refuse a device, dtype or quantization that does not exist."""
-    from unike.backbones.adapter import resolve_placement
+    from unike.backbones.loading import resolve_placement
 
     resolve_placement(device, dtype, quantize)
 
@@ -92,7 +93,7 @@ def load_edits(folders: Iterable[Path]) -> "list[Edit]":
     Raises:
         UnikeError: One cannot be read, or holds several independent edits.
     """
-    from unike.editors.base import Edit
+    from unike.edits.edit import Edit
 
     edits = []
     for folder in folders:
@@ -219,9 +220,9 @@ def answers(
     backbone: "Backbone", queries: "Sequence[Query]", edits: "Sequence[Edit]", max_new_tokens: int = 16
 ) -> list[str]:
     """Ask every question under a stack of edits."""
-    from unike.editors.base import answer
+    from unike.edits.edited import EditedModel
 
-    return answer(edits, backbone, queries, max_new_tokens=max_new_tokens)
+    return EditedModel(backbone, edits).generate(queries, max_new_tokens=max_new_tokens)
 
 
 # ---------------------------------------------------------------------- answers

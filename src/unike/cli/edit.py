@@ -95,7 +95,7 @@ def make_rows(asked: "Sequence[Query]", before: Sequence[str], after: Sequence[s
 
 def free_place(fact: "Query", *, model: str, editor: str) -> Path:
     """``edits/<target>``, with a number if an edit of something else is there; the same edit is replaced."""
-    from unike.editors.base import SAVED
+    from unike.edits.files import SAVED
 
     wanted = (fact.prompt, None if fact.image is None else str(fact.image), fact.target, model, editor)
     stem = Path("edits") / (re.sub(r"[\W_]+", "-", fact.target or "").strip("-").casefold()[:40].strip("-") or "edit")

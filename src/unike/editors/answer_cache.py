@@ -13,12 +13,15 @@ from pydantic import Field
 from torch import Tensor
 
 from unike.backbones.adapter import Backbone
-from unike.backbones.forward.functional import target_positions, target_tokens
+from unike.backbones.forward.functional import target_tokens
 from unike.backbones.forward.split import SplitState
 from unike.data.queries import Query
-from unike.editors.base import Edit, Editor, EditorConfig, RoutingEdit
+from unike.editors.base import Editor
 from unike.editors.common.retrieval import RetrievalSettings, embed, nearest_facts
 from unike.editors.common.sentence_encoder import sentence_encoder
+from unike.edits.edit import Edit, EditorConfig
+from unike.edits.edited import EditedModel
+from unike.edits.routing import RoutingEdit
 
 CERTAIN = 100.0
 """Logit of a token of a cached answer, where those of all others are 0: large enough, and no loss is infinite."""
@@ -53,27 +56,27 @@ class AnswerCacheEdit(RoutingEdit):
         return [row in cached for row in range(len(queries))]
 
     @classmethod
-    def answer(cls, edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query], **kwargs: Any) -> list[str]:
+    def answer(cls, edits: Sequence[Edit], model: EditedModel, queries: Sequence[Query], **kwargs: Any) -> list[str]:
         """The cached answer where there is one, and the model's own otherwise."""
-        cached = cls.cached(edits, backbone, queries)
+        cached = cls.cached(edits, model.backbone, queries)
         others = [row for row in range(len(queries)) if row not in cached]
-        own = backbone.generate([queries[row] for row in others], **kwargs) if others else []
+        own = model.generate([queries[row] for row in others], **kwargs) if others else []
         answers = cached | dict(zip(others, own, strict=True))
         return [answers[row] for row in range(len(queries))]
 
     @classmethod
     @torch.no_grad()
     def target_logits(
-        cls, edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query], state: SplitState | None = None
+        cls, edits: Sequence[Edit], model: EditedModel, queries: Sequence[Query], state: SplitState | None = None
     ) -> Tensor:
         """The model's own logits, but where an answer is cached those that say it, whatever came before.
 
         There, the i-th position has `CERTAIN` for the i-th token of the cached answer and 0 for all others; positions
         behind its end repeat its last token, which is the end of the sequence if the backbone's targets have one.
         """
-        batch = backbone.encode(queries)
-        logits = backbone.forward(batch)[target_positions(batch.labels)]
-        position_of, _ = target_tokens(batch.labels)
+        backbone = model.backbone
+        logits = model.target_logits(queries)
+        position_of, _ = target_tokens(backbone.encode(queries).labels)
         for row, answer in cls.cached(edits, backbone, queries).items():
             said = target_tokens(backbone.encode([replace(queries[row], target=answer)]).labels)[1]
             where = (position_of == row).nonzero().flatten()

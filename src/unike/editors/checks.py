@@ -125,7 +125,7 @@ def hooks(backbone: Backbone, queries: Sequence[Query]) -> float:
     with trace([site.inputs, site.outputs]) as (inputs, plain):
         backbone.forward(batch)
     with Hooks() as on:
-        install_patch(lambda: patch, site, on)
+        install_patch(patch, site, on)
         with trace(site.outputs) as hooked:
             backbone.forward(batch)
     keys, bias, values = patch.keys[0], patch.bias[0], patch.values[0]
@@ -150,7 +150,7 @@ def generation(backbone: Backbone, queries: Sequence[Query]) -> float:
     patch = some_patch(backbone)
     worst = 0.0
     with Hooks() as on:
-        install_patch(lambda: patch, backbone.ffn(-1), on)
+        install_patch(patch, backbone.ffn(-1), on)
         for query in queries:
             with trace(backbone.head, keep_all=True) as record:
                 backbone.generate([query], max_new_tokens=5)
@@ -173,7 +173,7 @@ def learning(backbone: Backbone, queries: Sequence[Query]) -> float:
         return token_nll(backbone.run_from_split(state, positions), state.labels)
 
     with Hooks() as on:
-        install_patch(lambda: patch, backbone.ffn(-1), on)
+        install_patch(patch, backbone.ffn(-1), on)
         losses = optimise([patch.values.requires_grad_()], loss, steps=20, lr=3e-2)
     return float((losses[-1] / losses[0]).max())
 
@@ -183,7 +183,7 @@ def detaching(backbone: Backbone, queries: Sequence[Query]) -> float:
     batch, patch = backbone.encode(queries), some_patch(backbone)
     before, fingerprint = backbone.forward(batch), backbone.fingerprint()
     with Hooks() as on:
-        install_patch(lambda: patch, backbone.ffn(-1), on)
+        install_patch(patch, backbone.ffn(-1), on)
         if torch.equal(backbone.forward(batch), before):
             raise RuntimeError("the patch changed nothing while it was on")
     after = backbone.forward(batch)

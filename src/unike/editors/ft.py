@@ -4,20 +4,22 @@ The update is kept as ``W + dW`` and applied beside the weight, so that batches 
 and the backbone stays untouched.
 """
 
-from collections.abc import Sequence
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from unike.backbones.adapter import Backbone
+from unike.backbones.forward.context import Prefill
 from unike.backbones.forward.functional import target_positions, token_nll
 from unike.backbones.forward.hooks import Hooks
 from unike.data.queries import Query
-from unike.editors.base import Edit, Editor, EditorConfig, added_up
+from unike.editors.base import Editor
 from unike.editors.common.low_rank import install_delta
 from unike.editors.common.optimise import optimise
+from unike.edits.edit import Edit, EditorConfig
+from unike.edits.group import Group
 
 
 class FTConfig(EditorConfig):
@@ -42,16 +44,15 @@ class FTEdit(Edit):
     editor = "ft"
     config_class = FTConfig
 
-    def install(self, backbone: Backbone, hooks: Hooks) -> None:
+    def install(self, backbone: Backbone, hooks: Hooks, prefill: Prefill) -> None:
         """Apply the updates beside the layer's matrices."""
-        self.install_stack([self], backbone, hooks)
+        self.install_group(Group(backbone, [self]), hooks, prefill)
 
     @classmethod
-    def install_stack(cls, edits: Sequence[Edit], backbone: Backbone, hooks: Hooks) -> None:
+    def install_group(cls, group: Group, hooks: Hooks, prefill: Prefill) -> None:
         """The sum of all updates, so that a long stack costs one product a matrix."""
-        matrices = backbone.ffn(cast(FTConfig, edits[0].config).layer).matrices
-        for name, linear in matrices.items():
-            install_delta(linear, added_up(edits, name), hooks)
+        for name, linear in group.backbone.ffn(group.config.layer).matrices.items():
+            install_delta(linear, group.added_up(name), hooks)
 
 
 class FT(Editor[FTConfig]):

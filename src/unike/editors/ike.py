@@ -37,9 +37,12 @@ from unike.core.errors import UnikeError
 from unike.core.images import load_image
 from unike.data.leaks import Trace
 from unike.data.queries import Query
-from unike.editors.base import Edit, Editor, EditorConfig, RoutingEdit
+from unike.editors.base import Editor
 from unike.editors.common.demonstrations import COPY, RETAIN, UPDATE, Pool, asked_under, demonstration, pool_of, stated
 from unike.editors.common.sentence_encoder import MINILM
+from unike.edits.edit import Edit, EditorConfig
+from unike.edits.edited import EditedModel
+from unike.edits.routing import RoutingEdit
 
 ROOM = 0.75
 """The part of what a model reads that demonstrations may take; the rest is for picture, question and answer."""
@@ -109,32 +112,33 @@ class IKEEdit(RoutingEdit):
         ]
 
     @classmethod
-    def answer(cls, edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query], **kwargs: Any) -> list[str]:
+    def answer(cls, edits: Sequence[Edit], model: EditedModel, queries: Sequence[Query], **kwargs: Any) -> list[str]:
         """What the model answers to the rewritten queries."""
-        return backbone.generate(cls.rewritten(edits, backbone, queries), **kwargs)
+        return model.generate(cls.rewritten(edits, model.backbone, queries), **kwargs)
 
     @classmethod
     @torch.no_grad()
     def target_logits(
-        cls, edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query], state: SplitState | None = None
+        cls, edits: Sequence[Edit], model: EditedModel, queries: Sequence[Query], state: SplitState | None = None
     ) -> Tensor:
         """Logits of the targets behind the rewritten queries; a state of the queries as they were is of no use."""
-        read = cls.read(edits, backbone, queries)
-        return backbone.run_from_split(read, target_positions(read.labels))
+        read = cls.read(edits, model, queries)
+        return model.replay(read, target_positions(read.labels)).logits
 
     @classmethod
     def read(
-        cls, edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query], *, whole: bool = False
+        cls, edits: Sequence[Edit], model: EditedModel, queries: Sequence[Query], *, whole: bool = False
     ) -> SplitState:
         """The rewritten queries with their targets, up to the first layer or, unless ``whole``, up to the question.
 
         Of those about one picture the demonstrations are read once: they are long, and all the same.
         """
+        backbone = model.backbone
         rewritten = cls.rewritten(edits, backbone, queries)
         batch = backbone.encode(rewritten)
-        state = backbone.run_to_split(batch, 0)
+        state = backbone.run_to_split(batch, 0, model.stack)
         start = None if whole else common_length(batch.inputs["input_ids"], [query.image for query in rewritten])
-        return state if start is None else backbone.shorten(state, start)
+        return state if start is None else backbone.shorten(state, start, model.stack)
 
 
 def common_length(ids: Tensor, images: Sequence[Path | None]) -> int | None:

@@ -18,7 +18,10 @@ from unike.backbones.forward.split import SplitState
 from unike.core import registry
 from unike.data.leaks import Trace
 from unike.data.queries import Query
-from unike.editors.base import Edit, Editor, EditorConfig, RoutingEdit, attached
+from unike.editors.base import Editor
+from unike.edits.edit import Edit, EditorConfig
+from unike.edits.edited import EditedModel
+from unike.edits.routing import RoutingEdit
 
 INTRINSIC, IKE = "unike", "ike"
 """The halves; the names of their tensors begin with these."""
@@ -77,22 +80,22 @@ class IntrinsicIKEEdit(RoutingEdit):
         return made_by(config, own, self.facts, fingerprint=self.fingerprint, source=self.source)
 
     @classmethod
-    def answer(cls, edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query], **kwargs: Any) -> list[str]:
+    def answer(cls, edits: Sequence[Edit], model: EditedModel, queries: Sequence[Query], **kwargs: Any) -> list[str]:
         """What the model with the new pairs answers to the rewritten queries."""
-        intrinsic, in_context = cls._halves(edits, backbone)
-        with attached(backbone, intrinsic):
-            return cls._in_context().answer(in_context, backbone, queries, **kwargs)
+        intrinsic, in_context = cls._halves(edits, model.backbone)
+        below = EditedModel(model.backbone, [*model.edits, *intrinsic])
+        return cls._in_context().answer(in_context, below, queries, **kwargs)
 
     @classmethod
     @torch.no_grad()
     def target_logits(
-        cls, edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query], state: SplitState | None = None
+        cls, edits: Sequence[Edit], model: EditedModel, queries: Sequence[Query], state: SplitState | None = None
     ) -> Tensor:
         """Logits of the targets behind the rewritten queries, with the new pairs attached."""
-        intrinsic, in_context = cls._halves(edits, backbone)
-        read = cls._in_context().read(in_context, backbone, queries, whole=not cls._keep_prefix(intrinsic))
-        with attached(backbone, intrinsic):
-            return backbone.run_from_split(read, target_positions(read.labels))
+        intrinsic, in_context = cls._halves(edits, model.backbone)
+        read = cls._in_context().read(in_context, model, queries, whole=not cls._keep_prefix(intrinsic))
+        below = EditedModel(model.backbone, [*model.edits, *intrinsic])
+        return below.replay(read, target_positions(read.labels)).logits
 
     @staticmethod
     def _in_context() -> Any:

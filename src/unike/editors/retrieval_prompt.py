@@ -18,9 +18,12 @@ from torch import Tensor
 from unike.backbones.adapter import Backbone
 from unike.backbones.forward.split import SplitState
 from unike.data.queries import Query
-from unike.editors.base import Edit, Editor, EditorConfig, RoutingEdit
+from unike.editors.base import Editor
 from unike.editors.common.retrieval import RetrievalSettings, embed, nearest_facts
 from unike.editors.common.sentence_encoder import sentence_encoder
+from unike.edits.edit import Edit, EditorConfig
+from unike.edits.edited import EditedModel
+from unike.edits.routing import RoutingEdit
 
 TEMPLATE = "{fact} {target}\n{question}"
 """What stands where the question stood, within the backbone's own template."""
@@ -58,17 +61,17 @@ class RetrievalPromptEdit(RoutingEdit):
         return [new is not query for new, query in zip(rewritten, queries, strict=True)]
 
     @classmethod
-    def answer(cls, edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query], **kwargs: Any) -> list[str]:
+    def answer(cls, edits: Sequence[Edit], model: EditedModel, queries: Sequence[Query], **kwargs: Any) -> list[str]:
         """What the model answers to the rewritten queries."""
-        return backbone.generate(cls.rewritten(edits, backbone, queries), **kwargs)
+        return model.generate(cls.rewritten(edits, model.backbone, queries), **kwargs)
 
     @classmethod
     @torch.no_grad()
     def target_logits(
-        cls, edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query], state: SplitState | None = None
+        cls, edits: Sequence[Edit], model: EditedModel, queries: Sequence[Query], state: SplitState | None = None
     ) -> Tensor:
         """Logits of the targets behind the rewritten queries; a state of the queries as they were is of no use."""
-        return Edit.target_logits([], backbone, cls.rewritten(edits, backbone, queries))
+        return model.target_logits(cls.rewritten(edits, model.backbone, queries))
 
 
 def with_fact(fact: Query, question: str) -> str:

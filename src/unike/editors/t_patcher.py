@@ -18,22 +18,25 @@ Note:
 """
 
 from collections.abc import Sequence
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from unike.backbones.adapter import Backbone
+from unike.backbones.forward.context import Prefill
 from unike.backbones.forward.functional import all_right, target_positions, token_nll
 from unike.backbones.forward.hooks import Hooks
 from unike.backbones.forward.split import SplitState
 from unike.core.settings import Layers
 from unike.data.queries import Query
-from unike.editors.base import Edit, Editor, EditorConfig, side_by_side
+from unike.editors.base import Editor
 from unike.editors.common.anchors import ffn_inputs
 from unike.editors.common.optimise import optimise
 from unike.editors.common.pairs import FFNPatch, install_patch, wrong_positions
+from unike.edits.edit import Edit, EditorConfig
+from unike.edits.group import Group
 
 TOP_ACTIVATIONS = 5
 """Of an edit's neurons, those whose activation at their own tokens counts."""
@@ -83,20 +86,16 @@ class TPatcherEdit(Edit):
     editor = "t_patcher"
     config_class = TPatcherConfig
 
-    def install(self, backbone: Backbone, hooks: Hooks) -> None:
+    def install(self, backbone: Backbone, hooks: Hooks, prefill: Prefill) -> None:
         """Put the neurons beside their networks."""
-        self.install_stack([self], backbone, hooks)
+        self.install_group(Group(backbone, [self]), hooks, prefill)
 
     @classmethod
-    def install_stack(cls, edits: Sequence[Edit], backbone: Backbone, hooks: Hooks) -> None:
+    def install_group(cls, group: Group, hooks: Hooks, prefill: Prefill) -> None:
         """The neurons of all edits stand side by side, so that a long stack costs one product a layer."""
-        for layer in cast(TPatcherConfig, edits[0].config).layers:
-            parts = (side_by_side(edits, f"{layer}.{part}") for part in ("keys", "bias", "values"))
-            _install(FFNPatch(*parts), backbone, layer, hooks)
-
-
-def _install(patch: FFNPatch, backbone: Backbone, layer: int, hooks: Hooks) -> None:
-    install_patch(lambda: patch, backbone.ffn(layer), hooks)
+        for layer in group.config.layers:
+            patch = FFNPatch(*(group.side_by_side(f"{layer}.{part}") for part in ("keys", "bias", "values")))
+            install_patch(patch, group.backbone.ffn(layer), hooks)
 
 
 class TPatcher(Editor[TPatcherConfig]):

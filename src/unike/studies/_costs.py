@@ -12,7 +12,9 @@ from unike.backbones.forward.hooks import Args, Hooks, Kwargs, text_input
 from unike.bench.replay import questions
 from unike.core.files import replace_file
 from unike.data.queries import EditCase, Query
-from unike.editors.base import Edit, Editor
+from unike.editors.base import Editor
+from unike.edits.edit import Edit
+from unike.edits.edited import EditedModel
 from unike.report import Measurement, Table
 from unike.report.tables import Cell
 from unike.studies.base import Lab, Variant
@@ -80,7 +82,7 @@ def timed(edit: Edit, backbone: Backbone, query: Query, max_new_tokens: int) -> 
     with Hooks() as hooks:
         hooks.add_pre(backbone.text_stack, count)
         start = time.perf_counter()
-        edit.generate(backbone, [query], max_new_tokens=max_new_tokens)
+        EditedModel(backbone, [edit]).generate([query], max_new_tokens=max_new_tokens)
         took = time.perf_counter() - start
     return passes[0], took
 

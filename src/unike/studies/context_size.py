@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from unike.editors.ike import IKEConfig
-from unike.editors.unike.editor import UniKEConfig
+from unike.editors.unike.config import UniKEConfig
 from unike.report import Measurement
 from unike.report.figures import Drawing, Scores, curves, pair_of_axes
 from unike.studies._costs import Cost, cost_of, cost_table
@@ -86,5 +86,6 @@ def demonstrations(count: int) -> dict[str, int]:
 def states(count: int, settings: Mapping[str, Any]) -> dict[str, Any]:
     """So many states of other facts in the memory, all of them retrieved beside the edit's own."""
     config = UniKEConfig.parse(dict(settings))
-    own = (config.n_pairs if config.entry == "every" else 1) if config.own_entry else 0
+    memory = config.memory
+    own = (config.pairs.n if memory.entry == "every" else 1) if memory.own_entry else 0
     return {"no_collaboration": True, "memory_size": count, "k": max(1, count + own)}

@@ -28,7 +28,8 @@ from unike.core.errors import UnikeError
 from unike.core.files import check_writable, replace_file
 from unike.data.matching import exact_match
 from unike.data.queries import EditCase, Query
-from unike.editors.base import Edit, attached
+from unike.edits.edit import Edit
+from unike.edits.stack import attached
 from unike.report import Table
 from unike.report.figures import Drawing, drifts
 from unike.report.tables import Cell

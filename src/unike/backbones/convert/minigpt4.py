@@ -38,8 +38,8 @@ from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME
 from transformers.utils.import_utils import is_protobuf_available, is_sentencepiece_available
 
-from unike.backbones.adapter import read_config, read_image_processor, read_tokenizer
 from unike.backbones.families.blip2 import MINIGPT4_TEMPLATE
+from unike.backbones.loading import read_config, read_image_processor, read_tokenizer
 from unike.core.errors import UnikeError
 from unike.core.files import check_folder, new_folder
 from unike.core.progress import Progress, silent

@@ -15,6 +15,7 @@ from typing_extensions import Self
 
 from unike.backbones.adapter import Backbone
 from unike.backbones.families import _tiny
+from unike.backbones.forward.replica import replica
 from unike.core.errors import UnikeError
 
 MINIGPT4_TEMPLATE = "###Human: <Img>{image}</Img> {prompt} ###Assistant:"
@@ -82,7 +83,8 @@ class Blip2(Backbone):
         return template.format(image=image_text, prompt=prompt)
 
     @property
-    def _generator(self) -> Any:
+    def generator(self) -> Any:
+        """The language model."""
         return self.model.language_model
 
     def _call(self, inputs: dict[str, Tensor]) -> Tensor:
@@ -92,9 +94,10 @@ class Blip2(Backbone):
         return logits
 
     def _generate(self, inputs: dict[str, Tensor], config: Any) -> Tensor:
-        if "pixel_values" in inputs:
-            return super()._generate(inputs, config)
-        ids: Tensor = self.model.language_model.generate(**inputs, generation_config=config)
+        language_model = replica(self.generator, generation_config=config)
+        model = replica(self.model, modules={"language_model": language_model})
+        answers = model if "pixel_values" in inputs else language_model
+        ids: Tensor = answers.generate(**inputs, generation_config=config)
         return ids
 
     @classmethod

@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 from typing_extensions import Self
 
-from unike.backbones.adapter import read_tokenizer
 from unike.backbones.families import _tiny
 from unike.backbones.families.blip2 import Blip2
+from unike.backbones.loading import read_tokenizer
 from unike.data.queries import Query
 
 QFORMER_TOKENIZER = "qformer_tokenizer"

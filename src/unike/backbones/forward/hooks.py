@@ -27,13 +27,14 @@ PyTorch runs the hooks of a module in the order they were added, so of two edits
 first's result. `prepend=True` puts a hook in front: a recorder that is to see the untouched input, or an injected
 state that every other hook is to see.
 
-Note:
-    Hooks belong to the module, not to a call: two threads must not run one model while either has hooks on it.
+Hooks belong to a module, which threads may share; so each set of hooks is silent in every thread but its own.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal
 
@@ -52,7 +53,10 @@ class StopForward(Exception):
 
 
 class Hooks:
-    """A set of hooks that is removed as a whole.
+    """A set of hooks that is removed as a whole, and acts in the thread alone that made it.
+
+    Args:
+        when: Asked before each call of a hook; the hook is silent where it returns false.
 
     Example:
         >>> linear = nn.Linear(2, 2)
@@ -61,9 +65,12 @@ class Hooks:
         ...     ...
     """
 
-    def __init__(self) -> None:
+    def __init__(self, when: Callable[[], bool] = lambda: True) -> None:
         """Start without hooks."""
         self._handles: list[RemovableHandle] = []
+        self._held: list[Callable[[bool], RemovableHandle]] | None = None
+        self._thread = threading.get_ident()
+        self._when = when
 
     def __enter__(self) -> Self:
         """Hooks may be added before or inside the block."""
@@ -87,7 +94,11 @@ class Hooks:
             hook: Returns None to leave the input as it is, or the new ``(args, kwargs)``.
             prepend: Run before the hooks that are already there.
         """
-        self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True, prepend=prepend))
+
+        def guarded(*call: Any) -> Any:
+            return hook(*call) if self._acts() else None
+
+        self._place(partial(module.register_forward_pre_hook, guarded, with_kwargs=True), prepend)
 
     def add(self, module: nn.Module, hook: Hook, *, prepend: bool = False) -> None:
         """Call ``hook(module, args, kwargs, output)`` after the module has run.
@@ -97,12 +108,36 @@ class Hooks:
             hook: Returns None to leave the output as it is, or the new one.
             prepend: Run before the hooks that are already there.
         """
-        self._handles.append(module.register_forward_hook(hook, with_kwargs=True, prepend=prepend))
+
+        def guarded(*call: Any) -> Any:
+            return hook(*call) if self._acts() else None
+
+        self._place(partial(module.register_forward_hook, guarded, with_kwargs=True), prepend)
+
+    @contextmanager
+    def ahead(self) -> Iterator[Self]:
+        """What is added within the block comes, in its order, before all hooks that are there when the block ends."""
+        self._held = []
+        try:
+            yield self
+            for register in reversed(self._held):
+                self._handles.append(register(True))
+        finally:
+            self._held = None
 
     def remove(self) -> None:
         """Take every hook off; calling it twice does no harm."""
         while self._handles:
             self._handles.pop().remove()
+
+    def _acts(self) -> bool:
+        return threading.get_ident() == self._thread and self._when()
+
+    def _place(self, register: Callable[..., RemovableHandle], prepend: bool) -> None:
+        if self._held is None:
+            self._handles.append(register(prepend=prepend))
+        else:
+            self._held.append(lambda first: register(prepend=first))
 
 
 @dataclass

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from unike.backbones.forward.context import Prefill
+from unike.backbones.forward.context import Prefill, Reading
 
 IGNORE = -100
 """The label of every position that is not part of a target."""
@@ -79,7 +79,7 @@ class SplitState:
         labels: As in `Batch`.
         prompt_last: As in `Batch`.
         prompt_length: As in `Batch`.
-        kept: What hooks below ``layer`` worked out from the prompts, see `Prefill.once`.
+        readings: What layers below ``layer`` read of the prompts, as far as somebody wanted it, see `Prefill.read`.
         start: Position that ``hidden``, ``labels`` and ``prompt_last`` begin at; above 0 in a state from
             `Backbone.shorten`.
         past: Keys and values ``[B, heads, start, head_dim]`` of what comes before, for layers from ``layer`` on.
@@ -95,7 +95,7 @@ class SplitState:
     labels: Tensor
     prompt_last: Tensor
     prompt_length: Tensor
-    kept: dict[object, Any] = field(default_factory=dict)
+    readings: dict[int, Reading] = field(default_factory=dict)
     start: int = 0
     past: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     sums: dict[int, Tensor] = field(default_factory=dict)
@@ -111,7 +111,7 @@ class SplitState:
 
     def prefill(self) -> "Prefill":
         """The reading of its prompts, to be gone on with."""
-        return Prefill(self.prompt_last, self.prompt_length, dict(self.kept), self.sums)
+        return Prefill(self.prompt_last, self.prompt_length, dict(self.readings), self.sums)
 
     def since(self, start: int, past: dict[int, tuple[Tensor, Tensor]], sums: dict[int, Tensor]) -> Self:
         """What is left of a whole state when everything before a position is in ``past`` and ``sums``.
@@ -155,7 +155,7 @@ class SplitState:
             labels=self.labels[index],
             prompt_last=self.prompt_last[index],
             prompt_length=self.prompt_length[index],
-            kept={},  # of other rows
+            readings={layer: Reading(last[index], whole[index]) for layer, (last, whole) in self.readings.items()},
             past={layer: (keys[index], values[index]) for layer, (keys, values) in self.past.items()},
             sums={layer: total[index] for layer, total in self.sums.items()},
         )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from unike.backbones.adapter import Backbone
+from unike.backbones.forward.context import UNEDITED, Acting
 from unike.backbones.forward.hooks import trace
 from unike.backbones.forward.split import IGNORE, SplitState
 from unike.data.leaks import content_hash
@@ -43,16 +44,11 @@ class Anchors:
     def ffn_inputs(self, backbone: Backbone, layers: Sequence[int]) -> dict[int, Tensor]:
         """The inputs of each layer's feed-forward network, ``[M, D]`` fp32: every prompt position of every query.
 
-        They are read once, from the model without edits; `Editor.anchor_inputs` takes those off.
-
-        Raises:
-            RuntimeError: They have not been read yet, and edits are attached.
+        They are read once, from the model without edits, whatever is attached.
         """
         known, indices = self._read.setdefault(backbone, {}), {layer: backbone.layer_index(layer) for layer in layers}
         missing = sorted({index for index in indices.values() if index not in known})
         if missing:
-            if backbone.edits:
-                raise RuntimeError("anchors are what the unedited model reads, but edits are attached")
             known.update(self._read_layers(backbone, missing))
         return {layer: known[index] for layer, index in indices.items()}
 
@@ -62,17 +58,19 @@ class Anchors:
             group = [q for q in self.queries if (q.image is not None) is with_image]
             for start in range(0, len(group), 16):
                 batch = backbone.encode(group[start : start + 16])
-                state = backbone.run_to_split(batch, min(layers))
+                state = backbone.run_to_split(batch, min(layers), UNEDITED)
                 real = batch.inputs["attention_mask"].bool() & (batch.labels == IGNORE)
-                for layer, q in ffn_inputs(backbone, state, layers).items():
+                for layer, q in ffn_inputs(backbone, state, layers, UNEDITED).items():
                     parts[layer].append(q[real].float())
         return {layer: torch.cat(found) for layer, found in parts.items()}
 
 
 @torch.no_grad()
-def ffn_inputs(backbone: Backbone, state: SplitState, layers: Sequence[int]) -> dict[int, Tensor]:
+def ffn_inputs(
+    backbone: Backbone, state: SplitState, layers: Sequence[int], acting: Acting | None = None
+) -> dict[int, Tensor]:
     """What the feed-forward networks of some layers read when a forward pass is finished: ``[B, S, D]`` each."""
     sites = [backbone.ffn(layer).inputs for layer in layers]
     with trace(sites) as records:
-        backbone.run_from_split(state, positions=torch.zeros_like(state.labels, dtype=torch.bool))
+        backbone.run_from_split(state, torch.zeros_like(state.labels, dtype=torch.bool), acting)
     return {layer: record.input.reshape(state.hidden.shape) for layer, record in zip(layers, records, strict=True)}

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from unike.backbones.adapter import Backbone, FFNSite
+from unike.backbones.adapter import Backbone
 from unike.backbones.forward.functional import target_positions
 from unike.backbones.forward.hooks import Args, Hooks, Kwargs, first_input
 from unike.backbones.forward.split import SplitState
+from unike.backbones.sites import FFNSite
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +62,7 @@ class PairGate:
 
 
 def install_patch(
-    patch: Callable[[], FFNPatch],
+    patch: FFNPatch | Callable[[], FFNPatch],
     site: FFNSite,
     hooks: Hooks,
     gate: Callable[[], PairGate] | None = None,
@@ -73,7 +74,7 @@ def install_patch(
     belongs to edit ``r * B // R``. One edit serves any number of rows.
 
     Args:
-        patch: Called in each pass, returns the pairs.
+        patch: The pairs, or what returns them whenever the network runs.
         site: The network.
         hooks: Where the hooks are kept.
         gate: Called in each pass. None is no gate, which is the paper's form.
@@ -85,7 +86,7 @@ def install_patch(
         read[:] = [first_input(args, kwargs)]
 
     def add(module: nn.Module, args: Args, kwargs: Kwargs, output: Tensor) -> Tensor:
-        pairs = patch()
+        pairs = patch if isinstance(patch, FFNPatch) else patch()
         q = per_edit(read.pop(), len(pairs.keys))
         activations = pairs.activations(q.to(pairs.keys), None if gate is None else gate())
         if passing is not None:
@@ -111,8 +112,12 @@ def per_edit(hidden: Tensor, edits: int) -> Tensor:
 @torch.no_grad()
 def wrong_positions(backbone: Backbone, state: SplitState) -> Tensor:
     """``[B, S]`` bool: where a wrong answer token is predicted; every answer position of a row that has none wrong."""
-    positions = target_positions(state.labels)
+    return wrong_predictions(backbone.run_from_split(state, target_positions(state.labels)), state.labels)
+
+
+def wrong_predictions(logits: Tensor, labels: Tensor) -> Tensor:
+    """`wrong_positions` from the logits ``[n, V]`` at `target_positions` of the labels ``[B, S]``."""
+    positions = target_positions(labels)
     wrong = torch.zeros_like(positions)
-    guesses = backbone.run_from_split(state, positions).argmax(dim=-1)
-    wrong[positions] = guesses != state.labels.roll(-1, dims=1)[positions]
+    wrong[positions] = logits.argmax(dim=-1) != labels.roll(-1, dims=1)[positions]
     return torch.where(wrong.any(dim=1, keepdim=True), wrong, positions)

@@ -23,7 +23,6 @@ from unike.backbones.forward.functional import target_tokens
 from unike.backbones.forward.split import SplitState
 from unike.core.errors import UnikeError
 from unike.data.queries import EditCase, Query
-from unike.editors.base import Edit, RoutingEdit
 from unike.editors.common.demonstrations import stated
 from unike.editors.common.retrieval import IMAGE, TEXT
 from unike.editors.serac import networks as serac
@@ -38,6 +37,9 @@ from unike.editors.serac.networks import (
 from unike.editors.trained.artifact import Trained, find, stamp
 from unike.editors.trained.base import TrainedConfig, TrainedEditor
 from unike.editors.trained.meta_objective import Outcome
+from unike.edits.edit import Edit
+from unike.edits.edited import EditedModel
+from unike.edits.routing import RoutingEdit
 
 NETWORK = "network"
 
@@ -107,16 +109,17 @@ class SERACEdit(RoutingEdit):
 
     @classmethod
     @torch.no_grad()
-    def answer(cls, edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query], **kwargs: Any) -> list[str]:
+    def answer(cls, edits: Sequence[Edit], model: EditedModel, queries: Sequence[Query], **kwargs: Any) -> list[str]:
         """What the counterfactual model answers in scope, and the backbone out of it."""
-        if any(len(edit) > 1 for edit in backbone.edits):
+        backbone = model.backbone
+        if model.stack.rows > 1:
             raise UnikeError(
                 "some questions are answered beside the model, which would mix up the rows of the batch of edits "
                 "attached to it; attach one edit: edit[i]"
             )
         routed = cls.routed(edits, backbone, queries)
         others = [row for row in range(len(queries)) if row not in routed]
-        answers = dict(zip(others, backbone.generate([queries[row] for row in others], **kwargs), strict=True))
+        answers = dict(zip(others, model.generate([queries[row] for row in others], **kwargs), strict=True))
         if routed:
             network, _ = networks_of(backbone, cast(SERACConfig, edits[0].config))
             found = network.counterfactual.generate(list(routed.values()), **kwargs)
@@ -126,17 +129,18 @@ class SERACEdit(RoutingEdit):
     @classmethod
     @torch.no_grad()
     def target_logits(
-        cls, edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query], state: SplitState | None = None
+        cls, edits: Sequence[Edit], model: EditedModel, queries: Sequence[Query], state: SplitState | None = None
     ) -> Tensor:
         """Logits of the counterfactual model in scope, and of the backbone out of it."""
+        backbone = model.backbone
         routed = cls.routed(edits, backbone, queries)
         if not routed:
-            return Edit.target_logits([], backbone, queries, state)
+            return model.target_logits(queries, state)
         network, _ = networks_of(backbone, cast(SERACConfig, edits[0].config))
-        within = Edit.target_logits([], network.counterfactual, list(routed.values()))
+        within = EditedModel(network.counterfactual).target_logits(list(routed.values()))
         if len(routed) == len(queries):
             return within
-        logits = Edit.target_logits([], backbone, queries, state)
+        logits = model.target_logits(queries, state)
         position_of, _ = target_tokens(backbone.encode(queries).labels)
         logits[torch.isin(position_of, torch.tensor(list(routed), device=position_of.device))] = within
         return logits

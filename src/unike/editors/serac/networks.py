@@ -30,6 +30,7 @@ from unike.data.queries import EditCase, Query
 from unike.editors.common.retrieval import IMAGE, TEXT, embed
 from unike.editors.common.sentence_encoder import MINILM
 from unike.editors.trained.meta_objective import FACT, REPHRASED, UNRELATED, Outcome, probes_of
+from unike.edits.stack import edits_on
 
 
 class SERACNetworkSettings(Settings):
@@ -138,7 +139,7 @@ def with_layers_copied(backbone: Backbone, count: int) -> Backbone:
     Raises:
         UnikeError: An edit is attached, which would be copied with the layers.
     """
-    if backbone.edits:
+    if edits_on(backbone):
         raise UnikeError("SERAC's networks are read while an edit is attached; call editor.prepare(model) before")
     last, steps = backbone.n_layers - 1, max(1, min(count, backbone.n_layers) - 1)
     layers = nn.ModuleList(copy.deepcopy(backbone.layers[last * i // steps]) for i in range(min(count, last + 1)))

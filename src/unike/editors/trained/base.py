@@ -10,18 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from unike.backbones.adapter import Backbone
+from unike.backbones.forward.context import Prefill
 from unike.backbones.forward.hooks import Hooks
 from unike.core.errors import UnikeError
 from unike.core.settings import Settings
 from unike.data.leaks import ImageHashes, Trace
 from unike.data.queries import EditCase, Query
-from unike.editors.base import Edit, Editor, EditorConfig, side_by_side
+from unike.editors.base import Editor
 from unike.editors.common.low_rank import install_low_rank
 from unike.editors.trained import meta_objective
 from unike.editors.trained.artifact import find, fingerprint_of, how_to_train
 from unike.editors.trained.hypernetwork import Factors, Hypernetwork
 from unike.editors.trained.meta_objective import FACT, KINDS, Outcome, Reading
 from unike.editors.trained.token_gradients import TokenGradients, token_gradients
+from unike.edits.edit import Edit, EditorConfig
+from unike.edits.group import Group
 
 PARTS = ("reads", "writes")
 """The factors of an update, as an edit's tensors are called."""
@@ -140,18 +143,16 @@ class LowRankEdit(Edit):
     R is one number for all edits of a batch; those of a lower rank end with zeros.
     """
 
-    def install(self, backbone: Backbone, hooks: Hooks) -> None:
+    def install(self, backbone: Backbone, hooks: Hooks, prefill: Prefill) -> None:
         """Apply the updates beside the matrices."""
-        self.install_stack([self], backbone, hooks)
+        self.install_group(Group(backbone, [self]), hooks, prefill)
 
     @classmethod
-    def install_stack(cls, edits: Sequence[Edit], backbone: Backbone, hooks: Hooks) -> None:
+    def install_group(cls, group: Group, hooks: Hooks, prefill: Prefill) -> None:
         """The factors of all edits side by side, one product a matrix; networks may edit different layers."""
-        names = dict.fromkeys(name.rpartition(".")[0] for edit in edits for name in edit.tensors)
-        for name in names:
-            those = [edit for edit in edits if f"{name}.reads" in edit.tensors]
-            reads, writes = (side_by_side(those, f"{name}.{part}") for part in PARTS)
-            install_low_rank(matrix(backbone, name), reads, writes, hooks)
+        for name in dict.fromkeys(name.rpartition(".")[0] for edit in group.edits for name in edit.tensors):
+            reads, writes = (group.side_by_side(f"{name}.{part}") for part in PARTS)
+            install_low_rank(matrix(group.backbone, name), reads, writes, hooks)
 
 
 class LowRankEditor(TrainedEditor[TrainedConfigT]):

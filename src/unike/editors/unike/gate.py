@@ -28,7 +28,7 @@ Note:
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, astuple, dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -36,24 +36,16 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from unike.backbones.adapter import Backbone
+from unike.backbones.forward.context import Prefill, Reading
 from unike.backbones.forward.hooks import Args, Hooks, Kwargs, first_input
-from unike.backbones.forward.split import SplitState
 from unike.core.errors import UnikeError
-from unike.editors.unike.memory import current_prefill
+from unike.edits.group import Group
+
+GATE_LAST, GATE_WHOLE = "gate.keys", "gate.whole"
+"""An edit's keys, ``[B, 1, D]`` each: what its own question was read as, see `Reading`."""
 
 
-class Reading(NamedTuple):
-    """What the gate reads of an input, the attention's inputs at its layer; of a fact, the edit's key."""
-
-    last: Tensor
-    """``[B, D]`` fp32, at the last prompt token ``p``."""
-
-    whole: Tensor
-    """``[B, D]`` fp32, the mean over the prompt, its picture included."""
-
-
-class Opening(NamedTuple):
+class Openings(NamedTuple):
     """How far inputs are about each of G edits, ``[..., G]`` each, in 0..1."""
 
     question: Tensor
@@ -64,21 +56,6 @@ class Opening(NamedTuple):
 
     gate: Tensor
     """Whether it is the edit's own question about it."""
-
-
-@dataclass(frozen=True)
-class Gate:
-    """How far each row the model runs on is about each of G edits; only to be asked while it runs.
-
-    Args:
-        read: Returns all of it, ``[R, G]`` each.
-    """
-
-    read: Callable[[], Opening]
-
-    def __call__(self) -> Tensor:
-        """The gate alone."""
-        return self.read().gate
 
 
 @dataclass(frozen=True)
@@ -131,12 +108,8 @@ class RisingRamp:
         return Ramp(*(float(np.interp(*doublings, ends)) for ends in (self.low, self.high)))
 
 
-RELATED, OTHER_FACTS = ("t_generality", "m_generality"), ("m_locality", "t_locality")
-"""Kinds of probes that an edit is about, and that are about something else."""
-
-
 @dataclass(frozen=True, eq=False)
-class Relevance:
+class Gate:
     """The gate of a backbone; what an edit adds is its key.
 
     Args:
@@ -184,78 +157,79 @@ class Relevance:
         return _cosine(keys, states), _cosine(keys @ self.whitening, states @ self.whitening)
 
     @torch.no_grad()
-    def __call__(self, keys: Tensor, states: Tensor) -> Tensor:
-        """The gate: keys ``[..., G, D]`` and attention inputs at ``p``, ``[..., D]``, to ``[..., G]``."""
-        return self.opened(keys, states).gate
-
-    def opened(
-        self, keys: Tensor, states: Tensor, whole: Tensor | float = 0.0, rivalry: float | None = None
-    ) -> Opening:
-        """The gate and its factors.
+    def openings(
+        self, keys: Reading, read: Reading, rivalry: float | None = None, present: Tensor | None = None
+    ) -> Openings:
+        """The decision: from what was read of edits' own questions and of inputs, to how far each edit is called upon.
 
         Args:
-            keys: As in `__call__`.
-            states: As in `__call__`.
-            whole: ``[..., G]``, see `overall`.
-            rivalry: As in `compete`; without it no edit competes.
+            keys: Of G edits, ``[..., G, D]`` each.
+            read: Of the inputs, ``[..., D]`` each.
+            rivalry: How far an edit may be behind the one that is most like an input; without it no edit competes.
+            present: ``[..., G]`` bool, which edits there are for each input; None for all.
         """
-        centred, whitened = self.similarities(keys, states)
-        question, n_edits = self.question(centred), keys.shape[-2]
-        fact, own = self.fact.of(1)(whitened), self.fact.of(n_edits)(whitened)
+        centred, whitened = self.similarities(keys.last, read.last)
+        question = self.question(centred)
+        fact, own = self.fact.of(1)(whitened), self._own(whitened, present)
         if rivalry is not None:
-            nearest = compete(whitened + WHOLE * whole, rivalry)
+            alike = whitened + WHOLE * overall(keys.whole, read.whole, present)
+            nearest = compete(alike if present is None else alike.masked_fill(~present, -torch.inf), rivalry)
             fact, own = fact * nearest, own * nearest
-        return Opening(question, fact, question * own)
+        openings = Openings(question, fact, question * own)
+        if present is None:
+            return openings
+        return Openings(*(each.masked_fill(~present, 0) for each in openings))
 
-    @torch.no_grad()
-    def read(self, backbone: Backbone, state: SplitState) -> Reading:
-        """The key of each fact.
+    def _own(self, whitened: Tensor, present: Tensor | None) -> Tensor:
+        """The ramp of an edit's own questions, which rises with the number of edits there are."""
+        if present is None:
+            return self.fact.of(whitened.shape[-1])(whitened)
+        counts = present.sum(dim=-1).clamp(min=1)
+        ramps = {count: self.fact.of(count)(whitened) for count in counts.unique().tolist()}
+        own = torch.zeros_like(whitened)
+        for count, opened in ramps.items():
+            own = torch.where((counts == count).unsqueeze(-1), opened, own)
+        return own
 
-        Args:
-            backbone: The model.
-            state: The facts, run to the gate's layer or a lower one.
-        """
-        state = backbone.advance(state, self.layer)
-        states: Tensor = backbone.input_norm(self.layer)(state.hidden)
-        prefill = state.prefill()
-        return Reading(prefill.at_prompt_last(states).float(), prefill.over_prompt(states, self.layer))
 
-    def install(self, keys: Reading, backbone: Backbone, hooks: Hooks, rivalry: float | None = None) -> Gate:
-        """Read relevance once for each prefill, from the prompt alone; the hook stays until ``hooks`` are removed.
+def install_gate(gate: Gate, group: Group, hooks: Hooks, prefill: Prefill) -> Callable[[], Openings]:
+    """Let a pass read how far its prompts are about each edit of a stack: once, from the prompts alone.
 
-        Args:
-            keys: ``[B, G, D]`` each: row ``r`` of ``R`` is compared with the G edits ``r * B // R``.
-            backbone: The model.
-            hooks: Where the hook is kept.
-            rivalry: As in `opened`.
+    Args:
+        gate: Of the backbone.
+        group: The edits.
+        hooks: Where the hook is kept.
+        prefill: The pass; one that was stopped above the gate's layer brings the reading along.
 
-        Returns:
-            The gate, to be given to whatever it is to scale.
-        """
-        owner = object()
+    Returns:
+        Gives the openings of the rows that the model runs on, ``[R, G]`` each; to be asked from that layer on.
+    """
+    keys = Reading(group.side_by_side(GATE_LAST), group.side_by_side(GATE_WHOLE))
+    opened: list[Openings] = []
 
-        @torch.no_grad()
-        def read(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
-            prefill, x = current_prefill(backbone), first_input(args, kwargs)
+    def openings() -> Openings:
+        if not opened:
+            read = prefill.readings.get(gate.layer)
+            if read is None:
+                raise UnikeError(
+                    f"the gate is read at layer {gate.layer}, which this pass has not reached: "
+                    "split the forward pass no higher than there"
+                )
+            repeats = len(read.last) // group.rows
+            last, whole = (each.repeat_interleave(repeats, dim=0) for each in keys)  # [R, G, D]
+            present = None if group.present is None else group.present.repeat_interleave(repeats, dim=0)
+            opened.append(gate.openings(Reading(last, whole), read, group.config.gate.rivalry, present))
+            prefill.note("gate", opened[0].gate.amax(dim=1))
+            prefill.note("fact", opened[0].fact.amax(dim=1))
+        return opened[0]
 
-            def compare() -> Opening:  # not while answers are continued, where ``x`` is a new token alone
-                last, whole = (each.repeat_interleave(len(x) // len(each), dim=0) for each in keys)  # [R, G, D]
-                alike = overall(whole, prefill.over_prompt(x, self.layer))
-                opened = self.opened(last, prefill.at_prompt_last(x), alike, rivalry)
-                prefill.note("gate", opened.gate.amax(dim=1))
-                prefill.note("fact", opened.fact.amax(dim=1))
-                return opened
+    def read_prompts(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
+        if not opened:
+            prefill.read(gate.layer, first_input(args, kwargs))
+            openings()
 
-            prefill.once(owner, compare)
-
-        def missing() -> Opening:
-            raise UnikeError(
-                f"the gate is read at layer {self.layer}, which this pass has not reached: "
-                "split the forward pass no higher than there"
-            )
-
-        hooks.add_pre(backbone.attention(self.layer).module, read)
-        return Gate(lambda: current_prefill(backbone).once(owner, missing))
+    hooks.add_pre(group.backbone.attention(gate.layer).module, read_prompts)
+    return openings
 
 
 def compete(similarities: Tensor, rivalry: float) -> Tensor:
@@ -275,7 +249,7 @@ ALIKE = 0.05
 """Edits whose prompts' means lie closer to each other than this, of their own length, are not told apart by them."""
 
 
-def overall(keys: Tensor, states: Tensor) -> Tensor:
+def overall(keys: Tensor, states: Tensor, present: Tensor | None = None) -> Tensor:
     """How alike whole prompts are to those of G edits: the cosine of their mean states, minus the edits' own mean.
 
     What the edits of a stack have in common does not tell them apart. Where nothing else is left (an edit alone, the
@@ -284,11 +258,15 @@ def overall(keys: Tensor, states: Tensor) -> Tensor:
     Args:
         keys: ``[..., G, D]``, means over the prompts of edits.
         states: ``[..., D]``, of inputs.
+        present: As in `Gate.openings`.
 
     Returns:
         ``[..., G]``, in -1..1.
     """
     common = keys.mean(dim=-2, keepdim=True)
+    if present is not None:
+        here = present.unsqueeze(-1)  # keys of edits that are not there are zeros
+        common = keys.sum(dim=-2, keepdim=True) / here.sum(dim=-2, keepdim=True).clamp(min=1)
     apart = torch.cat([keys, states.unsqueeze(-2)], dim=-2) - common  # [..., G + 1, D]
     least = ALIKE * common.norm(dim=-1, keepdim=True)
     units = apart / apart.norm(dim=-1, keepdim=True).maximum(least)
@@ -298,83 +276,3 @@ def overall(keys: Tensor, states: Tensor) -> Tensor:
 def _cosine(keys: Tensor, states: Tensor) -> Tensor:
     units = torch.nn.functional.normalize(keys, dim=-1), torch.nn.functional.normalize(states, dim=-1)
     return (units[0] @ units[1].unsqueeze(-1)).squeeze(-1)
-
-
-def whitening(states: Tensor, shrinkage: float = 0.1) -> tuple[Tensor, Tensor]:
-    """Mean ``[D]`` of states ``[T, D]``, and of their covariance ``((1 - s) C + s tr(C) / D I)^(-1/2)``, ``[D, D]``."""
-    states = states.double()
-    mean = states.mean(dim=0)
-    covariance = (states - mean).T @ (states - mean) / len(states)
-    identity = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
-    variances, directions = torch.linalg.eigh(
-        (1 - shrinkage) * covariance + shrinkage * covariance.diagonal().mean().clamp(min=1e-8) * identity
-    )
-    return mean.float(), (directions * variances.clamp(min=1e-12).rsqrt() @ directions.T).float()
-
-
-SIZES = 11
-"""Of stacks that ramps are drawn for: 1, 2, 4, ... 1024 edits."""
-
-FIRST = 2.5
-"""A ramp begins where this many times as many unrelated inputs lie beyond it as lie beyond its end."""
-
-
-def calibrate(layer: int, keys: Tensor, probes: Mapping[str, tuple[Tensor, Tensor]], error: float = 0.02) -> Relevance:
-    """Where to draw the line, from cases that are not evaluated on.
-
-    The centred cosine has to tell rephrasings from other questions about the same picture (``specificity``), the
-    whitened one keeps out other pictures (``m_locality``, or ``t_locality`` where there are none). Every edit is
-    compared with those of every case, enough to say what one pair in thousands is like.
-
-    Args:
-        layer: Where the states were read.
-        keys: ``[C, D]``, of the edits.
-        probes: Kind of probe to which case it belongs to, ``[n]``, and its state, ``[n, D]``.
-        error: The share of either sort that may lie beyond the ends of ``question``, and the share of unrelated inputs
-            that may pass any edit of a stack entirely.
-    """
-    everything = torch.cat([keys, *(states for _, states in probes.values())])
-    mean, whitener = whitening(everything)
-    unset = Relevance(layer, mean, whitener, Ramp(-2.0, -1.5), RisingRamp((-2.0,), (-1.5,)))
-
-    def centred(kinds: tuple[str, ...]) -> Tensor:
-        return torch.cat([unset.similarities(keys[i].unsqueeze(1), x)[0][:, 0] for i, x in of_kinds(kinds, probes)])
-
-    related = centred(RELATED).quantile(error).item()
-    unrelated = centred(("specificity",) if "specificity" in probes else OTHER_FACTS).quantile(1 - error).item()
-    others = next(states for _, states in of_kinds(OTHER_FACTS, probes))
-    chance = unset.similarities(keys, others)[1].flatten().sort(descending=True).values
-
-    def ends(share: float) -> list[float]:
-        return [chance[round(share / 2**size * (len(chance) - 1))].item() for size in range(SIZES)]
-
-    low, high = ends(FIRST * error), ends(error)
-    fact = RisingRamp(tuple(low), tuple(max(pair) for pair in zip(high, (end + MIN_RAMP for end in low), strict=True)))
-    return replace(unset, question=Ramp.between(related, unrelated), fact=fact)
-
-
-def of_kinds(kinds: tuple[str, ...], probes: Mapping[str, tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
-    """The probes of some kinds that there are."""
-    return [probes[kind] for kind in kinds if kind in probes]
-
-
-JUDGED_AT = (1, 16)
-"""Sizes of stacks at which a gate is judged."""
-
-
-def separation(relevance: Relevance, keys: Tensor, probes: Mapping[str, tuple[Tensor, Tensor]]) -> float:
-    """How well a gate does, 0..1: its mean over rephrasings, minus its mean over what an edit should leave alone.
-
-    With the ramps of `JUDGED_AT`, on average: a single edit's is passed easily, a stack's shows how far apart they lie.
-    """
-    separated = []
-    for size in JUDGED_AT:
-        ramp = relevance.fact.of(size)
-        gate = replace(relevance, fact=RisingRamp((ramp.low,), (ramp.high,)))
-        opened = {kind: gate(keys[i].unsqueeze(1), x).mean().item() for kind, (i, x) in probes.items()}
-        sorts = (
-            [opened[kind] for kind in kinds if kind in opened] for kinds in (RELATED, ("specificity", *OTHER_FACTS))
-        )
-        related, unrelated = (sum(found) / len(found) for found in sorts)
-        separated.append(related - unrelated)
-    return sum(separated) / len(separated)

@@ -18,12 +18,16 @@ from safetensors.torch import load, save
 from torch import Tensor
 from typing_extensions import Self
 
-from unike.backbones.adapter import DTYPES, AttentionSite, Backbone
+from unike.backbones.adapter import Backbone
+from unike.backbones.loading import DTYPES
+from unike.backbones.sites import AttentionSite
 from unike.core import home
 from unike.core.errors import UnikeError
 from unike.core.files import SealedFolder, replace_folder
-from unike.editors.unike.gate import Relevance
-from unike.editors.unike.memory import DynamicAlpha, LatentMemory, SiteName, project_memory
+from unike.editors.unike.collaboration import DynamicAlpha
+from unike.editors.unike.gate import Gate
+from unike.editors.unike.injection import project_memory
+from unike.editors.unike.memory import LatentMemory, SiteName
 from unike.editors.unike.spaces import Encoder
 
 CONFIG_FILE, TENSOR_FILE = "knowledge.json", "knowledge.safetensors"
@@ -147,7 +151,7 @@ class Knowledge:
     layers: Mapping[int, LayerKnowledge]
     triplets: Sequence[Triplet]
     description: Mapping[str, Any]
-    gate: Relevance | None = None
+    gate: Gate | None = None
 
     def __len__(self) -> int:
         """T."""
@@ -211,13 +215,13 @@ class Knowledge:
         rows = torch.tensor(evenly(len(self), k_entries), dtype=torch.long, device=values.device)
         return LatentMemory(known.h_sem[rows], values[rows], mean=known.mean if centred else None)
 
-    def dynamic_alpha(self, layer: int, slope: float = 1.0, offset: float = 0.0) -> DynamicAlpha:
-        """Eq. 7's alpha with the semantic encoder of a layer, calibrated as `DynamicAlpha` says.
+    def dynamic_alpha(self, layer: int) -> DynamicAlpha:
+        """Eq. 7's alpha with the semantic encoder of a layer.
 
         Raises:
             UnikeError: That layer was not prepared.
         """
-        return DynamicAlpha(self.layer(layer).semantic, slope, offset)
+        return DynamicAlpha(self.layer(layer).semantic)
 
     def to(self, device: torch.device | str) -> Self:
         """The same on another device."""
@@ -280,7 +284,7 @@ class Knowledge:
                 )
             triplets = tuple(Triplet(**triplet) for triplet in described.pop("triplets"))
             found = described.pop("gate")
-            gate = found and Relevance.of(found, {name: tensors[f"gate.{name}"] for name in Relevance.TENSORS})
+            gate = found and Gate.of(found, {name: tensors[f"gate.{name}"] for name in Gate.TENSORS})
         except (LookupError, TypeError, ValueError, AttributeError, SafetensorError) as error:
             raise SAVED.damaged(folder, repr(error)) from None
         rest = {key: described[key] for key in described if key not in ("format", "sha256")}

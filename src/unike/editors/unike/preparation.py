@@ -21,9 +21,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from unike.backbones.adapter import DTYPES, AttentionSite, Backbone
+from unike.backbones.adapter import Backbone
 from unike.backbones.forward.hooks import trace
 from unike.backbones.forward.split import IGNORE
+from unike.backbones.loading import DTYPES
+from unike.backbones.sites import AttentionSite
 from unike.core.errors import UnikeError
 from unike.core.files import WORK, check_folder, replace_file, replace_folder
 from unike.core.progress import Progress, silent
@@ -33,7 +35,8 @@ from unike.data.leaks import LEAKS, ImageHashes, LeakGuard, worded
 from unike.data.matching import normalise
 from unike.data.provenance import describe_data, digest, every_query
 from unike.data.queries import EditCase, Query
-from unike.editors.unike.gate import OTHER_FACTS, RELATED, Relevance, calibrate, separation
+from unike.editors.unike.calibration import OTHER_FACTS, RELATED, calibrate, separation
+from unike.editors.unike.gate import Gate
 from unike.editors.unike.knowledge import (
     CONFIG_FILE,
     SAVED,
@@ -57,6 +60,7 @@ from unike.editors.unike.spaces import (
     truthfulness_loss,
     zeta,
 )
+from unike.edits.stack import edits_on
 
 TEXTS = 256
 """At most so many questions without a picture take part in the mean of attention inputs."""
@@ -144,7 +148,7 @@ def prepare(
         knowledge = Knowledge.from_pretrained(out)
         knowledge.check(backbone)
         return knowledge
-    if backbone.edits:
+    if edits_on(backbone):
         raise UnikeError("the knowledge is that of the unedited model; detach the edits first")
     work = Work(out, backbone)
 
@@ -706,7 +710,7 @@ def find_gate(
     work: Work,
     config: PrepareConfig,
     progress: Progress,
-) -> tuple[Relevance | None, dict[str, Any]]:
+) -> tuple[Gate | None, dict[str, Any]]:
     """Calibrate the gate at each layer where it may be read, and take the one that tells inputs apart best.
 
     Returns:

@@ -1,0 +1,122 @@
+"""Answers: greedy or beam search through the model's own ``generate``."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unike.backbones.forward import context
+from unike.backbones.forward.context import Acting
+from unike.backbones.forward.passes import Passes
+from unike.backbones.forward.replica import replica
+from unike.core.errors import UnikeError
+from unike.data.queries import Query
+
+
+class Generation(Passes):
+    """A model that answers."""
+
+    @property
+    def generator(self) -> Any:
+        """The module that continues a prompt, and whose ``generation_config`` counts."""
+        return self.model
+
+    def _generate(self, inputs: dict[str, Tensor], config: Any) -> Tensor:
+        """Token ids of prompt and continuation, ``[B, S + new]``.
+
+        Args:
+            inputs: Of a batch.
+            config: Stands alone: ``generate`` would fill its gaps from the checkpoint's own.
+        """
+        ids: Tensor = replica(self.model, generation_config=config).generate(**inputs, generation_config=config)
+        return ids
+
+    @property
+    def stop_ids(self) -> list[int]:
+        """The tokens that end an answer."""
+        stops = {self.tokenizer.eos_token_id}
+        own = self.generator.generation_config.eos_token_id
+        stops |= set(own) if isinstance(own, list) else {own}
+        return sorted(stop for stop in stops if stop is not None)
+
+    def answer_text(self, ids: Sequence[int]) -> str:
+        """What an answer's tokens say: their first line."""
+        text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return text.strip().split("\n", 1)[0].strip()
+
+    @torch.no_grad()
+    def generate(
+        self,
+        queries: Sequence[Query],
+        *,
+        max_new_tokens: int = 16,
+        num_beams: int = 1,
+        acting: Acting | None = None,
+    ) -> list[str]:
+        """Answer queries by greedy or beam search; their targets are not looked at.
+
+        Args:
+            queries: Any mix.
+            max_new_tokens: At most so many tokens.
+            num_beams: 1 for greedy decoding.
+            acting: What acts in it; None for what is attached in the running context.
+
+        Returns:
+            For each query the first line of the answer.
+        """
+        import transformers
+
+        eos = self.stop_ids
+        pad = self.tokenizer.pad_token_id
+        make_config: Any = transformers.GenerationConfig
+        config = make_config(
+            do_sample=False,
+            num_beams=num_beams,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=eos or None,
+            pad_token_id=pad if pad is not None else (eos or [0])[0],
+        )
+        answers = [""] * len(queries)
+        groups = self.groups(queries)
+        acting = context.attached_to(self) if acting is None else acting
+        if len(groups) > 1 and acting.rows > 1:
+            raise UnikeError(
+                f"{self.name} answers questions with and without an image apart, which would mix up the rows of a "
+                "batch of edits; ask them in two calls, or attach one edit: edit[i]"
+            )
+        for rows in groups:
+            batch = self.encode([replace(queries[row], target=None) for row in rows], padding_side="left")
+            with self._pass(batch.prefill(), acting):
+                ids = self._generate(batch.inputs, config)[:, batch.labels.shape[1] :]
+            for row, new in zip(rows, ids.tolist(), strict=True):
+                answers[row] = self.answer_text(new)
+        return answers
+
+    def groups(self, queries: Sequence[Query]) -> list[list[int]]:
+        """Indices of the queries that may share a batch."""
+        if self.mixes_images:
+            groups = [list(range(len(queries)))]
+        else:
+            groups = [[i for i, q in enumerate(queries) if (q.image is None) is without] for without in (False, True)]
+        return [group for group in groups if group]
+
+    def room(self, targets: Sequence[str]) -> int:
+        """How many tokens an answer may have: the power of two, 16 or more, that holds every target and its end.
+
+        One number for all of them: the length of a target must not tell when its answer is over.
+        """
+        ids = self.tokenizer([" " + target for target in targets], add_special_tokens=False)["input_ids"]
+        return max(16, 1 << max(map(len, ids), default=0).bit_length())
+
+    def ask(self, image: str | Path | None, prompt: str, **kwargs: Any) -> str:
+        """Answer one question.
+
+        Args:
+            image: Path of the image, or None.
+            prompt: The question.
+            **kwargs: As in `generate`.
+        """
+        return self.generate([Query(prompt, None if image is None else Path(image))], **kwargs)[0]

@@ -1,0 +1,112 @@
+"""The new key-value pairs of an edit: where they start, what moves them, and what relevance does to them (Eq. 1, 3, 6).
+
+Note:
+    The paper does not say how keys start. T-Patcher, which it builds on, takes ``k = q_e / |q_e|^2`` for the network's
+    input ``q_e`` where a wrong answer token is predicted (``key_init="raw"``); nearly every input activates such a key,
+    because the inputs of a layer share a large mean. ``"centred"`` measures from the mean of *anchors*, unrelated
+    inputs, ``"whitened"`` also by their covariance ``C``: with ``d = q_e - mean``, ``k ~ C^-1 d`` is the linear
+    discriminant between the edit and the anchors. Each is scaled so that ``q_e`` activates its key by 1 and an input
+    that is less than ``threshold`` of the way from the mean to ``q_e``, along the key, not at all.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from unike.backbones.forward.context import Prefill
+from unike.backbones.forward.hooks import Hooks
+from unike.editors.common.pairs import FFNPatch, PairGate, install_patch
+from unike.editors.unike.config import PairSettings, UniKEConfig
+from unike.editors.unike.gate import Openings
+from unike.edits.group import Group
+
+AT_PROMPT = "gate.at_prompt"
+"""``[B, N]``, 1 for pairs that were made at the end of the prompt, and 0 for those made within the answer."""
+
+
+def install_pairs(group: Group, hooks: Hooks, prefill: Prefill, gate: Callable[[], Openings] | None) -> None:
+    """Put the pairs of a stack beside the networks of the edited layers, for one pass.
+
+    Args:
+        group: Whose pairs.
+        hooks: Where the hooks are kept.
+        prefill: The pass.
+        gate: How far each row is about each edit, asked for when a layer runs; None for no gate.
+    """
+    config: UniKEConfig = group.config
+    scale = None if gate is None else partial(scale_of_pairs, gate, group.side_by_side(AT_PROMPT), config)
+    for layer in config.layers:
+        patch = group.once(("pairs", layer), partial(patch_of, group, layer))
+        take_effect = partial(taking_effect, prefill, config)
+        install_patch(patch, group.backbone.ffn(layer), hooks, scale, take_effect)
+
+
+def patch_of(group: Group, layer: int) -> FFNPatch:
+    """The pairs of several edits at a layer, their values moved in the direction of truth (Eq. 6)."""
+    keys, bias, values = (group.side_by_side(f"{layer}.{part}") for part in ("keys", "bias", "values"))
+    if f"{layer}.shift" in group.edits[0].tensors:
+        shift = group.side_by_side(f"{layer}.shift")
+        values = values + shift.repeat_interleave(values.shape[1] // shift.shape[1], dim=1)
+    return FFNPatch(keys, bias, values)
+
+
+def scale_of_pairs(gate: Callable[[], Openings], at_prompt: Tensor, config: UniKEConfig) -> PairGate:
+    """What relevance does to the pairs of G edits.
+
+    A pair whose key was made at the end of the prompt answers a question, so it is scaled by the gate. The others, made
+    within the answer, go on where a text has come to the same point: the less a question is of the edit's kind, the
+    more it is what the input is about that scales them. A question of that kind lowers the threshold of all.
+
+    Args:
+        gate: Of G edits.
+        at_prompt: ``[B, G * N]``, see `AT_PROMPT`.
+        config: For N and the slack.
+    """
+    question, fact, own = (each.repeat_interleave(config.pairs.n, dim=1) for each in gate())
+    first = at_prompt.repeat_interleave(len(question) // len(at_prompt), dim=0)
+    return PairGate(torch.where(first > 0, own, own + (1 - question) * fact), config.gate.slack * question)
+
+
+def taking_effect(prefill: Prefill, config: UniKEConfig, activations: Tensor) -> Tensor:
+    """Of the pairs' activations ``[B, T, N]``, those that take effect; the strongest for each prompt is noted."""
+    if not config.everywhere:
+        since = prefill.from_prompt_last(activations.flatten(0, 1))  # [B * T, 1]
+        activations = activations * since.reshape(*activations.shape[:2], 1)
+    prefill.note("activation", activations.reshape(len(prefill.prompt_last), -1).amax(dim=1))
+    return activations
+
+
+# ---------------------------------------------------------------------- where keys start
+
+
+def keys_firing_at(q: Tensor, anchors: Tensor | None, settings: PairSettings, seed: int) -> tuple[Tensor, Tensor]:
+    """Keys ``[B, N, D]`` and biases ``[B, N]`` for the inputs ``q [B, N, D]`` they are to fire at.
+
+    ``a(x) = (k (x - mean) - t) / (1 - t)`` with ``k (q_e - mean) = 1`` and ``t`` the threshold.
+
+    Args:
+        q: FFN inputs in fp32; noise makes those of one position differ.
+        anchors: FFN inputs of unrelated questions, ``[M, D]``, or None.
+        settings: Of the pairs.
+        seed: Of the noise.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    # one draw for all rows, so that a batch equals single edits
+    noise = torch.randn(q.shape[1:], generator=generator).to(q) / q.shape[-1] ** 0.5
+    q = q + settings.noise * q.norm(dim=-1, keepdim=True) * noise
+    mean = q.new_zeros(q.shape[-1]) if anchors is None or settings.key_init == "raw" else anchors.mean(dim=0)
+    d = q - mean
+    k = d if anchors is None or settings.key_init != "whitened" else d @ precision(anchors, settings.shrinkage)
+    k = k / (k * d).sum(dim=-1, keepdim=True).clamp(min=1e-8)
+    return k / (1 - settings.threshold), (-(k @ mean) - settings.threshold) / (1 - settings.threshold)
+
+
+def precision(memory: Tensor, shrinkage: float) -> Tensor:
+    """Inverse of the shrunken covariance of ``memory [M, D]``: ``((1 - s) C + s tr(C) / D I)^-1``, ``[D, D]``."""
+    centred = memory - memory.mean(dim=0)
+    covariance = centred.T @ centred / len(memory)
+    identity = torch.eye(len(covariance), device=memory.device)
+    scale = covariance.diagonal().mean().clamp(min=1e-8)  # a single anchor has no spread
+    return torch.linalg.inv((1 - shrinkage) * covariance + shrinkage * scale * identity)

@@ -1,0 +1,165 @@
+"""An edit: a few tensors with the facts they stand for, that act on a backbone while a pass runs.
+
+Tensors of an edit carry a leading dimension B: one object holds B *independent* edits that were made in one pass,
+row ``i`` of a batch being seen by edit ``i``. ``edit[i]`` is that one alone.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from unike.backbones.adapter import Backbone
+from unike.backbones.forward.context import Prefill
+from unike.backbones.forward.hooks import Hooks
+from unike.core.errors import UnikeError
+from unike.core.settings import Settings
+from unike.data.queries import Query
+
+if TYPE_CHECKING:
+    from unike.edits.group import Group
+
+
+class EditorConfig(Settings):
+    """Settings of an editor: frozen, and unknown keys are errors.
+
+    Attributes:
+        max_target_tokens: A longer target is refused.
+    """
+
+    max_target_tokens: int = 64
+
+
+class Edit(ABC):
+    """B independent facts, as tensors that act on a backbone while attached.
+
+    Args:
+        config: The settings it was made with.
+        tensors: Name to ``[B, ...]``.
+        facts: The B edited queries.
+        fingerprint: Of the backbone it was made for.
+        source: What that backbone was called.
+    """
+
+    editor: ClassVar[str]
+    config_class: ClassVar[type[EditorConfig]]
+
+    def __init__(
+        self, config: EditorConfig, tensors: dict[str, Tensor], facts: Sequence[Query], *, fingerprint: str, source: str
+    ) -> None:
+        self.config = config
+        self.tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        self.facts = tuple(facts)
+        self.fingerprint = fingerprint
+        self.source = source
+
+    def __len__(self) -> int:
+        """B."""
+        return len(self.facts)
+
+    def __getitem__(self, row: int) -> Self:
+        """One of the edits alone."""
+        return self.rows([range(len(self))[row]])
+
+    def __repr__(self) -> str:
+        first = self.facts[0]
+        more = f" and {len(self) - 1} more" if len(self) > 1 else ""
+        return f"{type(self).__name__}({first.prompt!r} -> {first.target!r}{more}, for {self.source!r})"
+
+    def rows(self, rows: Sequence[int]) -> Self:
+        """Some of the edits, in that order; one may come several times.
+
+        Args:
+            rows: Indices from 0, for example ``[0, 0, 2]``: then rows 0 and 1 of a batch see edit 0, row 2 edit 2.
+        """
+        index = list(rows)
+        return self.like({name: t[index] for name, t in self.tensors.items()}, [self.facts[row] for row in index])
+
+    def like(self, tensors: dict[str, Tensor], facts: Sequence[Query]) -> Self:
+        """An edit of the same method, settings and backbone."""
+        return type(self)(self.config, tensors, facts, fingerprint=self.fingerprint, source=self.source)
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same edit on another device."""
+        return self.like({name: t.to(device) for name, t in self.tensors.items()}, self.facts)
+
+    # ------------------------------------------------------------------ acting
+
+    @abstractmethod
+    def install(self, backbone: Backbone, hooks: Hooks, prefill: Prefill) -> None:
+        """Put the edit's hooks on a backbone it fits, for one pass.
+
+        Args:
+            backbone: The model.
+            hooks: Where the hooks are kept; they are removed when the pass is over.
+            prefill: The pass: where its prompts end, and what has been read of them.
+        """
+
+    @classmethod
+    def install_group(cls, group: "Group", hooks: Hooks, prefill: Prefill) -> None:
+        """Put edits with one config on their backbone for one pass; by default one after the other."""
+        for edit in group.edits:
+            edit.install(group.backbone, hooks, prefill)
+
+    def attached(self, backbone: Backbone) -> AbstractContextManager[None]:
+        """Let the edit act on a backbone, on top of those that do; see `unike.edits.stack.attached`."""
+        from unike.edits.stack import attached
+
+        return attached(backbone, [self])
+
+    def check_attachable(self) -> None:
+        """Refuse to be attached, where a method does not act within the model; by default it does."""
+        return
+
+    def check_fits(self, backbone: Backbone) -> None:
+        """Refuse another backbone than the one the edit was made for.
+
+        Raises:
+            UnikeError: With both models' names.
+        """
+        if backbone.fingerprint() != self.fingerprint:
+            raise UnikeError(
+                f"the edit {self.facts[0].prompt!r} was made for {self.source!r} ({self.fingerprint}), "
+                f"not for {backbone.source!r} ({backbone.fingerprint()}); load that model, or make the edit anew"
+            )
+
+    def shared_out(self, rows: int) -> list[int]:
+        """Which of the B edits each of several rows sees: as many rows in turn for each.
+
+        Raises:
+            UnikeError: They cannot be shared out evenly.
+        """
+        if rows % len(self):
+            raise UnikeError(
+                f"{len(self)} independent edits are attached, but the model runs on {rows} rows; "
+                "ask one question for each edit, or attach one alone: edit[i]"
+            )
+        return [row * len(self) // rows for row in range(rows)]
+
+    # ------------------------------------------------------------------ files
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``edit_config.json`` and ``edit.safetensors``; an edit already there is replaced as a whole.
+
+        Raises:
+            UnikeError: The folder cannot be written, or holds something else.
+        """
+        from unike.edits.files import write
+
+        write(self, Path(folder))
+
+    @staticmethod
+    def from_pretrained(folder: str | Path) -> "Edit":
+        """Read an edit of whatever editor made it.
+
+        Raises:
+            UnikeError: No edit there, or one that was changed, cut short, or made by a newer version.
+        """
+        from unike.edits.files import read
+
+        return read(Path(folder))

@@ -1,0 +1,215 @@
+"""A model under edits: the one way to ask, whatever the methods do."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unike.backbones.adapter import Backbone
+from unike.backbones.forward.context import Prefill
+from unike.backbones.forward.functional import target_positions, target_tokens
+from unike.backbones.forward.hooks import Hooks
+from unike.backbones.forward.split import SplitState
+from unike.core.errors import UnikeError
+from unike.data.queries import Query
+from unike.edits.edit import Edit
+from unike.edits.routing import RoutingEdit
+from unike.edits.stack import Stack, attached, edits_on
+
+
+@dataclass(frozen=True, eq=False)
+class Output:
+    """What a pass gives.
+
+    Args:
+        logits: ``[n, V]``.
+        notes: What methods say about each row, ``[B]`` by name, see `Prefill.note`.
+    """
+
+    logits: Tensor
+    notes: dict[str, Tensor]
+
+
+class EditedModel:
+    """A backbone with edits in force; the backbone itself is never changed, and may serve other edits meanwhile.
+
+    Methods that act within the model and methods that rewrite or route questions are asked in the same way.
+
+    Args:
+        backbone: The model.
+        edits: The stack, oldest first.
+
+    Raises:
+        UnikeError: An edit was made for another backbone, two methods would rewrite the questions, or edits of one
+            method do not fit each other.
+
+    Example:
+        >>> EditedModel(backbone, [edit]).ask("flag.png", "Whose flag is this?")
+    """
+
+    def __init__(self, backbone: Backbone, edits: Sequence[Edit] = ()) -> None:
+        self.backbone = backbone
+        self.edits = tuple(edits)
+        self.routing = [edit for edit in edits if isinstance(edit, RoutingEdit)]
+        self.stack = Stack(backbone, [edit for edit in edits if not isinstance(edit, RoutingEdit)])
+        kinds = {type(edit) for edit in self.routing}
+        if len(kinds) > 1:
+            names = " and ".join(sorted(repr(kind.editor) for kind in kinds))
+            raise UnikeError(f"{names} both rewrite or route questions; use edits of one of them at a time")
+        self.router = kinds.pop() if kinds else None
+        if self.router is not None:
+            self.router.check_stack(self.routing, backbone)  # also reads what the method needs of the unedited model
+
+    @classmethod
+    def around(cls, backbone: Backbone) -> "EditedModel":
+        """The backbone under what is attached to it in this context."""
+        return cls(backbone, edits_on(backbone))
+
+    def ask(self, image: str | Path | None, prompt: str, **kwargs: Any) -> str:
+        """Answer one question; arguments as in `Backbone.ask`."""
+        return self.generate([Query(prompt, None if image is None else Path(image))], **kwargs)[0]
+
+    def generate(self, queries: Sequence[Query], **kwargs: Any) -> list[str]:
+        """Answer queries; arguments as in `Backbone.generate`, and targets are not looked at.
+
+        Raises:
+            UnikeError: As `Backbone.generate`; or the queries cannot be shared out evenly among the edits.
+        """
+        if self.router is None:
+            return self.backbone.generate(queries, acting=self.stack, **kwargs)
+        return self.router.answer(self.routing, self.within, queries, **kwargs)
+
+    @torch.no_grad()
+    def target_logits(self, queries: Sequence[Query], state: SplitState | None = None) -> Tensor:
+        """Teacher-forced logits of the queries' targets.
+
+        Args:
+            queries: With targets.
+            state: The queries run to a layer no higher than the edits' lowest, if that has been done before.
+
+        Returns:
+            ``[n, V]``, at the positions of `target_positions`, row by row.
+        """
+        if self.router is not None:
+            return self.router.target_logits(self.routing, self.within, queries, state)
+        if state is not None:
+            return self.backbone.run_from_split(state, target_positions(state.labels), self.stack)
+        batch = self.backbone.encode(queries)
+        return self.backbone.forward(batch, self.stack)[target_positions(batch.labels)]
+
+    @torch.no_grad()
+    def replay(self, state: SplitState, positions: Tensor) -> Output:
+        """Finish a pass that was stopped no higher than the edits' lowest layer.
+
+        Args:
+            state: From `Backbone.run_to_split`.
+            positions: ``[B, S]`` bool, where logits are wanted.
+
+        Raises:
+            UnikeError: A method does not act within the model.
+        """
+        noting = _Noting(self.within_model)
+        logits = self.backbone.run_from_split(state, positions, noting)
+        return Output(logits, noting.notes)
+
+    @property
+    def within_model(self) -> Stack:
+        """What acts within the model.
+
+        Raises:
+            UnikeError: Not all does.
+        """
+        for edit in self.routing:
+            edit.check_attachable()
+        return self.stack
+
+    @property
+    def within(self) -> "EditedModel":
+        """The model under those edits alone that act within it."""
+        return EditedModel(self.backbone, self.stack.edits) if self.routing else self
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Let the edits act in the backbone's methods and the ``transformers`` model's own, see `stack.attached`."""
+        with attached(self.backbone, self.edits):
+            yield
+
+
+class RowsEdited:
+    """A backbone that answers each row of a batch under edits of its own: one batch, many users.
+
+    Args:
+        backbone: The model.
+        sets: For each row its edits, oldest first; each of one fact.
+
+    Raises:
+        UnikeError: As `EditedModel`, or an edit is of several facts.
+    """
+
+    def __init__(self, backbone: Backbone, sets: Sequence[Sequence[Edit]]) -> None:
+        for edit in (edit for edits in sets for edit in edits):
+            if len(edit) > 1:
+                raise UnikeError(f"{edit!r} is of {len(edit)} facts; give each row single edits: edit[i]")
+        self.backbone = backbone
+        self.sets = [tuple(edits) for edits in sets]
+        self.routed = [row for row, edits in enumerate(sets) if any(isinstance(e, RoutingEdit) for e in edits)]
+
+    def generate(self, queries: Sequence[Query], **kwargs: Any) -> list[str]:
+        """Answer as many queries as there are rows, each under its own edits."""
+        self._check_rows(queries)
+        answers = [""] * len(queries)
+        for rows in self._together(queries):
+            asked = [queries[row] for row in rows]
+            stack = Stack.of_rows(self.backbone, [self.sets[row] for row in rows])
+            for row, said in zip(rows, self.backbone.generate(asked, acting=stack, **kwargs), strict=True):
+                answers[row] = said
+        for row in self.routed:
+            answers[row] = EditedModel(self.backbone, self.sets[row]).generate([queries[row]], **kwargs)[0]
+        return answers
+
+    @torch.no_grad()
+    def target_logits(self, queries: Sequence[Query], state: SplitState | None = None) -> Tensor:
+        """As in `EditedModel`, each row under its own edits; a state is not made use of."""
+        self._check_rows(queries)
+        found: dict[int, Tensor] = {}
+        for rows in self._together(queries):
+            asked = [queries[row] for row in rows]
+            batch = self.backbone.encode(asked)
+            stack = Stack.of_rows(self.backbone, [self.sets[row] for row in rows])
+            logits = self.backbone.forward(batch, stack)[target_positions(batch.labels)]
+            row_of, _ = target_tokens(batch.labels)
+            found |= {row: logits[row_of == number] for number, row in enumerate(rows)}
+        for row in self.routed:
+            found[row] = EditedModel(self.backbone, self.sets[row]).target_logits([queries[row]])
+        return torch.cat([found[row] for row in range(len(queries))])
+
+    def _together(self, queries: Sequence[Query]) -> Iterator[list[int]]:
+        """Rows that may share a batch."""
+        within = [row for row in range(len(queries)) if row not in self.routed]
+        for group in self.backbone.groups([queries[row] for row in within]) if within else []:
+            yield [within[index] for index in group]
+
+    def _check_rows(self, queries: Sequence[Query]) -> None:
+        if len(queries) != len(self.sets):
+            raise UnikeError(f"{len(self.sets)} rows have edits of their own, and {len(queries)} questions are asked")
+
+
+class _Noting:
+    """What acts, and what it notes of the pass it acts in."""
+
+    def __init__(self, acting: Stack) -> None:
+        self.acting = acting
+        self.rows = acting.rows
+        self._prefill: Prefill | None = None
+
+    def install(self, backbone: Backbone, hooks: Hooks, prefill: Prefill) -> None:
+        self._prefill = prefill
+        self.acting.install(backbone, hooks, prefill)
+
+    @property
+    def notes(self) -> dict[str, Tensor]:
+        return {} if self._prefill is None else self._prefill.noted()

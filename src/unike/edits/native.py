@@ -1,0 +1,93 @@
+"""Edits in the model's own calls: a user's ``model.generate(**inputs)``, with a processor of theirs.
+
+Nobody says there where a prompt ends; but the first pass of a generation reads the prompts as a whole, with an empty
+cache, and the attention mask tells their rows from padding. A plain forward pass is read as prompts, too.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unike.backbones.adapter import Backbone
+from unike.backbones.forward import context
+from unike.backbones.forward.context import Prefill
+from unike.backbones.forward.hooks import Args, Hooks, Kwargs, text_input
+from unike.core.errors import UnikeError
+
+
+@contextmanager
+def in_the_models_own_calls(backbone: Backbone, is_innermost: Callable[[], bool]) -> Iterator[None]:
+    """Within the block, what is attached to a backbone acts when its model is called past it.
+
+    Args:
+        backbone: Its own passes put on by themselves what acts in them; meanwhile nothing is done here.
+        is_innermost: Whether the block is the innermost of this context; the others leave it to that.
+    """
+
+    def is_called_past_it() -> bool:
+        return context.running() is None and is_innermost()
+
+    acting, before = Hooks(is_called_past_it), Hooks(is_called_past_it)
+    last_ids: list[Tensor] = []
+
+    def begin(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
+        if not reads_prompts(kwargs):
+            return
+        ids = args[0] if args else kwargs.get("input_ids")
+        if kwargs.get("use_cache") is False:
+            check_cached(last_ids, ids)
+        prefill = prompts_of(text_input(args, kwargs), kwargs.get("attention_mask"))
+
+        def count(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
+            rows, length = text_input(args, kwargs).shape[:2]
+            prefill.passes.append((rows, length))
+
+        acting.remove()
+        with acting.ahead():
+            acting.add_pre(backbone.text_stack, count)
+            context.attached_to(backbone).install(backbone, acting, prefill)
+
+    with before, acting:
+        before.add_pre(backbone.generator, begin, prepend=True)
+        yield
+
+
+def reads_prompts(kwargs: Kwargs) -> bool:
+    """Whether a pass begins with an empty cache."""
+    cache: Any = kwargs.get("past_key_values")
+    return cache is None or int(cache.get_seq_length()) == 0
+
+
+def prompts_of(read: Tensor, mask: Any) -> Prefill:
+    """Where the prompts of a pass end.
+
+    Args:
+        read: What the model is given, ``[R, S]`` or ``[R, S, D]``.
+        mask: ``[R, S]``, 0 at padding; anything else stands for no padding.
+    """
+    rows, length = read.shape[:2]
+    if not isinstance(mask, Tensor) or mask.ndim != 2:
+        mask = torch.ones(rows, length, device=read.device)
+    last = length - 1 - mask.flip(1).long().argmax(dim=1)
+    return Prefill(last, mask.long().sum(dim=1))
+
+
+def check_cached(last: list[Tensor], ids: Tensor | None) -> None:
+    """Refuse a generation that reads everything anew for each token: where its prompts ended could not be told.
+
+    Args:
+        last: The tokens of the pass before; kept up to date here.
+        ids: ``[R, S]``, those of this one.
+
+    Raises:
+        UnikeError: They are those of the pass before, and one more.
+    """
+    if ids is None:
+        return
+    before = last[0] if last else None
+    last[:] = [ids]
+    if before is not None and torch.equal(before, ids[:, :-1]):
+        raise UnikeError("edits are attached, and generation runs without a cache: leave use_cache at True")

@@ -1,0 +1,178 @@
+"""A stack of edits: what they do together in a pass, and how they are attached.
+
+What a stack does depends on which edits are in it, in which order, not on how it came about. So a stack without one of
+its edits is, bit for bit, the stack of the others.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from unike.backbones.adapter import Backbone
+from unike.backbones.forward import context
+from unike.backbones.forward.context import Prefill
+from unike.backbones.forward.hooks import Args, Hooks, Kwargs, text_input
+from unike.edits.edit import Edit, EditorConfig
+from unike.edits.group import Group
+from unike.edits.native import in_the_models_own_calls
+
+Kind = tuple[type[Edit], EditorConfig]
+
+
+class Stack:
+    """Edits that act together; those of one method and config as one `Group`.
+
+    Args:
+        backbone: The model.
+        edits: Oldest first.
+
+    Raises:
+        UnikeError: An edit was made for another backbone.
+    """
+
+    def __init__(self, backbone: Backbone, edits: Sequence[Edit]) -> None:
+        check_fit(backbone, edits)
+        self.edits = tuple(edits)
+        kinds: dict[Kind, list[Edit]] = {}
+        for edit in edits:
+            kinds.setdefault((type(edit), edit.config), []).append(edit)
+        self.groups = [Group(backbone, alike) for alike in kinds.values()]
+
+    @classmethod
+    def of_rows(cls, backbone: Backbone, sets: Sequence[Sequence[Edit]]) -> "Stack":
+        """A stack in which each row of a batch sees edits of its own.
+
+        Args:
+            backbone: The model.
+            sets: For each of B rows its edits, oldest first; each edit is of one fact.
+
+        Raises:
+            UnikeError: As `Stack`.
+        """
+        check_fit(backbone, [edit for edits in sets for edit in edits])
+        kinds: dict[Kind, list[list[Edit]]] = {}
+        for row, edits in enumerate(sets):
+            for edit in edits:
+                alike = kinds.setdefault((type(edit), edit.config), [[] for _ in sets])
+                alike[row].append(edit)
+        stack = cls(backbone, [])
+        stack.groups = [_columns(backbone, alike) for alike in kinds.values()]
+        stack.edits = tuple(edit for group in stack.groups for edit in group.edits)
+        return stack
+
+    @property
+    def rows(self) -> int:
+        """How many rows are told apart."""
+        return math.lcm(*(len(edit) for edit in self.edits)) if self.edits else 1
+
+    def install(self, backbone: Backbone, hooks: Hooks, prefill: Prefill) -> None:
+        """Put the hooks of all edits on the backbone for one pass."""
+        hooks.add_pre(backbone.text_stack, self._check_rows)
+        for group in self.groups:
+            type(group.edits[0]).install_group(group, hooks, prefill)
+
+    def _check_rows(self, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
+        """Here and not at the layers: OPT flattens rows and positions, and any number of them would seem to fit."""
+        rows = len(text_input(args, kwargs))
+        for edit in self.edits:
+            edit.shared_out(rows)
+
+
+def check_fit(backbone: Backbone, edits: Sequence[Edit]) -> None:
+    """Refuse edits of another backbone.
+
+    Raises:
+        UnikeError: With both models' names.
+    """
+    for edit in {edit.fingerprint: edit for edit in edits}.values():
+        edit.check_fits(backbone)
+
+
+def _columns(backbone: Backbone, sets: Sequence[Sequence[Edit]]) -> Group:
+    """Edits of one kind for each row, as G edits of B rows each; where a row has fewer, zeros fill up."""
+    count = max(map(len, sets))
+    present = torch.tensor([[number < len(edits) for number in range(count)] for edits in sets])
+    some = next(edit for edits in sets for edit in edits)
+    columns = [joined(some, [edits[n] if n < len(edits) else None for edits in sets]) for n in range(count)]
+    return Group(backbone, columns, None if present.all() else present)
+
+
+def joined(some: Edit, rows: Sequence[Edit | None]) -> Edit:
+    """One edit of B rows of single ones of the same kind; a row without one, and what another is smaller by, is zeros.
+
+    Args:
+        some: Any edit of that kind.
+        rows: B of them.
+    """
+    given = [edit for edit in rows if edit is not None]
+    tensors = {}
+    for name in dict.fromkeys(name for edit in given for name in edit.tensors):
+        parts = [edit.tensors[name] for edit in given if name in edit.tensors]
+        size = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
+        together = parts[0].new_zeros(len(rows), *size)
+        for row, edit in enumerate(rows):
+            if edit is not None and name in edit.tensors:
+                part = edit.tensors[name][0]
+                together[row][tuple(slice(length) for length in part.shape)] = part
+        tensors[name] = together
+    return some.like(tensors, [some.facts[0] if edit is None else edit.facts[0] for edit in rows])
+
+
+# ---------------------------------------------------------------------- attaching
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """One ``with attached(...)`` block; told from others by identity."""
+
+    edits: tuple[Edit, ...]
+
+
+class _Attached(Stack):
+    """What several blocks attach together."""
+
+    def __init__(self, backbone: Backbone, blocks: Sequence[_Block]) -> None:
+        super().__init__(backbone, [edit for block in blocks for edit in block.edits])
+        self.blocks = tuple(blocks)
+
+
+@contextmanager
+def attached(backbone: Backbone, edits: Sequence[Edit]) -> Iterator[None]:
+    """Attach edits, oldest first, on top of those that are attached; leaving the block takes them off again.
+
+    They act in this context alone (this thread, this asyncio task): in the backbone's own methods, and in the
+    ``generate`` and ``forward`` of its ``transformers`` model. Blocks may be left in any order.
+
+    Raises:
+        UnikeError: An edit was made for another backbone; within the block, the model runs on rows that cannot be
+            shared out evenly among the edits; or a method does not act within the model, see `RoutingEdit`.
+    """
+    block = _Block(tuple(edits))  # the caller's may grow within the block
+    if not block.edits:
+        yield
+        return
+    for edit in block.edits:
+        edit.check_attachable()
+    context.attach(backbone, _Attached(backbone, [*blocks_on(backbone), block]))
+    try:
+        with in_the_models_own_calls(backbone, lambda: blocks_on(backbone)[-1:] == (block,)):
+            yield
+    finally:
+        left = [other for other in blocks_on(backbone) if other is not block]
+        context.attach(backbone, _Attached(backbone, left) if left else None)
+
+
+def blocks_on(backbone: Backbone) -> tuple[_Block, ...]:
+    """The blocks that this context is within, the innermost last."""
+    found = context.attached_to(backbone)
+    return found.blocks if isinstance(found, _Attached) else ()
+
+
+def edits_on(backbone: Backbone) -> tuple[Edit, ...]:
+    """What is attached to a backbone in this context, oldest first."""
+    found = context.attached_to(backbone)
+    return found.edits if isinstance(found, Stack) else ()
