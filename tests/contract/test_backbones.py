@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from unike.backbones import load_backbone
 from unike.backbones.adapter import Backbone
+from unike.backbones.forward.context import running
 from unike.backbones.forward.functional import target_positions, token_nll
 from unike.backbones.forward.hooks import Args, Hooks, Kwargs, trace
 from unike.backbones.forward.split import SplitState
@@ -186,9 +187,10 @@ def test_gradients_through_a_shortened_state_are_those_of_the_whole(backbone: Ba
 
     def gradient(state: SplitState) -> Tensor:
         def push(number: int, module: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
-            assert backbone.prefill is not None
+            prefill = running()
+            assert prefill is not None
             hidden = output[0] if isinstance(output, tuple) else output
-            moved = hidden + backbone.prefill.from_prompt_last(hidden) * shift[number]
+            moved = hidden + prefill.from_prompt_last(hidden) * shift[number]
             return (moved, *output[1:]) if isinstance(output, tuple) else moved
 
         with Hooks() as hooks:
@@ -228,7 +230,7 @@ def test_everything_is_put_back_when_a_hook_fails(backbone: Backbone, queries: l
         raise ZeroDivisionError
 
     batch, layers = backbone.encode(queries), list(backbone.layers)
-    state, config = backbone.run_to_split(batch, 2), backbone._generator.generation_config
+    state, config = backbone.run_to_split(batch, 2), backbone.generator.generation_config
     before = hooks_on(backbone)
     for run in (
         lambda: backbone.run_from_split(state),
@@ -240,7 +242,7 @@ def test_everything_is_put_back_when_a_hook_fails(backbone: Backbone, queries: l
             run()
     assert hooks_on(backbone) == before
     assert all(a is b for a, b in zip(backbone.layers, layers, strict=True))
-    assert backbone._generator.generation_config is config
+    assert backbone.generator.generation_config is config
 
 
 # ---------------------------------------------------------------------- sites
@@ -421,7 +423,7 @@ def test_generate_ignores_targets_and_a_checkpoints_own_settings(backbone: Backb
     bare = [Query(q.prompt, q.image) for q in queries]
     expected = backbone.generate(bare, max_new_tokens=6)
     assert backbone.generate(queries, max_new_tokens=6) == expected
-    config = backbone._generator.generation_config
+    config = backbone.generator.generation_config
     saved = (config.repetition_penalty, config.do_sample)
     config.repetition_penalty, config.do_sample = 50.0, True
     try:

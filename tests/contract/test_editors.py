@@ -257,7 +257,9 @@ def test_generation_equals_decoding_without_a_cache(edits: Edit, backbone: Backb
     asked = [*facts[:2], Query("Who wrote it?")]
     with edits[0].attached(backbone):
         assert backbone.generate(asked, max_new_tokens=6) == [greedy_without_cache(backbone, q, 6) for q in asked]
-    assert edits[0].generate(backbone, asked[:1], max_new_tokens=6) != backbone.generate(asked[:1], max_new_tokens=6)
+    assert EditedModel(backbone, [edits[0]]).generate(asked[:1], max_new_tokens=6) != backbone.generate(
+        asked[:1], max_new_tokens=6
+    )
 
 
 def test_every_row_of_a_batch_gets_the_answer_of_its_own_edit(
@@ -269,7 +271,7 @@ def test_every_row_of_a_batch_gets_the_answer_of_its_own_edit(
     edits = editor.edit(backbone, taught)
     for beams in (1, 2):
         alone = [
-            edits[row].generate(backbone, [fact], max_new_tokens=8, num_beams=beams)[0]
+            EditedModel(backbone, [edits[row]]).generate([fact], max_new_tokens=8, num_beams=beams)[0]
             for row, fact in enumerate(taught)
         ]
         assert EditedModel(backbone, [edits]).generate(taught, max_new_tokens=8, num_beams=beams) == alone

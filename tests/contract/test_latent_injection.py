@@ -12,6 +12,7 @@ from test_backbones import greedy_without_cache, hooks_on
 from torch import Tensor
 
 from unike.backbones.adapter import Backbone
+from unike.backbones.forward.context import Prefill, attach, running
 from unike.backbones.forward.hooks import Hooks, inject, trace
 from unike.data.queries import Query
 from unike.editors.unike.collaboration import DynamicAlpha, FixedAlpha
@@ -59,11 +60,28 @@ def own_of(memories: Memories, row: int) -> Memories:
     return alone
 
 
-@contextmanager
-def injected(backbone: Backbone, memories: Memories, **settings: Any) -> Iterator[list[RecallLog]]:
-    with Hooks() as hooks:
+class Injected:
+    """Injections at several layers, as they are attached; the logs are those of the latest pass."""
+
+    rows = 1
+
+    def __init__(self, memories: Memories, **settings: Any) -> None:
         chosen = {"k": 4, "alpha": ALPHA} | settings
-        yield [LatentInjection(m, **chosen).install(backbone, layer, hooks) for layer, m in memories.items()]
+        self.injections = {layer: LatentInjection(memory, **chosen) for layer, memory in memories.items()}
+        self.logs: list[RecallLog] = []
+
+    def install(self, backbone: Backbone, hooks: Hooks, prefill: Prefill) -> None:
+        self.logs = [each.install(backbone, layer, hooks, prefill) for layer, each in self.injections.items()]
+
+
+@contextmanager
+def injected(backbone: Backbone, memories: Memories, **settings: Any) -> Iterator[Injected]:
+    acting = Injected(memories, **settings)
+    attach(backbone, acting)
+    try:
+        yield acting
+    finally:
+        attach(backbone, None)
 
 
 def forward(backbone: Backbone, *queries: Query) -> Tensor:
@@ -105,7 +123,7 @@ def test_it_acts_and_detaching_restores_bit_for_bit(
         assert not torch.allclose(forward(backbone, *queries), plain, atol=1e-2)
     assert torch.equal(forward(backbone, *queries), plain)
     assert hooks_on(backbone) == hooks
-    assert backbone.prefill is None
+    assert running() is None
 
 
 def test_nothing_is_remembered_when_a_pass_fails(backbone: Backbone, queries: list[Query], memories: Memories) -> None:
@@ -118,7 +136,7 @@ def test_nothing_is_remembered_when_a_pass_fails(backbone: Backbone, queries: li
             with pytest.raises(ZeroDivisionError), Hooks() as hooks:
                 hooks.add_pre(backbone.layers[-1], fail)
                 run()
-            assert backbone.prefill is None
+            assert running() is None
         assert torch.equal(forward(backbone, *queries), expected)
 
 
@@ -142,13 +160,13 @@ def test_the_split_is_bit_equal_under_injection(
 def test_answer_tokens_have_no_say(backbone: Backbone, queries: list[Query], memories: Memories, site: str) -> None:
     """Neither the entries nor alpha change with the target, nor what is computed up to the prompt's end."""
     seen = []
-    with injected(backbone, memories, site=site) as logs:
+    with injected(backbone, memories, site=site) as acting:
         for targets in [("a cat", "red", "bob"), ("xq!", "a very long answer that is quite another", "5")]:
             batch = backbone.encode([Query(q.prompt, q.image, t) for q, t in zip(queries, targets, strict=True)])
             logits = backbone.forward(batch)
-            seen.append(([log.latest for log in logs], logits[torch.arange(3), batch.prompt_last]))
+            seen.append(([log.latest for log in acting.logs], logits[torch.arange(3), batch.prompt_last]))
         backbone.generate(queries, max_new_tokens=2)  # padded on the other side, and nothing but the prompt
-        seen.append(([log.latest for log in logs], seen[0][1]))
+        seen.append(([log.latest for log in acting.logs], seen[0][1]))
     for recalls, logits in seen[1:]:
         assert torch.allclose(logits, seen[0][1], atol=1e-4)
         for a, b in zip(recalls, seen[0][0], strict=True):
@@ -211,12 +229,12 @@ def test_generation_equals_decoding_without_a_cache(
 def test_a_batch_of_edits_equals_single_ones(
     backbone: Backbone, queries: list[Query], memories: Memories, site: str
 ) -> None:
-    with injected(backbone, memories, site=site) as logs:
+    with injected(backbone, memories, site=site) as acting:
         batch = backbone.encode(queries)
         together = backbone.forward(batch)
         answers = backbone.generate(queries, max_new_tokens=4)
-        assert logs[0].latest is not None
-        assert (logs[0].latest.indices == 12).any(dim=1).all(), "every row finds its own entry"
+        assert acting.logs[0].latest is not None
+        assert (acting.logs[0].latest.indices == 12).any(dim=1).all(), "every row finds its own entry"
     for row, query in enumerate(queries):
         length = int(batch.inputs["attention_mask"][row].sum())
         with injected(backbone, own_of(memories, row), site=site):
@@ -227,11 +245,11 @@ def test_a_batch_of_edits_equals_single_ones(
 def test_beams_share_what_their_prompt_recalls(
     backbone: Backbone, queries: list[Query], memories: Memories, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with in_words(backbone), injected(backbone, memories) as logs:
+    with in_words(backbone), injected(backbone, memories) as acting:
         backbone.generate(queries, max_new_tokens=2)
-        greedy = [log.latest for log in logs]
+        greedy = [log.latest for log in acting.logs]
         answers = backbone.generate(queries, max_new_tokens=4, num_beams=3)
-        for a, b in zip(greedy, [log.latest for log in logs], strict=True):
+        for a, b in zip(greedy, [log.latest for log in acting.logs], strict=True):
             assert a is not None and b is not None
             assert torch.equal(b.indices, a.indices.repeat_interleave(3, dim=0))
             assert torch.allclose(b.weight, a.weight.repeat_interleave(3), atol=1e-5)

@@ -19,11 +19,11 @@ from unike.backbones.adapter import Backbone
 from unike.core import registry
 from unike.core.errors import UnikeError
 from unike.data.queries import Query
-from unike.editors.base import Editor, answer
+from unike.editors.base import Editor
 from unike.edits.edit import Edit
 from unike.edits.edited import EditedModel
 from unike.edits.routing import RoutingEdit
-from unike.edits.stack import attached
+from unike.edits.stack import attached, edits_on
 
 pytestmark = pytest.mark.usefixtures("at_home")
 
@@ -73,15 +73,15 @@ def edits(make_editor: Callable[..., Editor[Any]], backbone: Backbone, facts: li
 
 
 def logits_under(edits: list[Edit], backbone: Backbone, queries: list[Query]) -> Tensor:
-    return type(edits[0]).target_logits(edits, backbone, queries)
+    return EditedModel(backbone, edits).target_logits(queries)
 
 
 def plain_logits(backbone: Backbone, queries: list[Query]) -> Tensor:
-    return Edit.target_logits([], backbone, queries)
+    return EditedModel(backbone).target_logits(queries)
 
 
 def ask(edits: list[Edit], backbone: Backbone, queries: list[Query]) -> list[str]:
-    return type(edits[0]).answer(edits, backbone, queries, max_new_tokens=4)
+    return EditedModel(backbone, edits).generate(queries, max_new_tokens=4)
 
 
 def test_an_edit_leaves_the_backbone_as_it_was(
@@ -96,7 +96,7 @@ def test_an_edit_leaves_the_backbone_as_it_was(
     edit = editor.edit(backbone, facts[0])
     ask([edit], backbone, facts[:1])
     assert all(torch.equal(value, weights[key]) for key, value in backbone.model.state_dict().items())
-    assert hooks_on(backbone) == hooks and not backbone.edits
+    assert hooks_on(backbone) == hooks and not edits_on(backbone)
     assert torch.equal(plain_logits(backbone, facts), plain)
     assert torch.equal(torch.random.get_rng_state(), random), "the caller's random numbers are the caller's"
     assert edit.facts == (facts[0],)
@@ -106,9 +106,9 @@ def test_an_edit_leaves_the_backbone_as_it_was(
 def test_an_edit_cannot_be_attached(edits: Edit, backbone: Backbone, facts: list[Query]) -> None:
     hooks = hooks_on(backbone)
     for stack in ([edits[0]], [edits]):
-        with pytest.raises(UnikeError, match=r"cannot be attached; ask through the edit"), attached(backbone, stack):
+        with pytest.raises(UnikeError, match=r"cannot be attached; ask through EditedModel"), attached(backbone, stack):
             pytest.fail("attached")
-    assert hooks_on(backbone) == hooks and not backbone.edits
+    assert hooks_on(backbone) == hooks and not edits_on(backbone)
 
 
 def test_an_edit_does_something_on_its_own_question_and_nothing_is_left_of_it(
@@ -118,8 +118,9 @@ def test_an_edit_does_something_on_its_own_question_and_nothing_is_left_of_it(
     under = logits_under([edits], backbone, facts)
     assert under.shape == plain.shape and not torch.allclose(under, plain, atol=1e-2)
     assert torch.equal(plain_logits(backbone, facts), plain)
-    assert type(edits).answer([], backbone, facts, max_new_tokens=4) == backbone.generate(facts, max_new_tokens=4)
-    assert torch.allclose(type(edits).target_logits([], backbone, facts), plain, atol=1e-5)
+    bare = EditedModel(backbone)
+    assert type(edits).answer([], bare, facts, max_new_tokens=4) == backbone.generate(facts, max_new_tokens=4)
+    assert torch.allclose(type(edits).target_logits([], bare, facts), plain, atol=1e-5)
 
 
 def test_every_row_sees_its_own_edit(edits: Edit, backbone: Backbone, facts: list[Query]) -> None:
@@ -177,13 +178,12 @@ def test_revoking_one_leaves_the_stack_of_the_others(
 
 def test_below_a_method_that_routes_others_act(edits: Edit, backbone: Backbone, facts: list[Query]) -> None:
     tuned = registry.editors.get("ft")(steps=20, lr=1e-2).edit(backbone, Query("What is this?", facts[1].image, "zzz"))
+    expected = type(edits).answer([edits[0]], EditedModel(backbone, [tuned]), facts[:2], max_new_tokens=4)
+    assert ask([tuned, edits[0]], backbone, facts[:2]) == ask([edits[0], tuned], backbone, facts[:2]) == expected
     with tuned.attached(backbone):
-        expected = ask([edits[0]], backbone, facts[:2])
-    assert answer([tuned, edits[0]], backbone, facts[:2], max_new_tokens=4) == expected
-    assert answer([tuned], backbone, facts, max_new_tokens=4) == EditedModel(backbone, [tuned]).generate(
-        facts, max_new_tokens=4
-    )
-    assert not backbone.edits
+        attached_alone = backbone.generate(facts, max_new_tokens=4)
+    assert ask([tuned], backbone, facts) == attached_alone
+    assert not edits_on(backbone)
 
 
 def test_a_saved_edit_does_the_same(edits: Edit, backbone: Backbone, facts: list[Query], tmp_path: Path) -> None:
@@ -200,12 +200,14 @@ import json, sys, torch
 from pathlib import Path
 from unike.core import registry
 from unike.edits.edit import Edit
+from unike.edits.edited import EditedModel
 torch.set_num_threads(int(sys.argv[2]))
 backbone, found = registry.backbones.get("llava").tiny(), {}
 for folder in Path(sys.argv[1]).iterdir():
     edit = Edit.from_pretrained(folder)
-    logits = type(edit).target_logits([edit], backbone, edit.facts)
-    found[folder.name] = [EditedModel(backbone, [edit]).generate(edit.facts, max_new_tokens=4), logits.sum(dim=1).tolist()]
+    model = EditedModel(backbone, [edit])
+    logits = model.target_logits(edit.facts)
+    found[folder.name] = [model.generate(edit.facts, max_new_tokens=4), logits.sum(dim=1).tolist()]
 print(json.dumps(found))
 """
 
@@ -272,4 +274,4 @@ def test_two_methods_that_route_do_not_go_together(backbone: Backbone, facts: li
     editors = [registry.editors.get(name)(**SETTINGS.get(name, {})) for name in ROUTING[:2]]
     first, second = (editor.edit(backbone, facts[0]) for editor in editors)
     with pytest.raises(UnikeError, match=f"'{ROUTING[0]}' and '{ROUTING[1]}' both rewrite or route questions"):
-        answer([first, second], backbone, facts[:1])
+        ask([first, second], backbone, facts[:1])

@@ -5,8 +5,8 @@ row ``i`` of a batch being seen by edit ``i``. ``edit[i]`` is that one alone.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -106,11 +106,22 @@ class Edit(ABC):
         for edit in group.edits:
             edit.install(group.backbone, hooks, prefill)
 
-    def attached(self, backbone: Backbone) -> AbstractContextManager[None]:
+    @contextmanager
+    def attached(self, backbone: Backbone) -> Iterator[Self]:
         """Let the edit act on a backbone, on top of those that do; see `unike.edits.stack.attached`."""
         from unike.edits.stack import attached
 
-        return attached(backbone, [self])
+        with attached(backbone, [self]):
+            yield self
+
+    @classmethod
+    def check_group(cls, group: "Group") -> None:
+        """Refuse edits with one config that cannot act as they were made to; by default they can.
+
+        Raises:
+            UnikeError: What they need of the backbone is not there.
+        """
+        return
 
     def check_attachable(self) -> None:
         """Refuse to be attached, where a method does not act within the model; by default it does."""

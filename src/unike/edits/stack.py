@@ -5,7 +5,7 @@ its edits is, bit for bit, the stack of the others.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -40,7 +40,7 @@ class Stack:
         kinds: dict[Kind, list[Edit]] = {}
         for edit in edits:
             kinds.setdefault((type(edit), edit.config), []).append(edit)
-        self.groups = [Group(backbone, alike) for alike in kinds.values()]
+        self.groups = checked(Group(backbone, alike) for alike in kinds.values())
 
     @classmethod
     def of_rows(cls, backbone: Backbone, sets: Sequence[Sequence[Edit]]) -> "Stack":
@@ -60,7 +60,7 @@ class Stack:
                 alike = kinds.setdefault((type(edit), edit.config), [[] for _ in sets])
                 alike[row].append(edit)
         stack = cls(backbone, [])
-        stack.groups = [_columns(backbone, alike) for alike in kinds.values()]
+        stack.groups = checked(_columns(backbone, alike) for alike in kinds.values())
         stack.edits = tuple(edit for group in stack.groups for edit in group.edits)
         return stack
 
@@ -80,6 +80,18 @@ class Stack:
         rows = len(text_input(args, kwargs))
         for edit in self.edits:
             edit.shared_out(rows)
+
+
+def checked(groups: Iterable[Group]) -> list[Group]:
+    """Groups that can act.
+
+    Raises:
+        UnikeError: As `Edit.check_group`.
+    """
+    found = list(groups)
+    for group in found:
+        type(group.edits[0]).check_group(group)
+    return found
 
 
 def check_fit(backbone: Backbone, edits: Sequence[Edit]) -> None:

@@ -41,29 +41,35 @@ class FixedAlpha:
 
 @dataclass(frozen=True, eq=False)
 class DynamicAlpha:
-    """``alpha = clamp(cos(Enc_sem(h_know[p]), h_input[p]), 0, 1)`` (Eq. 7).
+    """``alpha = clamp(slope * cos(Enc_sem(h_know[p]), h_input[p]) + offset, 0, 1)`` (Eq. 7).
 
     Args:
         encoder: ``Enc_sem``, ``[R, D]`` to ``[R, D]`` in fp32; None is the identity.
+        slope: Of an affine calibration.
+        offset: Of an affine calibration.
 
     Note:
-        The paper does not clamp.
+        The calibration is beyond the paper; its own form is ``slope=1, offset=0``. The paper does not clamp.
     """
 
     encoder: Callable[[Tensor], Tensor] | None = None
+    slope: float = 1.0
+    offset: float = 0.0
 
     def __call__(self, h_know: Tensor, h_input: Tensor) -> Tensor:
         """``h_know[p]`` and ``h_input[p]``, ``[R, D]`` each, to ``[R]``."""
         encoded = h_know if self.encoder is None else self.encoder(h_know)
         cosine = torch.nn.functional.cosine_similarity(encoded, h_input, dim=-1)
-        return cosine.clamp(0, 1)
+        return (self.slope * cosine + self.offset).clamp(0, 1)
 
 
 def alpha_of(knowledge: "Knowledge", layer: int, config: UniKEConfig) -> Alpha:
     """How much is injected at a layer."""
     if config.collaboration.fixed_alpha is not None:
         return FixedAlpha(config.collaboration.fixed_alpha)
-    return knowledge.dynamic_alpha(layer) if config.collaborates else FixedAlpha(PLAIN_ALPHA)
+    if not config.collaborates:
+        return FixedAlpha(PLAIN_ALPHA)
+    return knowledge.dynamic_alpha(layer, config.collaboration.alpha_slope, config.collaboration.alpha_offset)
 
 
 def shift_of(knowledge: "Knowledge", layer: int, config: UniKEConfig) -> Tensor:

@@ -61,6 +61,8 @@ class CollaborationSettings(Settings):
 
     Attributes:
         fixed_alpha: Alpha for all inputs (Figure 4b); None for Eq. 7's, or, without collaboration, `PLAIN_ALPHA`.
+        alpha_slope: Of an affine calibration of Eq. 7's alpha.
+        alpha_offset: Of the same.
         literal_eq7: Alpha as the weight of ``h_input``, as Eq. 2 and 7 are printed.
         zeta: The direction that values are moved in (Figure 4c): ``"truthful"`` is the paper's, ``"semantic"`` and
             ``"random"`` have its norm, ``"learned"`` starts at 0 and is trained, which makes it a bias.
@@ -68,6 +70,8 @@ class CollaborationSettings(Settings):
     """
 
     fixed_alpha: float | None = Field(None, ge=0, le=1)
+    alpha_slope: float = 1.0
+    alpha_offset: float = 0.0
     literal_eq7: bool = False
     zeta: Literal["off", "truthful", "semantic", "random", "learned"] = "truthful"
     beta: float = Field(0.01, ge=0)
@@ -186,25 +190,20 @@ FLAT: dict[str, str] = {
 """What settings were called before they were nested: saved edits and results have these names."""
 
 ROWS = ("only_intrinsic", "only_latent", "no_collaboration")
-CALIBRATION = {"alpha_slope": 1.0, "alpha_offset": 0.0}
-"""Of alpha; they could be set, and nothing ever did."""
 
 
 def nested(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings with the names of version 0.1, where they have such, by today's.
 
     Raises:
-        ValueError: Something was set that is no longer there, or two rows of Table 4.
+        ValueError: Two rows of Table 4.
     """
     found: dict[str, Any] = {}
     for name, value in settings.items():
         room, _, own = FLAT.get(name, name).partition(".")
         if name == "gate" and isinstance(value, bool):
             room, own = "gate", "on"
-        if name in CALIBRATION:
-            if value != CALIBRATION[name]:
-                raise ValueError(f"{name} is no longer there; leave it out")
-        elif name in ROWS:
+        if name in ROWS:
             if value and "ablation" in found:
                 raise ValueError(f"choose one of {', '.join(ROWS)}")
             found |= {"ablation": name} if value else {}

@@ -45,7 +45,7 @@ from unike.editors.unike.gate import GATE_LAST, GATE_WHOLE, Gate, Openings, inst
 from unike.editors.unike.injection import LatentInjection
 from unike.editors.unike.knowledge import Knowledge, knowledge_of
 from unike.editors.unike.memory import LatentMemory, entries_of, last_answer_token
-from unike.editors.unike.pairs import AT_PROMPT, install_pairs, keys_firing_at, patch_of
+from unike.editors.unike.pairs import AT_PROMPT, blurred, install_pairs, keys_firing_at, patch_of
 from unike.edits.edit import Edit
 from unike.edits.group import Group
 from unike.edits.stack import Stack, edits_on
@@ -71,10 +71,16 @@ class UniKEEdit(Edit):
         self.install_group(Group(backbone, [self]), hooks, prefill)
 
     @classmethod
+    def check_group(cls, group: Group) -> None:
+        """They act only together with the knowledge that they were made with."""
+        if group.config.needs_knowledge:
+            group.kept(KNOWLEDGE, partial(checked_knowledge, group))
+
+    @classmethod
     def install_group(cls, group: Group, hooks: Hooks, prefill: Prefill) -> None:
         """Memory and pairs of all edits of a stack, each scaled by how far its own gate is open."""
         config: UniKEConfig = group.config
-        knowledge = group.once(KNOWLEDGE, partial(checked_knowledge, group)) if config.needs_knowledge else None
+        knowledge = group.kept(KNOWLEDGE, partial(checked_knowledge, group)) if config.needs_knowledge else None
         gate = install_gate(gate_of(knowledge), group, hooks, prefill) if config.has_gate else None
         if config.has_memory and knowledge is not None:
             install_memory(group, knowledge, hooks, prefill, gate)
@@ -89,19 +95,16 @@ def checked_knowledge(group: Group) -> Knowledge:
         UnikeError: One was made with other knowledge, and would act in another way than it was made to.
     """
     knowledge = knowledge_of(group.backbone, group.config.knowledge)
-    for edit in group.edits:
+    for number, edit in enumerate(group.edits):
         made_with = edit.tensors.get(KNOWLEDGE)
-        if made_with is None or not bool(((made_with.cpu() == fingerprint_of(knowledge)) | _absent(made_with)).all()):
+        if made_with is not None and group.present is not None:
+            made_with = made_with[group.present[:, number]]
+        if made_with is None or not (made_with.cpu() == fingerprint_of(knowledge)).all():
             raise UnikeError(
                 f"the edit {edit.facts[0].prompt!r} was made with other knowledge of {edit.source!r} than there is now "
                 f"({knowledge.fingerprint}); bring that back, or make the edit anew"
             )
     return knowledge
-
-
-def _absent(made_with: Tensor) -> Tensor:
-    """Rows that stand for no edit, ``[B, 1]``: all zeros."""
-    return ~made_with.cpu().any(dim=1, keepdim=True)
 
 
 def fingerprint_of(knowledge: Knowledge) -> Tensor:
@@ -309,9 +312,11 @@ class UniKE(Editor[UniKEConfig]):
             if config.has_gate:
                 tensors[AT_PROMPT] = (where == state.prompt_last.unsqueeze(1)).float()
             rows = torch.arange(len(where), device=where.device).unsqueeze(1)
+            generator = torch.Generator().manual_seed(config.seed)
             for layer, record in zip(layers, records[len(layers) :], strict=True):
                 q = record.input.reshape(state.hidden.shape)[rows, where].float()  # [B, N, D]
-                keys, bias = keys_firing_at(q, anchors.get(layer), config.pairs, config.seed)
+                q = blurred(q, config.pairs.noise, generator)
+                keys, bias = keys_firing_at(q, anchors.get(layer), config.pairs)
                 tensors |= {f"{layer}.keys": keys, f"{layer}.bias": bias, f"{layer}.values": torch.zeros_like(keys)}
         if config.has_pairs and config.has_zeta and knowledge is not None:
             for layer in layers:

@@ -215,13 +215,13 @@ class Knowledge:
         rows = torch.tensor(evenly(len(self), k_entries), dtype=torch.long, device=values.device)
         return LatentMemory(known.h_sem[rows], values[rows], mean=known.mean if centred else None)
 
-    def dynamic_alpha(self, layer: int) -> DynamicAlpha:
-        """Eq. 7's alpha with the semantic encoder of a layer.
+    def dynamic_alpha(self, layer: int, slope: float = 1.0, offset: float = 0.0) -> DynamicAlpha:
+        """Eq. 7's alpha with the semantic encoder of a layer, calibrated as `DynamicAlpha` says.
 
         Raises:
             UnikeError: That layer was not prepared.
         """
-        return DynamicAlpha(self.layer(layer).semantic)
+        return DynamicAlpha(self.layer(layer).semantic, slope, offset)
 
     def to(self, device: torch.device | str) -> Self:
         """The same on another device."""

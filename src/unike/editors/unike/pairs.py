@@ -81,21 +81,23 @@ def taking_effect(prefill: Prefill, config: UniKEConfig, activations: Tensor) ->
 # ---------------------------------------------------------------------- where keys start
 
 
-def keys_firing_at(q: Tensor, anchors: Tensor | None, settings: PairSettings, seed: int) -> tuple[Tensor, Tensor]:
+def blurred(q: Tensor, noise: float, generator: torch.Generator) -> Tensor:
+    """Inputs ``[B, N, D]`` with noise relative to their length, so that keys of one position differ."""
+    # one draw for all rows, so that a batch equals single edits
+    drawn = torch.randn(q.shape[1:], generator=generator).to(q) / q.shape[-1] ** 0.5
+    return q + noise * q.norm(dim=-1, keepdim=True) * drawn
+
+
+def keys_firing_at(q: Tensor, anchors: Tensor | None, settings: PairSettings) -> tuple[Tensor, Tensor]:
     """Keys ``[B, N, D]`` and biases ``[B, N]`` for the inputs ``q [B, N, D]`` they are to fire at.
 
     ``a(x) = (k (x - mean) - t) / (1 - t)`` with ``k (q_e - mean) = 1`` and ``t`` the threshold.
 
     Args:
-        q: FFN inputs in fp32; noise makes those of one position differ.
+        q: FFN inputs in fp32.
         anchors: FFN inputs of unrelated questions, ``[M, D]``, or None.
         settings: Of the pairs.
-        seed: Of the noise.
     """
-    generator = torch.Generator().manual_seed(seed)
-    # one draw for all rows, so that a batch equals single edits
-    noise = torch.randn(q.shape[1:], generator=generator).to(q) / q.shape[-1] ** 0.5
-    q = q + settings.noise * q.norm(dim=-1, keepdim=True) * noise
     mean = q.new_zeros(q.shape[-1]) if anchors is None or settings.key_init == "raw" else anchors.mean(dim=0)
     d = q - mean
     k = d if anchors is None or settings.key_init != "whitened" else d @ precision(anchors, settings.shrinkage)
