@@ -10,6 +10,7 @@ import typer
 
 from unike.cli import _shared as shared
 from unike.core.errors import UnikeError
+from unike.core.options import parse_settings
 from unike.data.matching import exact_match
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def edit(
     shared.check_text(target, "target", "say what the answer should be")
     for other in rephrase or []:
         shared.check_text(other, "rephrasing", "leave --rephrase out, or say the question in other words")
-    chosen = shared.parse_settings(settings or [])
+    chosen = parse_settings(settings or [])
     shared.check_image(image)
     with shared.working("starting"):
         from unike import api

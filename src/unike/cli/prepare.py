@@ -10,6 +10,7 @@ from rich.table import Table
 from unike.cli import _shared as shared
 from unike.core import registry
 from unike.core.errors import UnikeError
+from unike.core.options import parse_settings
 
 if TYPE_CHECKING:
     from unike.data.datasets.base import Dataset
@@ -57,7 +58,7 @@ def prepare(
     as_json: shared.Json = False,
 ) -> None:
     """Collect what a model answers wrongly, and learn what tells true answers from false ones."""
-    chosen = shared.parse_settings(settings or [])
+    chosen = parse_settings(settings or [])
     if limit is not None and "limit" in chosen:
         raise UnikeError("--limit and --set limit say the same; give it once")
     with shared.working("starting"):

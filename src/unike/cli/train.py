@@ -11,6 +11,7 @@ from unike.cli import _shared as shared
 from unike.cli.prepare import read_cases
 from unike.core import registry
 from unike.core.errors import UnikeError
+from unike.core.options import parse_settings
 
 if TYPE_CHECKING:
     from unike.data.queries import EditCase
@@ -45,7 +46,7 @@ def train(
     as_json: shared.Json = False,
 ) -> None:
     """Train the network of an editor on what a model gets wrong; an interrupted run goes on."""
-    chosen = shared.parse_settings(settings or [])
+    chosen = parse_settings(settings or [])
     if steps is not None and "steps" in chosen:
         raise UnikeError("--steps and --set steps say the same; give it once")
     with shared.working("starting"):
