@@ -11,6 +11,8 @@ from unike.data.matching import exact_match
 if TYPE_CHECKING:
     from unike.data.queries import EditCase, Query
 
+ORDER = 30
+
 DEMO_CASE = "vqa-dev-0017"
 """Of PocketEdit's dev split."""
 

@@ -16,6 +16,8 @@ from unike.data.matching import exact_match
 if TYPE_CHECKING:
     from unike.data.queries import Query
 
+ORDER = 10
+
 
 def edit(
     prompt: Annotated[str, typer.Option(help="The question that is answered wrongly.")],

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from unike.data.datasets.base import Dataset
     from unike.data.queries import EditCase
 
+ORDER = 40
+
 EVALUATED = ("dev", "eval")
 """Splits that nothing may leak from."""
 

@@ -16,6 +16,8 @@ from unike.core.options import parse_settings
 if TYPE_CHECKING:
     from unike.data.queries import EditCase
 
+ORDER = 50
+
 HELD_OUT_PART = 0.1
 """Of the pictures of a train split, to validate on if a data set has no dev split."""
 

@@ -116,7 +116,7 @@ def read_options(described: type, given: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         described: A dataclass whose fields are options.
-        given: Field to what the command line handed on; None, or nothing, where nothing was typed.
+        given: Field to what the command line handed on; None, or an empty list, where nothing was typed.
 
     Raises:
         UnikeError: A text that does not say such a value.
@@ -125,7 +125,7 @@ def read_options(described: type, given: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: field.option.form.read(given[name], field.flag)
         for name, field in options.items()
-        if field.option is not None and given.get(name) is not None
+        if field.option is not None and given.get(name) not in (None, [], ())
     }
 
 
