@@ -45,6 +45,9 @@ PUBLISHED = (
 )
 """Of the paper and of VLKEB, in the order of tables."""
 
+GENERALITY, LOCALITY = (tuple(kind.name for kind in PUBLISHED if kind.of == of) for of in ("Gen.", "Loc."))
+"""Names of the two kinds that are about the edited fact, and of the two that are about something else."""
+
 
 @cache
 def probe_kinds() -> dict[str, ProbeKind]:

@@ -10,7 +10,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 
 from unike.bench.outcome import Asked
 from unike.core.progress import Progress, silent
@@ -95,25 +95,34 @@ def to_html(
         **({"failures": "What went wrong"} if failed else {}),
         "provenance": "Provenance",
     }
-    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
-        resources.files("unike.report").joinpath("page.html").read_text(encoding="utf-8")
+    return (
+        layout()
+        .render(
+            version=__version__,
+            contents=sections.items(),
+            measurements=measurements,
+            tables=drawn,
+            studies=studies,
+            chosen=[(case, case.shown(pictures)) for case in chosen],
+            logs=logs,
+            failed=failed,
+            view=view,
+            sequences=any(measurement.header.spec.in_sequences for measurement in measurements),
+            count=count,
+            seed=SEED,
+            origins=[(m, f"{m.method}: {where(m)}", origins(m)) for m in measurements],
+            origin=origin,
+        )
+        .lstrip()
     )
-    return page.render(
-        version=__version__,
-        contents=sections.items(),
-        measurements=measurements,
-        tables=drawn,
-        studies=studies,
-        chosen=[(case, case.shown(pictures)) for case in chosen],
-        logs=logs,
-        failed=failed,
-        view=view,
-        sequences=any(measurement.header.spec.in_sequences for measurement in measurements),
-        count=count,
-        seed=SEED,
-        origins=[(m, f"{m.method}: {where(m)}", origins(m)) for m in measurements],
-        origin=origin,
-    ).lstrip()
+
+
+def layout() -> Template:
+    """`page.html`, which escapes what is put in."""
+    text = resources.files("unike.report").joinpath("page.html").read_text(encoding="utf-8")
+    return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
+        text
+    )
 
 
 def figures(table: Table) -> list[tuple[str, str]]:

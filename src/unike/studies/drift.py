@@ -28,7 +28,7 @@ from unike.core import registry
 from unike.core.errors import UnikeError
 from unike.core.files import check_writable, replace_file
 from unike.data.matching import exact_match
-from unike.data.queries import EditCase, Query
+from unike.data.queries import GENERALITY, LOCALITY, EditCase, Query
 from unike.editors.base import Edit, attached
 from unike.report import Table
 from unike.report.cells import Cell
@@ -40,9 +40,6 @@ EDITS = (1, 10, 100)
 
 QUESTIONS = 200
 """In the probe set, unless another number is asked for."""
-
-ASKED = ("reliability", "t_locality", "m_locality")
-"""Kinds of questions in the probe set: of a case that is not edited, all are about something else."""
 
 METHODS = (
     Variant("UniKE"),
@@ -193,12 +190,12 @@ def longest(lab: Lab) -> int:
 
 def related(case: EditCase) -> list[Query]:
     """What an edit is about: its own question, in other words and about other pictures too."""
-    return [case.edit, *(probe.query for probe in case.probes if probe.kind in ("t_generality", "m_generality"))]
+    return [case.edit, *(probe.query for probe in case.probes if probe.kind in GENERALITY)]
 
 
 def about(case: EditCase) -> list[Query]:
-    """The questions of a case that may be in a probe set."""
-    return [case.edit, *(probe.query for probe in case.probes if probe.kind in ASKED)]
+    """The questions that may be in a probe set, of a case that is not edited: all are about something else."""
+    return [case.edit, *(probe.query for probe in case.probes if probe.kind in LOCALITY)]
 
 
 @dataclass(frozen=True, eq=False)
