@@ -14,8 +14,9 @@ import pytest
 from filelock import FileLock
 
 import unike
+from unike.bench.header import Header
 from unike.bench.outcome import CaseResult
-from unike.bench.results import RunResults, read_run
+from unike.bench.results import RunResults, read_header, read_run
 from unike.bench.selection import read_tasks
 from unike.bench.spec import RunSpec
 from unike.bench.workers import Rendezvous, Shares, run, run_local, run_ray
@@ -57,12 +58,13 @@ def test_a_folder_of_mmedit_becomes_a_table(cli: Cli, args: tuple[object, ...]) 
     )
 
 
-@pytest.mark.parametrize("dataset", ["mmedit-vqa", "mmedit-caption", "mmedit"])
+@pytest.mark.parametrize("dataset", ["mmedit-vqa", "mmedit", "mmedit-vqa+mmedit-caption"])
 def test_cross_task_takes_both_tasks_of_a_data_set(cli: Cli, args: tuple[object, ...], dataset: str) -> None:
     more = ("--dataset", dataset, "--setting", "cross-task", "--k", 4, "--out", "run", "--json")
     result = cli(*args, *more)
     assert result.code == 0, result.err
     header = json.loads(result.out)["header"]
+    assert read_header(Path("run")) == Header.from_json(header)
     assert (header["dataset"], header["k"], header["counts"]["edited"]) == ("mmedit-vqa+mmedit-caption", 4, 8)
     assert header["counts"]["skipped"] == 2
 

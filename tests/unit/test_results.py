@@ -103,6 +103,20 @@ def test_another_run_is_refused_and_what_differs_is_named(tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["results.jsonl"]
 
 
+def test_a_run_of_version_0_1_goes_on(tmp_path: Path) -> None:
+    """Its header has none of the keys that were added since."""
+    write(tmp_path, "a")
+    path = tmp_path / "results.jsonl"
+    first, *rest = path.read_text().splitlines()
+    new = {"settings", "skip_bad", "anchors", "quantize", "learned"}
+    old = {key: value for key, value in json.loads(first).items() if key not in new}
+    path.write_text("\n".join([json.dumps(old), *rest, ""]))
+    write(tmp_path, "b")
+    assert list(read_run(tmp_path).units) == ["a", "b"] and read_header(tmp_path) == HEADER
+    with pytest.raises(UnikeError, match="skip_bad is false, not true"):
+        ResultsFile(tmp_path, header(threads=2, skip_bad=True))
+
+
 def test_a_folder_that_cannot_be_listed_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def iterdir(self: Path) -> None:
         raise PermissionError(13, "Permission denied")
