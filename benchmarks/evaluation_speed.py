@@ -19,7 +19,8 @@ from unike import api
 from unike.backbones import load_backbone
 from unike.backbones.answers import Answers
 from unike.bench.replay import Examiner, questions
-from unike.bench.runner import Plan, Source, choose, room
+from unike.bench.selection import Task, choose, room
+from unike.bench.spec import RunSpec
 from unike.data.datasets.base import open_dataset
 
 
@@ -35,9 +36,9 @@ def main() -> None:
     torch.set_num_threads(args.threads)
 
     backbone, data = load_backbone(args.model), open_dataset(args.dataset)
-    source = Source(args.dataset, args.split, data.cases(args.split), image_root=data.image_root)
-    editor, answers = api.make_editor(args.editor), Answers(backbone, room(backbone, source.cases))
-    (cases,), _ = choose(backbone, editor, [source], Plan(limit=args.limit), answers)
+    task = Task(args.dataset, args.split, data.cases(args.split), image_root=data.image_root)
+    editor, answers = api.make_editor(args.editor), Answers(backbone, room(backbone, task.cases))
+    (cases,), _ = choose(backbone, editor, [task], RunSpec(limit=args.limit), answers)
     _, cold = timed(lambda: answers.ask([query for case in cases for _, query in questions(case)]))
     edits, editing = timed(lambda: editor.edit(backbone, [case.edit for case in cases]))
 

@@ -15,7 +15,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from unike.bench.results import read_run, summarise
+from unike.bench.results import read_run
+from unike.bench.summary import summarise
 
 GRID: dict[str, list[dict[str, Any]]] = {
     "unike": [{}, {"lr": 5e-3}, {"lr": 2e-2}, {"n_pairs": 5}],

@@ -10,7 +10,7 @@ import unike
 from unike import Query
 from unike.backbones.answers import Answers
 from unike.backbones.families import mini
-from unike.bench.metrics import PROTOCOLS
+from unike.bench.protocols.base import all_protocols
 from unike.bench.replay import Examiner
 from unike.bench.replay import questions as questions_of
 from unike.cli.demo import DEMO_CASE, PROBES, questions
@@ -156,7 +156,7 @@ def test_replayed_answers_are_those_that_are_generated(model, name, task):
     edits = editor.edit(model, [case.edit for case in cases])
     found = []
     for engine in ("fast", "plain"):
-        examiner = Examiner(model, editor, known, protocols=PROTOCOLS, engine=engine)
+        examiner = Examiner(model, editor, known, protocols=tuple(all_protocols()), engine=engine)
         found.append(examiner.examine([examiner.read(case) for case in cases], edits))
     fast, plain = ([answer for asked in each for answer in asked] for each in found)
     assert [answer.after for answer in fast] == [answer.after for answer in plain]

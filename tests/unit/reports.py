@@ -1,40 +1,36 @@
 """Runs with known numbers, made by hand."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from unike.bench.metrics import METRICS
+from unike.bench.header import Counts, Header
 from unike.bench.outcome import Asked, CaseResult
 from unike.bench.results import ResultsFile
+from unike.bench.spec import RunSpec
+from unike.data.queries import probe_kinds
 from unike.editors.ft import FTConfig
 
-HEADER = {
-    "unike": "0.1.0",
-    "git": {"commit": "c0ffee", "dirty": False},
-    "model": "mini",
-    "fingerprint": "f00d",
-    "dtype": "float32",
-    "device": "cpu",
-    "editor": "ft",
-    "config": FTConfig().model_dump(mode="json"),
-    "dataset": "pocket-vqa",
-    "split": "eval",
-    "cases": "ca5e5",
-    "setting": "one-step",
-    "k": 1,
-    "seed": 0,
-    "limit": None,
-    "batch": 16,
-    "evaluate_at": [],
-    "sample": None,
-    "protocols": ["strict", "teacher_forced"],
-    "max_new_tokens": 16,
-    "engine": "fast",
-    "threads": 1,
-    "counts": {"read": 5, "skipped": 0, "right": 1, "edited": 4},
-}
+HEADER = Header(
+    spec=RunSpec(editor="ft", dataset="pocket-vqa", dtype="float32", device="cpu", max_new_tokens=16),
+    config=FTConfig().model_dump(mode="json"),
+    fingerprint="f00d",
+    cases="ca5e5",
+    counts=Counts(read=5, right=1, edited=4),
+    unike="0.1.0",
+    git={"commit": "c0ffee", "dirty": False},
+    threads=1,
+)
 """Of a run of ``ft`` as it comes."""
+
+
+def header(**changes: Any) -> Header:
+    """`HEADER` with some fields, of its `RunSpec` too, changed; of counts, ``edited``."""
+    of_spec = {name: changes.pop(name) for name in list(changes) if hasattr(HEADER.spec, name)}
+    if "edited" in changes:
+        changes["counts"] = replace(HEADER.counts, edited=changes.pop("edited"))
+    return replace(HEADER, spec=replace(HEADER.spec, **of_spec), **changes)
 
 
 def asked(kind: str, right: float | None, **changes: Any) -> Asked:
@@ -44,7 +40,9 @@ def asked(kind: str, right: float | None, **changes: Any) -> Asked:
     return Asked(kind, scores=scores, **told)
 
 
-def case(name: str, wrong: Sequence[str] = (), kinds: Iterable[str] = METRICS, **changes: Any) -> CaseResult:
+def case(
+    name: str, wrong: Sequence[str] = (), kinds: Iterable[str] = tuple(probe_kinds()), **changes: Any
+) -> CaseResult:
     """A case whose questions are all right under strict, but those of some kinds."""
     return CaseResult(name, "flag", tuple(asked(kind, float(kind not in wrong)) for kind in kinds), 0.5, **changes)
 
@@ -55,11 +53,11 @@ def write(folder: Path, units: dict[str, list[CaseResult]] | None = None, **chan
     Args:
         folder: Where to; made if need be.
         units: What it holds.
-        **changes: Of `HEADER`.
+        **changes: As in `header`.
     """
     if units is None:
         units = {name: [case(name, ["m_generality", "t_locality"] if name == "a" else [])] for name in "abcd"}
-    with ResultsFile(folder, {**HEADER, **changes}) as file:
+    with ResultsFile(folder, header(**changes)) as file:
         for name, cases in units.items():
             file.append(name, cases)
     return folder

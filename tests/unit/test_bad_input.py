@@ -149,7 +149,7 @@ def test_places_that_cannot_be_written(early: Cli, tmp_path: Path) -> None:
     ("args", "message"),
     [
         (["ls", "editor"], "did you mean 'editors'?"),
-        (["ls", "cheese"], "(known: backbones, datasets, editors)"),
+        (["ls", "cheese"], "(known: backbones, datasets, editors, probes, protocols, studies)"),
         (["models", "build", "mimi"], "did you mean 'mini'?"),
         (["ask", "--prompt", ""], "the prompt is empty"),
         (["ask", "--prompt", "x", "--device", "gpu9"], "unknown device"),

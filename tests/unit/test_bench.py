@@ -6,7 +6,7 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,12 @@ import pytest
 from filelock import FileLock
 
 import unike
+from unike.bench.header import Header
 from unike.bench.outcome import CaseResult
-from unike.bench.results import Run, read_run
-from unike.bench.runner import Plan
-from unike.bench.workers import Gate, Job, Shares, run_local, run_ray
+from unike.bench.results import RunResults, read_header, read_run
+from unike.bench.selection import read_tasks
+from unike.bench.spec import RunSpec
+from unike.bench.workers import Rendezvous, Shares, run, run_local, run_ray
 from unike.cli import _shared, bench
 
 Cli = Callable[..., Any]
@@ -30,7 +32,7 @@ def args(tiny_folder: Path, mmedit: Path) -> tuple[object, ...]:
     return (*options, "--set", "steps=2", "--max-new-tokens", 3)
 
 
-def without_seconds(run: Run) -> dict[str, list[CaseResult]]:
+def without_seconds(run: RunResults) -> dict[str, list[CaseResult]]:
     return {name: [replace(case, edit_seconds=0.0) for case in unit] for name, unit in sorted(run.units.items())}
 
 
@@ -43,12 +45,12 @@ def test_a_folder_of_mmedit_becomes_a_table(cli: Cli, args: tuple[object, ...]) 
     assert "ft on " in result.out and "5 edits (0 left out as already right, 1 skipped)" in result.out
     assert "strict" in result.out and "mmedit" in result.out and "teacher_forced" not in result.out
     assert "results: run" in result.out
-    run = read_run(Path("run"))
-    assert sorted(run.units) == [f"vqa-eval-{n:05d}" for n in range(5)]
-    assert run.cases[0].asked[0].image in {f"val2014/COCO_val2014_{n:012d}.jpg" for n in range(3)}
+    found = read_run(Path("run"))
+    assert sorted(found.units) == [f"vqa-eval-{n:05d}" for n in range(5)]
+    assert found.cases[0].asked[0].image in {f"val2014/COCO_val2014_{n:012d}.jpg" for n in range(3)}
 
     again = json.loads(cli(*args, "--out", "run", "--protocol", "strict", "--protocol", "mmedit", "--json").out)
-    assert again["header"] == run.header and again["out"] == "run"
+    assert again["header"] == {"format": 1, **found.header.to_json()} and again["out"] == "run"
     assert {row["protocol"] for row in again["summary"]} == {"strict", "mmedit"}
     other = cli(*args, "--out", "run")
     assert other.is_error(
@@ -56,12 +58,13 @@ def test_a_folder_of_mmedit_becomes_a_table(cli: Cli, args: tuple[object, ...]) 
     )
 
 
-@pytest.mark.parametrize("dataset", ["mmedit-vqa", "mmedit-caption", "mmedit"])
+@pytest.mark.parametrize("dataset", ["mmedit-vqa", "mmedit", "mmedit-vqa+mmedit-caption"])
 def test_cross_task_takes_both_tasks_of_a_data_set(cli: Cli, args: tuple[object, ...], dataset: str) -> None:
     more = ("--dataset", dataset, "--setting", "cross-task", "--k", 4, "--out", "run", "--json")
     result = cli(*args, *more)
     assert result.code == 0, result.err
     header = json.loads(result.out)["header"]
+    assert read_header(Path("run")) == Header.from_json(header)
     assert (header["dataset"], header["k"], header["counts"]["edited"]) == ("mmedit-vqa+mmedit-caption", 4, 8)
     assert header["counts"]["skipped"] == 2
 
@@ -71,7 +74,7 @@ def test_a_sequence_has_a_table_for_each_time_it_is_asked(cli: Cli, args: tuple[
     result = cli(*args, *options)
     assert result.code == 0, result.err
     assert all(title in result.out for title in ("sequential", "sequential:at-1", "sequential:at-2"))
-    assert read_run(Path("run")).header["evaluate_at"] == [1, 2]
+    assert read_run(Path("run")).header.spec.evaluate_at == (1, 2)
 
 
 def test_bad_records_are_skipped_if_told(cli: Cli, args: tuple[object, ...], mmedit: Path) -> None:
@@ -157,32 +160,52 @@ def test_the_speed_of_evaluation_can_be_measured(
 # ---------------------------------------------------------------------- several
 
 
+@dataclass(frozen=True)
+class Job:
+    """A run and where its files are."""
+
+    spec: RunSpec
+    out: Path
+    data: Path
+
+    def alone(self, out: Path) -> RunResults:
+        """By this process."""
+        return run(self.spec, out, read_tasks(self.spec, self.data))
+
+
 @pytest.fixture
 def job(tiny_folder: Path, mmedit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Job:
     monkeypatch.setenv("UNIKE_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    plan = Plan(batch=2, max_new_tokens=3)
-    out = tmp_path / "together"
-    return Job(str(tiny_folder), "ft", {"steps": 2}, "mmedit-vqa", "eval", mmedit, out, plan, device="cpu")
+    spec = RunSpec(
+        model=str(tiny_folder),
+        editor="ft",
+        settings={"steps": 2},
+        dataset="mmedit-vqa",
+        batch=2,
+        max_new_tokens=3,
+        device="cpu",
+    )
+    return Job(spec, tmp_path / "together", mmedit)
 
 
 def test_two_processes_give_what_one_gives(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[str, int, int]] = []
-    together = run_local(job, 2, lambda *news: told.append(news))
+    together = run_local(job.spec, job.out, job.data, 2, lambda *news: told.append(news))
     assert sorted(path.name for path in job.out.iterdir()) == ["results.0.jsonl", "results.1.jsonl"]
     assert ("editing", 5, 5) in told
     monkeypatch.setenv("UNIKE_HOME", str(tmp_path / "fresh"))
-    alone = replace(job, out=tmp_path / "alone").run()
+    alone = job.alone(tmp_path / "alone")
     assert without_seconds(together) == without_seconds(alone)
     (job.out / "results.1.jsonl").unlink()
-    assert without_seconds(job.run()) == without_seconds(alone), "it goes on with one process"
+    assert without_seconds(job.alone(job.out)) == without_seconds(alone), "it goes on with one process"
 
 
 @pytest.mark.slow
 def test_what_stops_one_process_stops_all(job: Job) -> None:
-    (job.data or Path()).joinpath("val2014_image_rephrase/1.png").write_text("no picture")
+    job.data.joinpath("val2014_image_rephrase/1.png").write_text("no picture")
     with pytest.raises(unike.UnikeError, match=r"case vqa-eval-0000\d: not an image that can be read"):
-        run_local(job, 2)
+        run_local(job.spec, job.out, job.data, 2)
 
 
 @pytest.mark.slow
@@ -194,14 +217,25 @@ def test_what_stops_one_process_later_stops_the_others_too(job: Job) -> None:
         FileLock(job.out / ".results.1.jsonl.lock"),
         pytest.raises(unike.UnikeError, match=r"results\.1\.jsonl is being written by another process"),
     ):
-        run_local(job, 2)
+        run_local(job.spec, job.out, job.data, 2)
 
 
 @pytest.mark.slow
 def test_accelerate_launch_gives_what_one_process_gives(job: Job, tmp_path: Path) -> None:
-    alone = replace(job, out=tmp_path / "alone").run()
+    alone = job.alone(tmp_path / "alone")
     launch = ["torch.distributed.run", "--nproc-per-node", 2, "-m", "unike", "bench"]  # as accelerate does on GPUs
-    data = ["--model", job.model, "--dataset", "mmedit-vqa", "--data", job.data, "--editor", "ft", "--set", "steps=2"]
+    data = [
+        "--model",
+        job.spec.model,
+        "--dataset",
+        "mmedit-vqa",
+        "--data",
+        job.data,
+        "--editor",
+        "ft",
+        "--set",
+        "steps=2",
+    ]
     more = ["--batch", 2, "--max-new-tokens", 3, "--device", "cpu", "--out", job.out, "--json"]
     environment = os.environ | {"PYTHONPATH": str(Path(unike.__file__).parents[1])}
     done = subprocess.run(
@@ -220,17 +254,17 @@ def test_accelerate_launch_gives_what_one_process_gives(job: Job, tmp_path: Path
 @pytest.mark.slow
 def test_a_local_ray_gives_what_one_process_gives(job: Job, tmp_path: Path) -> None:
     ray = pytest.importorskip("ray")
-    alone = replace(job, out=tmp_path / "alone").run()
+    alone = job.alone(tmp_path / "alone")
     ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
     try:
         told: list[tuple[str, int, int]] = []
-        together = run_ray(job, 2, lambda *news: told.append(news))
+        together = run_ray(job.spec, job.out, job.data, 2, lambda *news: told.append(news))
         assert without_seconds(together) == without_seconds(alone)
         assert ("editing", 5, 5) in told
         with pytest.raises(unike.UnikeError, match="3 workers need 3 CPUs, the Ray cluster has 2"):
-            run_ray(job, 3)
+            run_ray(job.spec, job.out, job.data, 3)
         with pytest.raises(unike.UnikeError, match="holds another run"):
-            run_ray(replace(job, settings={"steps": 3}), 2)
+            run_ray(replace(job.spec, settings={"steps": 3}), job.out, job.data, 2)
     finally:
         ray.shutdown()
 
@@ -240,15 +274,15 @@ def test_ray_that_is_missing_is_said(cli: Cli, args: tuple[object, ...], monkeyp
     assert cli(*args, "--ray", "--workers", 2, "--out", "run").is_error("run: pip install ray")
 
 
-def test_a_gate_opens_when_all_have_come() -> None:
-    gate = Gate(2)
-    first = gate.arrive()
-    assert not gate.is_open(first)
-    assert gate.is_open(gate.arrive()) and gate.is_open(first)
-    second = gate.arrive()
-    assert gate.is_open(first) and not gate.is_open(second), "each meeting is one of its own"
-    gate.tell(0, "editing", 1, 2)
-    assert (gate.news(), gate.news()) == ([(0, "editing", 1, 2)], [])
+def test_a_meeting_opens_when_all_have_come() -> None:
+    meeting = Rendezvous(2)
+    first = meeting.arrive()
+    assert not meeting.is_open(first)
+    assert meeting.is_open(meeting.arrive()) and meeting.is_open(first)
+    second = meeting.arrive()
+    assert meeting.is_open(first) and not meeting.is_open(second), "each meeting is one of its own"
+    meeting.tell(0, "editing", 1, 2)
+    assert (meeting.news(), meeting.news()) == ([(0, "editing", 1, 2)], [])
 
 
 def test_shares_are_added_up() -> None:

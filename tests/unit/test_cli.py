@@ -16,6 +16,7 @@ import unike
 from unike.backbones import load_backbone
 from unike.backbones.adapter import Backbone
 from unike.cli import _shared, demo, edit
+from unike.core.options import parse_settings
 from unike.core.registry import backbones, editors
 from unike.data.queries import Query
 from unike.edits.edit import Edit
@@ -244,9 +245,7 @@ def test_ctrl_c_is_quiet(cli: Cli, tiny_folder: Path, monkeypatch: pytest.Monkey
 
 
 def test_settings_are_json_where_they_can_be() -> None:
-    found = _shared.parse_settings(
-        ["steps=3", "layers=[-1, -2]", "key_init=raw", "clip=null", "train_keys=false", "x=a=b"]
-    )
+    found = parse_settings(["steps=3", "layers=[-1, -2]", "key_init=raw", "clip=null", "train_keys=false", "x=a=b"])
     assert found == {"steps": 3, "layers": [-1, -2], "key_init": "raw", "clip": None, "train_keys": False, "x": "a=b"}
 
 

@@ -9,9 +9,9 @@ import pytest
 import typer
 
 from unike.cli import app
-from unike.cli._shared import parse_settings
 from unike.core import registry
 from unike.core.errors import UnikeError
+from unike.core.options import parse_settings
 
 ROOT = Path(__file__).parents[2]
 

@@ -18,12 +18,15 @@ import unike
 from unike.backbones.adapter import Backbone
 from unike.backbones.answers import Answers
 from unike.bench import runner as evaluation
-from unike.bench.metrics import METRICS
+from unike.bench.header import Counts
 from unike.bench.outcome import CaseResult
-from unike.bench.results import Run, read_run
-from unike.bench.runner import Plan, Source, Unit, arrange, evaluate, room
+from unike.bench.replay import questions
+from unike.bench.results import RunResults, read_run
+from unike.bench.runner import evaluate
+from unike.bench.selection import Task, Unit, arrange, room
+from unike.bench.spec import RunSpec
 from unike.core.errors import UnikeError
-from unike.data.queries import EditCase, Probe, Query
+from unike.data.queries import EditCase, Probe, Query, probe_kinds
 from unike.editors.base import Editor
 from unike.editors.common.anchors import Anchors
 from unike.editors.mend.editor import MEND
@@ -41,16 +44,16 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def source(cases: list[EditCase], pictures: list[Path]) -> Source:
-    return Source("miniature", "eval", cases, skipped=2, image_root=pictures[0].parent)
+def source(cases: list[EditCase], pictures: list[Path]) -> Task:
+    return Task("miniature", "eval", cases, skipped=2, image_root=pictures[0].parent)
 
 
-def without_seconds(run: Run) -> dict[str, list[CaseResult]]:
+def without_seconds(run: RunResults) -> dict[str, list[CaseResult]]:
     return {name: [replace(case, edit_seconds=0.0) for case in unit] for name, unit in sorted(run.units.items())}
 
 
 def test_an_editor_without_its_network_is_told_before_anything_is_asked(
-    taught: Backbone, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    taught: Backbone, source: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Answers, "ask", lambda *_, **__: pytest.fail("asked"))
     with pytest.raises(UnikeError, match="run: unike train --editor mend"):
@@ -60,9 +63,9 @@ def test_an_editor_without_its_network_is_told_before_anything_is_asked(
 # ---------------------------------------------------------------------- one step
 
 
-def test_every_case_is_edited_alone_and_asked_everything(taught: Backbone, source: Source, tmp_path: Path) -> None:
+def test_every_case_is_edited_alone_and_asked_everything(taught: Backbone, source: Task, tmp_path: Path) -> None:
     editor = Scatter(lr=0.2)
-    run = evaluate(taught, editor, source, tmp_path / "run", Plan(batch=3))
+    run = evaluate(taught, editor, source, tmp_path / "run", RunSpec(batch=3))
     assert sorted(run.units) == [case.case_id for case in source.cases]
     for case in source.cases:
         (result,) = run.units[case.case_id]
@@ -74,23 +77,24 @@ def test_every_case_is_edited_alone_and_asked_everything(taught: Backbone, sourc
                 assert asked.after == taught.ask(query.image, query.prompt)
         assert result.asked[0].before == "tin bat"
         assert result.edit_seconds > 0
-    assert {asked.kind for case in run.cases for asked in case.asked} == set(METRICS)
+    assert {asked.kind for case in run.cases for asked in case.asked} == set(probe_kinds())
 
 
-def test_the_header_says_what_the_numbers_depend_on(taught: Backbone, source: Source, tmp_path: Path) -> None:
-    header = evaluate(taught, Scatter(lr=0.2), source, tmp_path / "run", Plan(limit=2, seed=3)).header
-    assert header["counts"] == {"read": 2, "skipped": 2, "right": 0, "edited": 2}
-    assert (header["model"], header["fingerprint"]) == ("tiny-llava", taught.fingerprint())
-    assert (header["editor"], header["config"]["lr"]) == ("scatter", 0.2)
-    assert (header["dataset"], header["split"], header["seed"], header["k"]) == ("miniature", "eval", 3, 1)
-    assert (header["dtype"], header["max_new_tokens"]) == ("float32", 16)
-    assert header["unike"] == unike.__version__
-    assert str(tmp_path) not in json.dumps(header)
-    assert {"git", "threads", "cases", "protocols", "setting"} <= header.keys()
+def test_the_header_says_what_the_numbers_depend_on(taught: Backbone, source: Task, tmp_path: Path) -> None:
+    header = evaluate(taught, Scatter(lr=0.2), source, tmp_path / "run", RunSpec(limit=2, seed=3)).header
+    assert header.counts == Counts(2, 2, 0, 2)
+    spec = header.spec
+    assert (spec.model, header.fingerprint) == ("tiny-llava", taught.fingerprint())
+    assert (spec.editor, header.config["lr"], spec.settings) == ("scatter", 0.2, {"lr": 0.2})
+    assert (spec.dataset, spec.split, spec.seed, spec.k) == ("miniature", "eval", 3, 1)
+    assert (spec.dtype, spec.device, spec.max_new_tokens) == ("float32", "cpu", 16)
+    assert header.unike == unike.__version__
+    assert str(tmp_path) not in json.dumps(header.to_json())
+    assert {"git", "threads", "cases", "protocols", "setting"} <= header.to_json().keys()
 
 
 def test_a_run_does_not_go_on_with_other_knowledge(
-    taught: Backbone, source: Source, make_knowledge: Callable[..., Knowledge], tmp_path: Path, monkeypatch: Any
+    taught: Backbone, source: Task, make_knowledge: Callable[..., Knowledge], tmp_path: Path, monkeypatch: Any
 ) -> None:
     def learn(seed: int) -> str:
         known = make_knowledge(taught, seed=seed)
@@ -100,17 +104,17 @@ def test_a_run_does_not_go_on_with_other_knowledge(
         return known.fingerprint
 
     editor, first = UniKE(knowledge=str(tmp_path / "knowledge"), steps=1, layers=(-2, -1)), learn(seed=0)
-    assert evaluate(taught, editor, source, tmp_path / "run", Plan(limit=1)).header["learned"] == first
+    assert evaluate(taught, editor, source, tmp_path / "run", RunSpec(limit=1)).header.learned == first
     second = learn(seed=1)
     monkeypatch.setattr(knowledge, "_READ", WeakKeyDictionary())  # as in another process
     with pytest.raises(UnikeError, match=f'learned is "{first}", not "{second}"'):
-        evaluate(taught, editor, source, tmp_path / "run", Plan(limit=1))
+        evaluate(taught, editor, source, tmp_path / "run", RunSpec(limit=1))
 
 
-def test_a_run_does_not_go_on_with_other_anchors(taught: Backbone, source: Source, tmp_path: Path) -> None:
+def test_a_run_does_not_go_on_with_other_anchors(taught: Backbone, source: Task, tmp_path: Path) -> None:
     def evaluated(anchor: str, folder: str, **settings: Any) -> Any:
         editor = TPatcher(steps=1, anchors=Anchors([Query(anchor), source.cases[0].edit]), **settings)
-        return evaluate(taught, editor, source, tmp_path / folder, Plan(limit=1)).header["anchors"]
+        return evaluate(taught, editor, source, tmp_path / folder, RunSpec(limit=1)).header.anchors
 
     first = evaluated("Is it far?", "run")
     assert evaluated("Is it far?", "run") == first
@@ -119,22 +123,22 @@ def test_a_run_does_not_go_on_with_other_anchors(taught: Backbone, source: Sourc
     assert evaluated("Is it far?", "without a memory", memory_weight=0.0) is None
 
 
-def test_cases_the_model_gets_right_are_left_out_and_counted(taught: Backbone, source: Source, tmp_path: Path) -> None:
+def test_cases_the_model_gets_right_are_left_out_and_counted(taught: Backbone, source: Task, tmp_path: Path) -> None:
     right = replace(source.cases[1], edit=replace(source.cases[1].edit, target="Tin bat."))
     cases = [right, *source.cases[2:]]
     run = evaluate(taught, Scatter(), replace(source, cases=cases), tmp_path / "run")
     assert right.case_id not in run.units
-    assert run.header["counts"] == {"read": 3, "skipped": 2, "right": 1, "edited": 2}
+    assert run.header.counts == Counts(3, 2, 1, 2)
     with pytest.raises(UnikeError, match="too few cases to edit: 0 that the model gets wrong"):
         evaluate(taught, Scatter(), replace(source, cases=[right]), tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 
-def test_the_limit_counts_edits_and_the_seed_draws_them(taught: Backbone, source: Source, tmp_path: Path) -> None:
+def test_the_limit_counts_edits_and_the_seed_draws_them(taught: Backbone, source: Task, tmp_path: Path) -> None:
     drawn = set()
     for seed in range(4):
-        run = evaluate(taught, Scatter(), source, tmp_path / str(seed), Plan(limit=2, seed=seed))
-        again = evaluate(taught, Scatter(), source, tmp_path / f"{seed}-again", Plan(limit=2, seed=seed))
+        run = evaluate(taught, Scatter(), source, tmp_path / str(seed), RunSpec(limit=2, seed=seed))
+        again = evaluate(taught, Scatter(), source, tmp_path / f"{seed}-again", RunSpec(limit=2, seed=seed))
         assert without_seconds(run) == without_seconds(again) and len(run.units) == 2
         drawn.add(tuple(run.units))
     assert len(drawn) > 1
@@ -152,9 +156,9 @@ def test_answers_have_room_for_every_target(taught: Backbone, cases: list[EditCa
 
 @pytest.mark.parametrize("editor", [Scatter(lr=0.3), Prefix()], ids=lambda editor: editor.name)
 def test_sequences_are_asked_after_each_and_after_the_last(
-    taught: Backbone, source: Source, tmp_path: Path, editor: Editor[Any]
+    taught: Backbone, source: Task, tmp_path: Path, editor: Editor[Any]
 ) -> None:
-    run = evaluate(taught, editor, source, tmp_path / "run", Plan(setting="sequential", k=2))
+    run = evaluate(taught, editor, source, tmp_path / "run", RunSpec(setting="sequential", k=2))
     assert list(run.units) == ["sequence-00000", "sequence-00001"]
     assert len({result.case_id for result in run.cases}) == 4, "sequences tile the cases"
     by_id = {case.case_id: case for case in source.cases}
@@ -168,7 +172,7 @@ def test_sequences_are_asked_after_each_and_after_the_last(
                 edits.append(editor.edit(taught, fact))
         for result in results:
             stack = edits[: result.position + 1] if result.when == "own" else edits
-            queries = [replace(query, target=None) for _, query in evaluation.questions(by_id[result.case_id])]
+            queries = [replace(query, target=None) for _, query in questions(by_id[result.case_id])]
             wanted = [editor.edit_class.answer(stack, taught, [query], max_new_tokens=16)[0] for query in queries]
             assert [asked.after for asked in result.asked] == wanted
             assert result.asked[0].before == "tin bat", "locality is against the model before the first edit"
@@ -176,49 +180,49 @@ def test_sequences_are_asked_after_each_and_after_the_last(
     assert own != end
 
 
-def test_curves_along_a_sequence(taught: Backbone, source: Source, tmp_path: Path) -> None:
-    plan = Plan(setting="sequential", k=4, evaluate_at=(1, 3), sample=2)
-    run = evaluate(taught, Scatter(lr=0.1), source, tmp_path / "run", plan)
+def test_curves_along_a_sequence(taught: Backbone, source: Task, tmp_path: Path) -> None:
+    spec = RunSpec(setting="sequential", k=4, evaluate_at=(1, 3), sample=2)
+    run = evaluate(taught, Scatter(lr=0.1), source, tmp_path / "run", spec)
     asked: dict[str, list[int]] = {}
     for result in run.cases:
         asked.setdefault(result.when, []).append(result.position)
     assert {when: len(positions) for when, positions in asked.items()} == {"at-1": 1, "at-3": 2, "end": 2}
     assert asked["at-1"] == [0] and max(asked["at-3"]) < 3
-    again = evaluate(taught, Scatter(lr=0.1), source, tmp_path / "again", plan)
+    again = evaluate(taught, Scatter(lr=0.1), source, tmp_path / "again", spec)
     assert without_seconds(run) == without_seconds(again)
 
 
 def test_states_are_kept_only_up_to_a_limit(
-    taught: Backbone, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    taught: Backbone, source: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = Plan(setting="sequential", k=3)
-    kept = evaluate(taught, Scatter(lr=0.1), source, tmp_path / "kept", plan)
+    spec = RunSpec(setting="sequential", k=3)
+    kept = evaluate(taught, Scatter(lr=0.1), source, tmp_path / "kept", spec)
     monkeypatch.setattr(evaluation, "KEPT_BYTES", 0)
-    assert without_seconds(evaluate(taught, Scatter(lr=0.1), source, tmp_path / "read", plan)) == without_seconds(kept)
+    assert without_seconds(evaluate(taught, Scatter(lr=0.1), source, tmp_path / "read", spec)) == without_seconds(kept)
 
 
-def test_cross_task_sequences_take_the_same_from_each_task(taught: Backbone, source: Source, tmp_path: Path) -> None:
+def test_cross_task_sequences_take_the_same_from_each_task(taught: Backbone, source: Task, tmp_path: Path) -> None:
     captions = [replace(case, case_id=f"caption-{case.case_id}", domain="caption") for case in source.cases]
-    sources = [source, Source("captions", "eval", captions, image_root=source.image_root)]
-    plan = Plan(setting="cross-task", k=4, protocols=("strict",), evaluate_at=(4,))
-    run = evaluate(taught, Scatter(), sources, tmp_path / "run", plan)
-    assert run.header["dataset"] == "miniature+captions" and run.header["counts"]["edited"] == 8
+    sources = [source, Task("captions", "eval", captions, image_root=source.image_root)]
+    spec = RunSpec(setting="cross-task", k=4, protocols=("strict",), evaluate_at=(4,))
+    run = evaluate(taught, Scatter(), sources, tmp_path / "run", spec)
+    assert run.header.spec.dataset == "miniature+captions" and run.header.counts.edited == 8
     assert len(run.units) == 2
     orders = [[result.domain for result in results] for results in run.units.values()]
     assert all(sorted(order) == ["caption", "caption", "photo", "photo"] for order in orders)
     assert {asked.image for case in run.cases for asked in case.asked} <= {"0.png", "1.png", "2.png", None}
-    for wrong, sources_given in ((plan, source), (Plan(), sources)):
+    for wrong, sources_given in ((spec, source), (RunSpec(), sources)):
         with pytest.raises(UnikeError, match="cross-task editing takes the cases of two tasks"):
             evaluate(taught, Scatter(), sources_given, tmp_path / "other", wrong)
     with pytest.raises(UnikeError, match="k is 3, which 2 tasks cannot share evenly"):
-        evaluate(taught, Scatter(), sources, tmp_path / "other", replace(plan, k=3, evaluate_at=()))
+        evaluate(taught, Scatter(), sources, tmp_path / "other", replace(spec, k=3, evaluate_at=()))
 
 
 def test_what_does_not_fill_a_sequence_is_left_out(cases: list[EditCase]) -> None:
-    units = arrange([cases], Plan(setting="sequential", k=3))
+    units = arrange([cases], RunSpec(setting="sequential", k=3))
     assert units == [Unit(units[0].cases, 0)] and len(units[0].cases) == 3
     with pytest.raises(UnikeError, match="too few cases to edit: 4 that the model gets wrong, 5 are needed"):
-        arrange([cases], Plan(setting="sequential", k=5))
+        arrange([cases], RunSpec(setting="sequential", k=5))
 
 
 # ---------------------------------------------------------------------- mistakes
@@ -241,14 +245,14 @@ def test_what_does_not_fill_a_sequence_is_left_out(cases: list[EditCase]) -> Non
         ({"max_new_tokens": 0}, "max-new-tokens is 0"),
     ],
 )
-def test_plans_that_make_no_sense(settings: dict[str, Any], message: str) -> None:
+def test_specs_that_make_no_sense(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UnikeError, match=message):
-        Plan(**settings)
+        RunSpec(**settings).check()
 
 
 @pytest.mark.parametrize("bad", ["picture", "target", "placeholder", "length"])
 def test_a_bad_case_stops_before_any_edit_or_is_left_out(
-    taught: Backbone, source: Source, tmp_path: Path, bad: str, monkeypatch: pytest.MonkeyPatch
+    taught: Backbone, source: Task, tmp_path: Path, bad: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     broken = tmp_path / "broken.png"
     broken.write_text("no picture")
@@ -268,18 +272,18 @@ def test_a_bad_case_stops_before_any_edit_or_is_left_out(
     assert not edited and not (tmp_path / "run").exists()
     monkeypatch.undo()
     monkeypatch.setenv("UNIKE_HOME", str(tmp_path / "home"))
-    run = evaluate(taught, Scatter(), data, tmp_path / "run", skip_bad=True)
-    assert run.header["counts"] == {"read": 4, "skipped": 3, "right": 0, "edited": 3}
+    run = evaluate(taught, Scatter(), data, tmp_path / "run", RunSpec(skip_bad=True))
+    assert run.header.counts == Counts(4, 3, 0, 3)
 
 
 # ---------------------------------------------------------------------- going on
 
 
-@pytest.mark.parametrize("plan", [Plan(batch=3), Plan(setting="sequential", k=2)], ids=lambda plan: plan.setting)
+@pytest.mark.parametrize("spec", [RunSpec(batch=3), RunSpec(setting="sequential", k=2)], ids=lambda spec: spec.setting)
 def test_a_run_goes_on_with_what_is_missing(
-    taught: Backbone, source: Source, tmp_path: Path, plan: Plan, monkeypatch: pytest.MonkeyPatch
+    taught: Backbone, source: Task, tmp_path: Path, spec: RunSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = evaluate(taught, Scatter(lr=0.1), source, tmp_path / "whole", plan)
+    whole = evaluate(taught, Scatter(lr=0.1), source, tmp_path / "whole", spec)
     lines = (tmp_path / "whole" / "results.jsonl").read_bytes().splitlines(keepends=True)
     for kept in range(len(lines) + 1):
         folder = tmp_path / str(kept)
@@ -294,7 +298,7 @@ def test_a_run_goes_on_with_what_is_missing(
             return original(self, backbone, facts)  # noqa: B023
 
         monkeypatch.setattr(Scatter, "make", spy)
-        run = evaluate(taught, Scatter(lr=0.1), source, folder, plan)
+        run = evaluate(taught, Scatter(lr=0.1), source, folder, spec)
         monkeypatch.setattr(Scatter, "make", original)
         assert without_seconds(run) == without_seconds(whole)
         assert list(run.units) == list(whole.units)
@@ -303,19 +307,19 @@ def test_a_run_goes_on_with_what_is_missing(
 
 
 def test_another_run_is_refused_before_anything_is_asked(
-    taught: Backbone, source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    taught: Backbone, source: Task, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    evaluate(taught, Scatter(lr=0.1), source, tmp_path / "run", Plan(limit=1))
+    evaluate(taught, Scatter(lr=0.1), source, tmp_path / "run", RunSpec(limit=1))
     monkeypatch.setattr(Answers, "ask", lambda *args, **kwargs: pytest.fail("something was asked"))
-    for editor, plan, message in [
-        (Scatter(lr=0.2), Plan(limit=1), "there config.lr is 0.1, not 0.2;"),
-        (Scatter(lr=0.1), Plan(limit=2), "limit is 1, not 2"),
-        (Prefix(), Plan(limit=1), 'editor is "scatter", not "prefix"'),
+    for editor, spec, message in [
+        (Scatter(lr=0.2), RunSpec(limit=1), "there config.lr is 0.1, not 0.2;"),
+        (Scatter(lr=0.1), RunSpec(limit=2), "limit is 1, not 2"),
+        (Prefix(), RunSpec(limit=1), 'editor is "scatter", not "prefix"'),
     ]:
         with pytest.raises(UnikeError, match=message):
-            evaluate(taught, editor, source, tmp_path / "run", plan)
+            evaluate(taught, editor, source, tmp_path / "run", spec)
     with pytest.raises(UnikeError, match="cases is "):
-        evaluate(taught, Scatter(lr=0.1), replace(source, cases=source.cases[1:]), tmp_path / "run", Plan(limit=1))
+        evaluate(taught, Scatter(lr=0.1), replace(source, cases=source.cases[1:]), tmp_path / "run", RunSpec(limit=1))
 
 
 KILLED = """
@@ -325,27 +329,29 @@ from pathlib import Path
 import torch
 torch.set_num_threads(1)
 from miniature import Scatter, case, teach
-from unike.bench.runner import Plan, Source, evaluate
+from unike.bench.runner import evaluate
+from unike.bench.selection import Task
+from unike.bench.spec import RunSpec
 
 pictures, out = [Path(arg) for arg in sys.argv[1:4]], Path(sys.argv[4])
 cases = [case(number, pictures) for number in range(6)]
 backbone = teach(cases)
 draw = random.Random(int(sys.argv[5]))
 
-def run(folder, plan):
+def run(folder, spec):
     os.environ["UNIKE_HOME"] = str(folder / "home")
-    source = Source("miniature", "eval", cases, image_root=pictures[0].parent)
-    evaluate(backbone, Scatter(lr=0.3), source, folder / "run", plan)
+    source = Task("miniature", "eval", cases, image_root=pictures[0].parent)
+    evaluate(backbone, Scatter(lr=0.3), source, folder / "run", spec)
 
-for name, plan in {"one-step": Plan(batch=2), "sequential": Plan(setting="sequential", k=2)}.items():
+for name, spec in {"one-step": RunSpec(batch=2), "sequential": RunSpec(setting="sequential", k=2)}.items():
     started = time.perf_counter()
-    run(out / name / "whole", plan)
+    run(out / name / "whole", spec)
     longest = time.perf_counter() - started
     kills = 0
     while True:
         child = os.fork()
         if child == 0:
-            run(out / name / "killed", plan)
+            run(out / name / "killed", spec)
             os._exit(0)
         time.sleep(draw.uniform(0, longest))
         os.kill(child, signal.SIGKILL)

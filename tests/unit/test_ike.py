@@ -10,7 +10,8 @@ import torch
 from unike.backbones import tinies
 from unike.backbones.adapter import Backbone
 from unike.backbones.forward.hooks import trace
-from unike.bench.runner import Plan, Source, check_leaks, check_method
+from unike.bench.selection import Task, check_leaks, check_method
+from unike.bench.spec import RunSpec
 from unike.core.errors import UnikeError
 from unike.data.queries import EditCase, Probe, Query
 from unike.editors.common import demonstrations
@@ -214,7 +215,7 @@ def test_sequences_are_refused_before_anything_is_loaded(cli: Callable[..., obje
         result = cli("bench", "--editor", "ike", "--dataset", "pocket-vqa", "--setting", setting, "--out", "run")
         assert result.is_error(f"'ike' holds one edit at a time, so {setting} editing is not defined for it")  # type: ignore[attr-defined]
     assert not Path("run").exists()
-    check_method(IKE, Plan())
+    check_method(IKE, RunSpec())
 
 
 def test_a_pool_with_an_evaluated_question_is_refused(
@@ -225,14 +226,14 @@ def test_a_pool_with_an_evaluated_question_is_refused(
     for prompt in ("What animal is this?", "So, What animal is this?", "Not What animal is this?"):
         shared = replace(case("Who is it?", "bob"), edit=Query(prompt.lower(), facts[0].image, "dog"))
         with pytest.raises(UnikeError, match=rf"'ike' learned .* 1 of its 12 sources .*'{prompt[:-1]}\?'"):
-            check_leaks(backbone, IKE(), [Source("mine", "eval", [shared])])
-    check_leaks(backbone, IKE(), [Source("mine", "eval", [case("Who is it?", "bob")])])
+            check_leaks(backbone, IKE(), [Task("mine", "eval", [shared])])
+    check_leaks(backbone, IKE(), [Task("mine", "eval", [case("Who is it?", "bob")])])
 
 
 def test_a_question_about_everything_does_not_leak(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor is a picture, which demonstrations do not show; a small pool counts what the whole of it asks."""
     whole = [case("What is it?", f"thing {n}", image=Path(f"{n}.png")) for n in range(5)]
-    evaluated = Source("mine", "eval", [case("What is it?", "bob", image=None)])
+    evaluated = Task("mine", "eval", [case("What is it?", "bob", image=None)])
     found = Pool(whole, size=2)
     assert len(found.facts) == 2 and [trace.prompt for trace in found.traces] == ["Not What is it?"]
     monkeypatch.setattr("unike.editors.ike.pool_of", lambda *_: Pool(whole[:4]))

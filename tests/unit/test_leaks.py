@@ -11,7 +11,8 @@ from PIL import Image
 
 from unike.backbones import tinies
 from unike.backbones.adapter import Backbone
-from unike.bench.runner import Source, check_leaks, evaluate
+from unike.bench.runner import evaluate
+from unike.bench.selection import Task, check_leaks
 from unike.core.errors import UnikeError
 from unike.data import leaks as leak_guard
 from unike.data.leaks import LEAKS, ImageHashes, LeakGuard, Trace, read_hashes
@@ -44,11 +45,11 @@ def traces_of(*queries: Query) -> list[Trace]:
 
 
 @pytest.fixture
-def source(cases: list[EditCase]) -> Source:
-    return Source("miniature", "eval", cases)
+def source(cases: list[EditCase]) -> Task:
+    return Task("miniature", "eval", cases)
 
 
-def refuse(backbone: Backbone, source: Source, traces: Sequence[Trace], out: Path) -> str:
+def refuse(backbone: Backbone, source: Task, traces: Sequence[Trace], out: Path) -> str:
     editor = Learned()
     editor.traces = traces
     with pytest.raises(UnikeError) as caught:
@@ -59,7 +60,7 @@ def refuse(backbone: Backbone, source: Source, traces: Sequence[Trace], out: Pat
 
 
 def test_what_leaks_is_counted_and_the_first_is_named(
-    taught: Backbone, source: Source, pictures: list[Path], tmp_path: Path
+    taught: Backbone, source: Task, pictures: list[Path], tmp_path: Path
 ) -> None:
     like = tmp_path / "like.png"
     picture = Image.open(pictures[1])
@@ -73,7 +74,7 @@ def test_what_leaks_is_counted_and_the_first_is_named(
     assert "3 of its 4 sources" in refuse(taught, source, [harmless, *shared], tmp_path / "run")
 
 
-def test_a_question_about_everything_is_no_leak(taught: Backbone, source: Source, pictures: list[Path]) -> None:
+def test_a_question_about_everything_is_no_leak(taught: Backbone, source: Task, pictures: list[Path]) -> None:
     editor = Learned()
     editor.traces = [Trace("What is 2?", ImageHashes(f"{n:016x}", "0f" * 96)) for n in range(5)]
     check_leaks(taught, editor, [source])
@@ -83,14 +84,14 @@ def test_a_question_about_everything_is_no_leak(taught: Backbone, source: Source
 
 
 def test_pictures_are_not_even_read_for_methods_that_learned_from_nothing(
-    taught: Backbone, source: Source, monkeypatch: pytest.MonkeyPatch
+    taught: Backbone, source: Task, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leak_guard, "content_hash", lambda _: pytest.fail("read"))
     check_leaks(taught, Scatter(), [source])
 
 
 def test_a_bad_picture_is_left_to_those_who_name_its_case(
-    taught: Backbone, source: Source, tmp_path: Path, pictures: list[Path]
+    taught: Backbone, source: Task, tmp_path: Path, pictures: list[Path]
 ) -> None:
     (tmp_path / "bad.png").write_text("no picture")
     bad = replace(source.cases[0], edit=replace(source.cases[0].edit, image=tmp_path / "bad.png"))
@@ -108,7 +109,7 @@ def test_unike_learned_from_its_triplets(
     backbone = tinies()["llava"]()
     clean = make_knowledge(backbone)
     asked = [replace(case, edit=replace(case.edit, prompt=f"Why {case.case_id}?"), probes=()) for case in cases]
-    source = Source("miniature", "eval", asked)
+    source = Task("miniature", "eval", asked)
     (hashes,) = read_hashes(pictures_of(cases)[:1]).values()
     leaking = Triplet("Who is there?", hashes.content, hashes.perceptual, "this", "that")
     knowledge = {"clean": clean, "leaking": replace(clean, triplets=(*clean.triplets, leaking))}

@@ -1,18 +1,11 @@
 import pytest
 
-from unike.bench.metrics import (
-    METRICS,
-    UNCHANGED,
-    agreement,
-    mmedit_edit,
-    mmedit_locality,
-    strict,
-    teacher_forced,
-    the_protocol,
-)
+from unike.bench.protocols.base import Prediction, Response, agreement, all_protocols, the_protocol, views
 from unike.core.errors import UnikeError
 from unike.data.matching import exact_match, normalise
-from unike.data.queries import PROBE_KINDS
+from unike.data.queries import RELIABILITY, Probe, ProbeKind, Query, probe_kinds
+
+KINDS = list(probe_kinds().values())
 
 
 @pytest.mark.parametrize(
@@ -41,12 +34,24 @@ def test_normalise_is_idempotent():
         assert normalise(normalise(text)) == normalise(text)
 
 
-def test_every_kind_of_probe_is_a_metric():
-    assert set(METRICS) == {"reliability", *PROBE_KINDS}
-    assert set(METRICS) >= UNCHANGED
+def test_a_probe_is_of_a_kind_that_is_declared():
+    assert KINDS[0] == RELIABILITY
+    for kind in KINDS[1:]:
+        assert Probe(kind.name, Query("?")).kind == kind.name
+    for name in ("reliability", "generality"):
+        with pytest.raises(ValueError, match=rf"unknown probe kind '{name}' \(known: t_generality, m_generality,"):
+            Probe(name, Query("?"))
 
 
-@pytest.mark.parametrize("kind", METRICS)
+def response(kind: ProbeKind, before: str, after: str, target: str | None, **more: Prediction | None) -> Response:
+    return Response(kind, target, False, before, after, **more)
+
+
+EDITED = next(kind for kind in KINDS if kind.expects == "target")
+LEFT = next(kind for kind in KINDS if kind.expects == "unchanged")
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 @pytest.mark.parametrize(
     ("before", "after", "target", "as_edited", "as_before"),
     [
@@ -59,8 +64,8 @@ def test_every_kind_of_probe_is_a_metric():
     ],
 )
 def test_strict(kind, before, after, target, as_edited, as_before):
-    wanted = as_before if kind in UNCHANGED else as_edited
-    assert strict(kind, before=before, after=after, target=target) == {"strict/exact": wanted}
+    wanted = as_before if kind.expects == "unchanged" else as_edited
+    assert all_protocols()["strict"].score(response(kind, before, after, target)) == {"strict/exact": wanted}
 
 
 @pytest.mark.parametrize(
@@ -74,12 +79,29 @@ def test_strict(kind, before, after, target, as_edited, as_before):
 )
 def test_agreement_is_position_by_position(guesses, wanted, every, share):
     assert agreement(guesses, wanted) == (every, share)
-    assert teacher_forced(guesses, wanted) == {"teacher_forced/em": every, "teacher_forced/token": share}
-    assert teacher_forced(guesses, wanted, at="gold_") == {
+    gold = Prediction(wanted, wanted, guesses)
+    edited = response(EDITED, "no", "yes", "yes", at_gold=gold)
+    forced, mmedit = all_protocols()["teacher_forced"], all_protocols()["mmedit"]
+    assert forced.score(edited) == {"teacher_forced/em": every, "teacher_forced/token": share}
+    assert mmedit.score(edited) == {"mmedit/token": share}
+    left = forced.score(response(LEFT, "no", "no", "yes", at_gold=gold, at_own=Prediction([7], [5], [5])))
+    assert left == {
+        "teacher_forced/em": 1.0,
+        "teacher_forced/token": 1.0,
         "teacher_forced/gold_em": every,
         "teacher_forced/gold_token": share,
     }
-    assert mmedit_edit(guesses, wanted) == {"mmedit/token": share}
+
+
+@pytest.mark.parametrize(("after", "still"), [("", 1.0), ("something", 0.0)])
+def test_an_empty_answer_has_no_positions_and_is_still_scored(after, still):
+    found = all_protocols()["teacher_forced"].score(response(LEFT, "", after, None))
+    assert found == {
+        "teacher_forced/em": still,
+        "teacher_forced/token": still,
+        "teacher_forced/gold_em": None,
+        "teacher_forced/gold_token": None,
+    }
 
 
 @pytest.mark.parametrize(("guesses", "wanted"), [([], []), ([1], [1, 2]), ([1, 2], [1])])
@@ -89,10 +111,20 @@ def test_positions_that_do_not_line_up_are_refused(guesses, wanted):
 
 
 def test_mmedit_locality_compares_rank_by_rank():
-    assert mmedit_locality([[1], [2], [3], [4]], [[1], [9], [3], [4]]) == {"mmedit/top1": 0.75}
+    def locality(before, after, *, has_image):
+        gold = Prediction([1], [1], [1], before, after)
+        return all_protocols()["mmedit"].score(Response(LEFT, "x", has_image, "no", "no", at_gold=gold))
+
+    assert locality([[1], [2], [3], [4]], [[1], [9], [3], [4]], has_image=False) == {"mmedit/top1": 0.75}
     ids = list(range(10))
     swapped = [1, 0, *ids[2:]]  # the same ids in another order are not the same
-    assert mmedit_locality([ids, ids], [ids, swapped]) == {"mmedit/top10": 0.9}
+    assert locality([ids, ids], [ids, swapped], has_image=True) == {"mmedit/top10": 0.9}
+    assert locality(None, None, has_image=True) == {"mmedit/top10": None}
+
+
+def test_protocols_stand_in_their_order_and_what_tables_show_is_theirs():
+    assert list(all_protocols()) == ["strict", "teacher_forced", "mmedit"]
+    assert list(views()) == ["strict/exact", "teacher_forced/em", "teacher_forced/token", "mmedit"]
 
 
 def test_a_table_has_one_protocol():

@@ -10,16 +10,18 @@ from miniature import Prefix, Prefixed, Scatter
 
 from unike.backbones.adapter import Backbone
 from unike.backbones.answers import Answers, content_key
-from unike.bench.metrics import PROTOCOLS, UNCHANGED
 from unike.bench.outcome import Asked
+from unike.bench.protocols.base import all_protocols
 from unike.bench.replay import Examiner, questions
 from unike.core.errors import UnikeError
-from unike.data.queries import EditCase, Query
+from unike.data.queries import EditCase, Query, probe_kinds
 from unike.editors.base import Editor
 from unike.editors.ft import FT
 from unike.edits.edit import Edit
 
 ROOM = 8
+
+UNCHANGED = {name for name, kind in probe_kinds().items() if kind.expects == "unchanged"}
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +34,7 @@ def examiner(
 ) -> Examiner:
     answers = Answers(backbone, room)
     answers.ask([query for case in cases for _, query in questions(case)])
-    return Examiner(backbone, editor, answers, protocols=PROTOCOLS, engine=engine)
+    return Examiner(backbone, editor, answers, protocols=tuple(all_protocols()), engine=engine)
 
 
 def ask(

@@ -12,10 +12,12 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from reports import HEADER, asked, case, write
+from reports import HEADER, asked, case, header, write
 
+from unike.bench.header import Header, settings_of_0_1
 from unike.bench.outcome import CaseResult
-from unike.bench.results import COLUMNS, read_run, select, summarise
+from unike.bench.results import read_run
+from unike.bench.summary import COLUMNS, select, summarise
 from unike.core.errors import UnikeError
 from unike.data.datasets.base import open_dataset
 from unike.editors.unike.config import UniKEConfig
@@ -37,9 +39,8 @@ from unike.report import (
 )
 from unike.report.failures import failures
 from unike.report.figures import bars, histograms, on_the_way
-from unike.report.measurements import chosen_settings, method_names
+from unike.report.measurements import method_names
 from unike.report.page import logged
-from unike.report.text import command
 
 Cli = Callable[..., Any]
 
@@ -78,7 +79,7 @@ def test_one_step_has_both_tasks_side_by_side(tmp_path: Path) -> None:
     _, cells = table.rows[0]
     (row_of_csv,) = [row for row in summarise(read_run(tmp_path / "vqa")) if row["metric"] == "m_generality"][:1]
     assert (cells[3].value, cells[3].n) == (0.75, 4) and cells[3].interval == (row_of_csv["low"], row_of_csv["high"])
-    assert cells[3].source is not None and list(cells[3].source.runs) == [tmp_path / "vqa"]
+    assert cells[3].measurement is not None and list(cells[3].measurement.runs) == [tmp_path / "vqa"]
 
 
 def test_what_was_not_measured_is_na_and_spoils_the_average(tmp_path: Path) -> None:
@@ -142,7 +143,7 @@ def test_sequences_stand_by_their_length_and_the_end_apart_from_the_rest(tmp_pat
             sequence(0, k, {"0-1": ["reliability"]}),
             setting="sequential",
             k=k,
-            counts={"edited": k},
+            edited=k,
         )
     tables = [score_table(blocks, "strict/exact") for blocks in arrange(read([tmp_path]), "strict/exact")]
     end, own = tables
@@ -155,7 +156,7 @@ def test_sequences_stand_by_their_length_and_the_end_apart_from_the_rest(tmp_pat
 
 def test_intermediate_times_are_a_table_of_their_own(tmp_path: Path) -> None:
     cases = [case("a", ["reliability"], sequence=0, when="at-1"), case("a", sequence=0), case("b", sequence=0)]
-    changes = {"setting": "sequential", "k": 2, "evaluate_at": [1], "counts": {"edited": 2}}
+    changes = {"setting": "sequential", "k": 2, "evaluate_at": (1,), "edited": 2}
     write(tmp_path, {"sequence-00000": cases}, **changes)
     end, at = [score_table(blocks, "strict/exact") for blocks in arrange(read([tmp_path]), "strict/exact")]
     assert (shown(end)["ft"][1], shown(at)["ft"][1]) == ("100.0", "0.0")
@@ -166,7 +167,7 @@ def test_intermediate_times_are_drawn_as_curves_up_to_the_end(tmp_path: Path) ->
     def asked_at(wrong: bool, when: str) -> CaseResult:
         return case("a", ["reliability"] if wrong else [], sequence=0, when=when)
 
-    changes = {"setting": "sequential", "k": 200, "evaluate_at": [100, 20], "counts": {"edited": 200}}
+    changes = {"setting": "sequential", "k": 200, "evaluate_at": (100, 20), "edited": 200}
     for editor, wrong in (("ft", (False, False, True)), ("zap", (False, True, True))):
         cases = [asked_at(*each) for each in zip(wrong, ("at-20", "at-100", "end"), strict=True)]
         write(tmp_path / editor, {"sequence-00000": cases}, editor=editor, **changes)
@@ -190,7 +191,7 @@ def test_cross_task_is_a_table_of_both(tmp_path: Path) -> None:
         dataset="pocket-vqa+pocket-caption",
         setting="cross-task",
         k=2,
-        counts={"edited": 2},
+        edited=2,
     )
     end, _ = report_tables(read([tmp_path]), ["strict/exact"])
     assert end.title.startswith("Cross-task editing on E-VQA + E-IC; mini") and end.heads[0][0] == "K = 2"
@@ -198,7 +199,7 @@ def test_cross_task_is_a_table_of_both(tmp_path: Path) -> None:
 
 def test_the_gap_between_protocols_names_both(tmp_path: Path) -> None:
     write(tmp_path / "vqa")
-    write(tmp_path / "strict", protocols=["strict"], editor="zap", units={"a": [case("a")]})
+    write(tmp_path / "strict", protocols=("strict",), editor="zap", units={"a": [case("a")]})
     path = tmp_path / "strict" / "results.jsonl"
     path.write_text(re.sub(r', "teacher_forced/\w+": 1.0', "", path.read_text()))
     (table,) = gap_tables(read([tmp_path]))
@@ -213,7 +214,7 @@ def test_the_summary_is_over_what_all_its_numbers_share(tmp_path: Path) -> None:
     write(tmp_path / "caption", {n: [case(n)] for n in "abcd"}, dataset="pocket-caption")
     write(tmp_path / "half", editor="zap")
     for k in (2, 4):
-        changes = {"setting": "sequential", "k": k, "counts": {"edited": k}}
+        changes = {"setting": "sequential", "k": k, "edited": k}
         write(tmp_path / f"k{k}", sequence(0, k, {"0-0": ["t_locality"]}), **changes)
     assert not any("own" in table.title or "right after" in table.title for table in gap_tables(read([tmp_path])))
     (table,) = summary_tables(read([tmp_path]), "strict/exact")
@@ -248,7 +249,7 @@ def test_other_conditions_are_another_table(tmp_path: Path, changes: dict[str, A
     entries = tuple(Entry(m, select(m.rows, "strict/exact", "one-step")) for m in measurements)
     with pytest.raises(UnikeError, match=rf"one table cannot mix different {key} \("):
         Block("x", tuple(entry for entry in entries if entry.method == "ft"))
-    blocks = [Block(str(entry.source.number), (entry,)) for entry in entries]
+    blocks = [Block(str(entry.measurement.number), (entry,)) for entry in entries]
     if key in ("model", "fingerprint", "dtype"):
         with pytest.raises(UnikeError, match=f"one table cannot mix different {key}"):
             score_table(blocks, "strict/exact")
@@ -274,7 +275,7 @@ def test_mixed_protocols_and_scorers_are_refused(tmp_path: Path) -> None:
 
 
 def test_times_of_a_sequence_are_not_mixed(tmp_path: Path) -> None:
-    write(tmp_path, sequence(0, 2), setting="sequential", k=2, counts={"edited": 2})
+    write(tmp_path, sequence(0, 2), setting="sequential", k=2, edited=2)
     (measurement,) = read([tmp_path])
     rows = [row for when in ("", ":own") for row in select(measurement.rows, "strict/exact", f"sequential{when}")]
     with pytest.raises(UnikeError, match="mixes numbers of several times"):
@@ -297,7 +298,7 @@ def test_seeds_are_put_together_over_cases(tmp_path: Path) -> None:
 
 
 def test_sequences_of_several_seeds_are_units_of_their_own(tmp_path: Path) -> None:
-    changes = {"setting": "sequential", "k": 2, "counts": {"edited": 2}}
+    changes = {"setting": "sequential", "k": 2, "edited": 2}
     for seed in (0, 1):
         write(tmp_path / str(seed), sequence(0, 2, {} if seed else {"0-0": ["reliability"]}), seed=seed, **changes)
     (measurement,) = read([tmp_path])
@@ -313,12 +314,13 @@ def test_one_measurement_twice_is_refused(tmp_path: Path) -> None:
     assert len(read([tmp_path / "a", tmp_path / "a" / ".." / "a"])) == 1, "named twice, there once"
 
 
-def names(*headers: dict[str, Any]) -> list[str]:
-    return method_names([{**HEADER, **header} for header in headers])
+def names(*changes: dict[str, Any]) -> list[str]:
+    return method_names([header(**each) for each in changes])
 
 
 def unike(**settings: Any) -> dict[str, Any]:
-    return {"editor": "unike", "config": UniKEConfig.parse(settings).model_dump(mode="json")}
+    config = UniKEConfig.parse(settings)
+    return {"editor": "unike", "config": config.model_dump(mode="json"), "settings": config.fewest()}
 
 
 def test_methods_are_named_by_what_was_set() -> None:
@@ -345,21 +347,18 @@ def test_methods_that_differ_never_share_a_name() -> None:
 
 def test_the_fewest_settings_make_the_config() -> None:
     settings = {"paper": True, "only_latent": True, "k": 3}
+    assert UniKEConfig.parse(settings).fewest() == settings
+    assert UniKEConfig.parse({}).fewest() == {}
+
+
+def test_settings_of_headers_without_them_are_those_of_their_version() -> None:
+    settings = {"paper": True, "only_latent": True, "k": 3}
     config = UniKEConfig.parse(settings).model_dump(mode="json")
-    assert chosen_settings("unike", config) == settings
-    assert chosen_settings("unike", config | {"gone": 1})["gone"] == 1, "of an older version"
-    assert chosen_settings("nobody", {"a": 1}) == {"a": 1}
-
-
-def test_the_command_makes_the_header() -> None:
-    header = {**HEADER, **unike(layers=[-1], k=3), "limit": 8, "setting": "sequential", "k": 10, "evaluate_at": [1, 5]}
-    assert command(header) == (
-        "unike bench --model mini --editor unike --set 'layers=[-1]' --set k=3 --dataset pocket-vqa --split eval "
-        "--setting sequential --k 10 --limit 8 --seed 0 --evaluate-at 1,5 --batch 16 --protocol strict "
-        "--protocol teacher_forced --max-new-tokens 16 --device cpu --dtype float32"
-    )
-    assert command(header | {"quantize": "4bit"}).endswith("--dtype float32 --quantize 4bit")
-    assert "--on-error skip" in command(header | {"skip_bad": True})
+    assert settings_of_0_1("unike", config) == settings
+    assert settings_of_0_1("unike", config | {"gone": 1})["gone"] == 1, "of an older version"
+    assert settings_of_0_1("nobody", {"a": 1}) == {"a": 1}
+    entry = {key: value for key, value in HEADER.to_json().items() if key not in ("settings", "skip_bad", "anchors")}
+    assert Header.from_json({"format": 1, **entry}) == HEADER
 
 
 # ---------------------------------------------------------------------- bad runs
@@ -373,7 +372,7 @@ def test_bad_runs_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     path = tmp_path / "run" / "results.jsonl"
     path.write_text('{"format": 1, "model": "mini"}\n')
-    with pytest.raises(UnikeError, match=r"run: the header lacks fingerprint, dtype, .*; it was not written by"):
+    with pytest.raises(UnikeError, match=r"the header lacks editor, .*, dtype, config, fingerprint, .*; it was not"):
         read([tmp_path])
     path.unlink()
     write(tmp_path / "run", {"a": [case("a")]})
@@ -387,7 +386,7 @@ def test_bad_runs_are_one_line(tmp_path: Path) -> None:
 
 def test_csv_has_the_columns_and_round_trips(tmp_path: Path) -> None:
     write(tmp_path / "a")
-    write(tmp_path / "k2", sequence(0, 2), setting="sequential", k=2, counts={"edited": 2}, seed=3, **unike(k=40))
+    write(tmp_path / "k2", sequence(0, 2), setting="sequential", k=2, edited=2, seed=3, **unike(k=40))
     measurements = read([tmp_path])
     text = to_csv(measurements)
     assert text.splitlines()[0] == "model,editor,dataset,setting,k,protocol,scorer,metric,value,low,high,n,seed"

@@ -7,30 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from reports import header
 
 from unike.bench.outcome import Asked, CaseResult
-from unike.bench.results import (
-    COLUMNS,
-    ResultsFile,
-    Run,
-    check_place,
-    column,
-    interval,
-    read_header,
-    read_run,
-    summarise,
-)
+from unike.bench.results import ResultsFile, RunResults, check_place, read_header, read_run
+from unike.bench.summary import COLUMNS, column, interval, summarise
 from unike.core.errors import UnikeError
 
-HEADER = {
-    "model": "mini",
-    "editor": "ft",
-    "dataset": "pocket-vqa",
-    "setting": "one-step",
-    "k": 1,
-    "seed": 0,
-    "threads": 2,
-}
+HEADER = header(threads=2)
 
 
 def result(
@@ -59,7 +43,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     with ResultsFile(tmp_path / "new" / "run", HEADER) as file:
         file.append("sequence-3", cases)
     run = read_run(tmp_path / "new" / "run")
-    assert run.header == {"format": 1, **HEADER}
+    assert run.header == HEADER
     assert run.units == {"sequence-3": cases} and run.cases == cases
     line = json.loads((tmp_path / "new" / "run" / "results.jsonl").read_text().splitlines()[1])
     assert ["notes" in case["asked"][0] for case in line["cases"]] == [False, True]
@@ -110,13 +94,27 @@ def test_a_damaged_archive_is_one_line(tmp_path: Path) -> None:
 
 def test_another_run_is_refused_and_what_differs_is_named(tmp_path: Path) -> None:
     write(tmp_path, "a")
-    with ResultsFile(tmp_path, HEADER | {"threads": 1}):
+    with ResultsFile(tmp_path, header(threads=1)):
         pass
     with pytest.raises(UnikeError, match=r'holds another run: there editor is "ft", not "ke", seed is 0, not 1; '):
-        ResultsFile(tmp_path, HEADER | {"seed": 1, "editor": "ke"})
-    with pytest.raises(UnikeError, match=r"there config\.steps is null, not 1;"):
-        ResultsFile(tmp_path, HEADER | {"config": {"steps": 1}}, part=1)
+        ResultsFile(tmp_path, header(threads=2, seed=1, editor="ke"))
+    with pytest.raises(UnikeError, match=r"there config\.steps is \d+, not 1;"):
+        ResultsFile(tmp_path, header(config={**HEADER.config, "steps": 1}), part=1)
     assert [path.name for path in tmp_path.iterdir()] == ["results.jsonl"]
+
+
+def test_a_run_of_version_0_1_goes_on(tmp_path: Path) -> None:
+    """Its header has none of the keys that were added since."""
+    write(tmp_path, "a")
+    path = tmp_path / "results.jsonl"
+    first, *rest = path.read_text().splitlines()
+    new = {"settings", "skip_bad", "anchors", "quantize", "learned"}
+    old = {key: value for key, value in json.loads(first).items() if key not in new}
+    path.write_text("\n".join([json.dumps(old), *rest, ""]))
+    write(tmp_path, "b")
+    assert list(read_run(tmp_path).units) == ["a", "b"] and read_header(tmp_path) == HEADER
+    with pytest.raises(UnikeError, match="skip_bad is false, not true"):
+        ResultsFile(tmp_path, header(threads=2, skip_bad=True))
 
 
 def test_a_folder_that_cannot_be_listed_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +198,7 @@ def test_a_summary_has_a_row_for_every_score(tmp_path: Path) -> None:
         "a": [result("a", 1.0), result("a", 0.0, "t_locality")],
         "b": [result("b", 0.5), result("b", 1.0, "t_locality")],
     }
-    rows = summarise(Run(HEADER, units))
+    rows = summarise(RunResults(HEADER, units))
     assert all(tuple(row) == COLUMNS for row in rows)
     found = {(row["protocol"], row["scorer"], row["metric"]): (row["value"], row["n"]) for row in rows}
     assert found == {
@@ -214,7 +212,7 @@ def test_a_summary_has_a_row_for_every_score(tmp_path: Path) -> None:
 
 
 def test_a_column_has_one_protocol_and_one_scorer() -> None:
-    rows = summarise(Run(HEADER, {"a": [result("a"), result("a", 0.0, "t_locality")]}))
+    rows = summarise(RunResults(HEADER, {"a": [result("a"), result("a", 0.0, "t_locality")]}))
     assert {name: row["value"] for name, row in column(rows[:2]).items()} == {"reliability": 1.0, "t_locality": 0.0}
     with pytest.raises(UnikeError, match=r"cannot mix protocols \(strict, teacher_forced\)"):
         column(rows)
@@ -223,15 +221,15 @@ def test_a_column_has_one_protocol_and_one_scorer() -> None:
 
 
 def test_what_is_not_defined_is_a_row_without_a_value() -> None:
-    (row, _) = summarise(Run(HEADER, {"a": [result("a", None)]}))
+    (row, _) = summarise(RunResults(HEADER, {"a": [result("a", None)]}))
     assert (row["value"], row["low"], row["high"], row["n"]) == (None, None, None, 0)
 
 
 def test_times_of_a_sequence_are_settings_of_their_own() -> None:
-    header = HEADER | {"setting": "sequential", "k": 100}
+    of_sequences = header(setting="sequential", k=100)
     whens = ["at-100", "own", "end", "at-10"]
     units = {"s": [result("a", index / 4, when=when) for index, when in enumerate(whens)]}
-    rows = [row for row in summarise(Run(header, units)) if row["protocol"] == "strict"]
+    rows = [row for row in summarise(RunResults(of_sequences, units)) if row["protocol"] == "strict"]
     assert [row["setting"] for row in rows] == [
         "sequential",
         "sequential:own",

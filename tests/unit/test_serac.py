@@ -16,8 +16,9 @@ from unike.backbones import tinies
 from unike.backbones.adapter import Backbone
 from unike.backbones.answers import Answers
 from unike.backbones.forward.functional import token_nll
-from unike.bench.replay import ENGINES, Examiner, questions
-from unike.bench.runner import Source, check_leaks
+from unike.bench.replay import Examiner, questions
+from unike.bench.selection import Task, check_leaks
+from unike.bench.spec import ENGINES
 from unike.core import registry
 from unike.core.errors import UnikeError
 from unike.core.files import replace_folder
@@ -257,8 +258,8 @@ def test_unike_train_trains_it(backbone: Backbone, tmp_path: Path) -> None:
     edit = SERAC().edit(backbone, fact)
     assert SERACEdit.routed([edit], backbone, [fact]) == {0: counterfactual_query(fact, fact)}
     with pytest.raises(UnikeError, match="'serac' learned from what is to be evaluated"):
-        check_leaks(backbone, SERAC(), [Source("mine", "eval", learned[:1])])
-    check_leaks(backbone, SERAC(), [Source("mine", "eval", judged)])
+        check_leaks(backbone, SERAC(), [Task("mine", "eval", learned[:1])])
+    check_leaks(backbone, SERAC(), [Task("mine", "eval", judged)])
 
 
 def test_a_question_that_is_the_edit_s_own_does_not_make_the_loss_infinite(

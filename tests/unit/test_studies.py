@@ -12,11 +12,13 @@ from xml.etree import ElementTree
 import pytest
 import torch
 from PIL import Image
-from reports import case, write
+from reports import case, header, write
 
 from unike.backbones.adapter import Backbone
 from unike.bench.outcome import Asked, CaseResult
-from unike.bench.results import Run, read_run, summarise
+from unike.bench.results import RunResults, read_run
+from unike.bench.spec import RunSpec
+from unike.bench.summary import summarise
 from unike.cli.study import NAMES
 from unike.core import registry
 from unike.core.errors import UnikeError
@@ -24,20 +26,13 @@ from unike.data.queries import EditCase
 from unike.editors.unike.collaboration import FixedAlpha
 from unike.editors.unike.config import UniKEConfig
 from unike.report import read
-from unike.report.figures import curves, dots, in_percent
+from unike.report.drawing import in_percent
+from unike.report.figures import curves, dots
 from unike.studies import ablation, cases, context_size, domains, drift, lifelong
 from unike.studies._costs import measure
-from unike.studies.base import (
-    Lab,
-    Request,
-    Study,
-    Variant,
-    VariantStudy,
-    check_conditions,
-    scores_of,
-    study_named,
-    whole,
-)
+from unike.studies.base import Study, VariantStudy, check_conditions, scores_of, study_named, whole
+from unike.studies.lab import Lab, Variant
+from unike.studies.request import Request
 
 Cli = Callable[..., Any]
 
@@ -68,8 +63,8 @@ def test_a_study_is_a_set_of_runs_a_table_and_a_figure(
     dynamic = read_run(Path("out/unike"))
     mean = fmean(asked.notes["alpha"] for case in dynamic.cases for asked in case.asked)
     constant = read_run(Path(f"out/unike-fixed_alpha={round(mean, 4)}"))
-    assert dynamic.header["config"]["fixed_alpha"] is None and dynamic.header["config"]["steps"] == 1
-    assert constant.header["config"]["fixed_alpha"] == pytest.approx(mean, abs=1e-4)
+    assert dynamic.header.config["fixed_alpha"] is None and dynamic.header.config["steps"] == 1
+    assert constant.header.config["fixed_alpha"] == pytest.approx(mean, abs=1e-4)
 
     rows = numbers("out/alpha.csv")
     assert {row["editor"] for row in rows} == {"fixed 0", "fixed 0.5", "dynamic", "constant mean of the dynamic one"}
@@ -89,7 +84,7 @@ def test_a_study_is_a_set_of_runs_a_table_and_a_figure(
     page = cli("report", "out", "--format", "html", "--out", "page.html")
     assert page.code == 0 and 'src="data:image/svg+xml;base64,' in Path("page.html").read_text()
 
-    monkeypatch.setattr("unike.studies.base.load_backbone", lambda *args, **kwargs: pytest.fail("loaded"))
+    monkeypatch.setattr("unike.studies.lab.load_backbone", lambda *args, **kwargs: pytest.fail("loaded"))
     assert json.loads(cli("study", "alpha", *args, "--at", "0,0.5", "--json").out) == found, "finished runs are used"
     other = cli("study", "alpha", *args, "--at", "0,0.5", "--seed", 1)
     assert other.is_error("out/unike-fixed_alpha=0.0 holds another run", "seed is 0, not 1")
@@ -98,14 +93,12 @@ def test_a_study_is_a_set_of_runs_a_table_and_a_figure(
 
 
 def test_runs_made_under_other_conditions_do_not_share_a_figure() -> None:
-    shared = {"setting": "one-step", "k": 1, "dataset": "d", "split": "eval", "cases": "c", "max_new_tokens": 16}
-    shared |= {"model": "m", "fingerprint": "f", "dtype": "float32", "editor": "unike"}
-    runs = [Run(shared | {"learned": learned}, {}) for learned in ("old", None)]
+    runs = [RunResults(header(learned=learned), {}) for learned in ("old", None)]
     check_conditions(runs)
     with pytest.raises(UnikeError, match=r"different learned \(old, new\)"):
-        check_conditions([*runs, Run(shared | {"learned": "new"}, {})])
+        check_conditions([*runs, RunResults(header(learned="new"), {})])
     with pytest.raises(UnikeError, match=r"different dtype \(float32, bfloat16\)"):
-        check_conditions([*runs, Run(shared | {"learned": None, "dtype": "bfloat16"}, {})])
+        check_conditions([*runs, RunResults(header(dtype="bfloat16"), {})])
 
 
 @pytest.mark.parametrize(
@@ -135,7 +128,7 @@ def test_runs_made_under_other_conditions_do_not_share_a_figure() -> None:
 def test_mistakes_are_known_before_the_model_is_loaded(
     cli: Cli, args: tuple[object, ...], options: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("unike.studies.base.load_backbone", lambda *args, **kwargs: pytest.fail("loaded"))
+    monkeypatch.setattr("unike.studies.lab.load_backbone", lambda *args, **kwargs: pytest.fail("loaded"))
     Path("file").touch()
     name, *more = options
     assert cli("study", name, *args, *more).is_error(message)
@@ -231,12 +224,12 @@ def test_table_4_and_the_parts_of_one_row(cli: Cli, args: tuple[object, ...], mo
     monkeypatch.setattr(ablation, "ROWS", [ablation.ROWS[0], in_context])
     assert cli("study", "ablation", *args).code == 0
     assert [row["editor"] for row in numbers("out/ablation.csv")[::5]] == ["only Intrin", "Intrin + IKE"]
-    assert read_run(Path("out/intrinsic_ike-pool_size=4")).header["config"]["intrinsic"] == {"steps": 1}
+    assert read_run(Path("out/intrinsic_ike-pool_size=4")).header.config["intrinsic"] == {"steps": 1}
 
 
 def test_random_zetas_share_a_row(cli: Cli, args: tuple[object, ...]) -> None:
     assert cli("study", "zeta", *args, "--limit", 1).code == 0
-    seeds = [read_run(path).header["config"]["seed"] for path in sorted(Path("out").glob("unike-zeta=random-*"))]
+    seeds = [read_run(path).header.config["seed"] for path in sorted(Path("out").glob("unike-zeta=random-*"))]
     assert seeds == [0, 1, 2]
     rows = {row["editor"]: row for row in numbers("out/zeta.csv") if row["metric"] == "reliability"}
     assert {name: int(row["n"]) for name, row in rows.items()} == {
@@ -271,8 +264,8 @@ def test_a_lifelong_curve_has_a_point_for_each_time(
 ) -> None:
     monkeypatch.setattr(lifelong, "METHODS", lifelong.METHODS[:1])
     assert cli("study", "lifelong", *args, "--at", "1,2").code == 0
-    header = read_run(Path("out/unike-sequential-2")).header
-    assert (header["k"], header["evaluate_at"]) == (2, [1, 2])
+    spec = read_run(Path("out/unike-sequential-2")).header.spec
+    assert (spec.k, spec.evaluate_at) == (2, (1, 2))
     assert {row["setting"] for row in numbers("out/lifelong.csv")} == {"sequential:at-1", "sequential"}
 
 
@@ -297,7 +290,9 @@ def test_cases_are_chosen_by_their_rule() -> None:
         rule: sorted(cases.choose(full, half, "strict/exact", Request(rule=rule, count=9))) for rule in cases.RULES
     }
     assert found == {"drawn": [*"abcd"], "right": [*"ac"], "failed": [*"bd"], "gained": ["a"], "lost": ["b"]}
-    drawn = [sorted(cases.choose(full, half, "strict/exact", Request(count=2, seed=seed))) for seed in range(8)]
+    drawn = [
+        sorted(cases.choose(full, half, "strict/exact", Request(spec=RunSpec(seed=seed), count=2))) for seed in range(8)
+    ]
     assert len({*map(tuple, drawn)}) > 1 and all(len(names) == 2 for names in drawn)
 
 
@@ -322,7 +317,7 @@ def test_domains_are_parts_of_runs(tmp_path: Path) -> None:
     sizes = {name: [len(run.cases) for run in runs.values()] for name, runs in parts.items()}
     assert sizes == {"ft: flag": [2], "ft: photo": [1]}
     (photo,) = parts["ft: photo"].values()
-    assert photo.header["counts"]["edited"] == 1 and read_run(tmp_path / "run").header["counts"]["edited"] == 4
+    assert photo.header.counts.edited == 1 and read_run(tmp_path / "run").header.counts.edited == 4
 
 
 def test_drift_of_an_edit_that_does_nothing_is_none(
@@ -349,7 +344,8 @@ def test_drift_of_an_edit_that_does_nothing_is_none(
 def test_a_probe_set_has_nothing_of_what_is_edited(
     cli: Cli, args: tuple[object, ...], tiny_folder: Path, mmedit: Path
 ) -> None:
-    lab = Lab(Request(str(tiny_folder), "mmedit-vqa", data=mmedit, count=99), Path("out"))
+    spec = RunSpec(model=str(tiny_folder), dataset="mmedit-vqa")
+    lab = Lab(Request(spec=spec, data=mmedit, count=99), Path("out"))
     sequence, probes = drift.draw(lab, 1)
     (edited,) = sequence
     assert probes and edited.edit.image not in {query.image for query in probes}

@@ -22,13 +22,16 @@ from unike.backbones.forward.hooks import Args, Hooks, Kwargs
 from unike.backbones.forward.split import IGNORE, Batch, SplitState
 from unike.bench import replay as probing
 from unike.bench import runner as evaluation
-from unike.bench.metrics import METRICS, PROTOCOLS, UNCHANGED
 from unike.bench.outcome import Asked, CaseResult
+from unike.bench.protocols.base import Response, all_protocols
+from unike.bench.protocols.mmedit import MMEdit
 from unike.bench.replay import Examiner, Lines, questions
-from unike.bench.results import summarise
-from unike.bench.runner import Bench, Plan, Source, Unit, evaluate
+from unike.bench.runner import Bench, evaluate
+from unike.bench.selection import Task, Unit
+from unike.bench.spec import RunSpec
+from unike.bench.summary import summarise
 from unike.core.errors import UnikeError
-from unike.data.queries import EditCase, Probe, Query
+from unike.data.queries import EditCase, Probe, Query, probe_kinds
 from unike.editors import base
 from unike.editors.base import Editor
 from unike.editors.ft import FT, FTEdit
@@ -56,7 +59,7 @@ def ask(
     """Independent edits, each asked its own questions."""
     known = Answers(backbone, room)
     known.ask([query for case in cases for _, query in questions(case)])
-    who = Examiner(backbone, editor, known, protocols=PROTOCOLS, engine=engine)
+    who = Examiner(backbone, editor, known, protocols=tuple(all_protocols()), engine=engine)
     edits = editor.edit(backbone, [case.edit for case in cases])
     return who.examine([who.read(case) for case in cases], edits)
 
@@ -149,7 +152,9 @@ def test_answers_before_computed_after_the_edit(
             known.ask([query for _, query in questions(cases[0])])
             reading = who.read(cases[0])
         (asked,) = who.examine([reading], [edit])
-        scores = [answer.scores["strict/exact"] for answer in asked if answer.kind in UNCHANGED]
+        scores = [
+            answer.scores["strict/exact"] for answer in asked if probe_kinds()[answer.kind].expects == "unchanged"
+        ]
         return sum(score or 0.0 for score in scores) / len(scores)
 
     assert locality(attached_too_early=False) < 1.0
@@ -176,7 +181,7 @@ def test_weights_not_restored_between_cases(
     def is_noticed(folder: str) -> bool:
         saved = {key: value.clone() for key, value in taught.model.state_dict().items()}
         try:
-            evaluate(taught, Writing(lr=0.1), Source("x", "eval", cases), tmp_path / folder, Plan(batch=1))
+            evaluate(taught, Writing(lr=0.1), Task("x", "eval", cases), tmp_path / folder, RunSpec(batch=1))
         except UnikeError as error:
             return "changed the model's weights" in str(error)
         finally:
@@ -195,7 +200,7 @@ def test_sequences_scored_only_right_after_their_own_edit(
     editor = Scatter(lr=0.3)
     known = Answers(taught, 8)
     known.ask([query for case in cases for _, query in questions(case)])
-    plan = Plan(setting="sequential", k=3)
+    plan = RunSpec(setting="sequential", k=3)
     edits = [editor.edit(taught, case.edit) for case in cases[:3]]
 
     def check(results: list[CaseResult]) -> None:
@@ -247,10 +252,10 @@ def test_prefixes_shift_positions(taught: Backbone, pictures: list[Path], mistak
             guesses = taught.forward(batch).argmax(dim=-1)[target_positions(batch.labels)][:-1]
             alone = taught.encode([query])
             gold = alone.labels[alone.labels != IGNORE][:-1]
-            if answer.kind in UNCHANGED:
+            if probe_kinds()[answer.kind].expects == "unchanged":
                 gold = taught.forward(alone).argmax(dim=-1)[target_positions(alone.labels)][:-1]
             share = (guesses == gold).float().mean().item()
-            scorer = "gold_token" if answer.kind in UNCHANGED else "token"
+            scorer = "gold_token" if probe_kinds()[answer.kind].expects == "unchanged" else "token"
             assert answer.scores[f"teacher_forced/{scorer}"] == pytest.approx(share)
 
     def unshifted(
@@ -277,18 +282,18 @@ def test_a_metric_that_is_dropped(
     """Every kind that is asked is in the summary, also with a score that a method does not have."""
 
     def check(folder: str) -> None:
-        source = Source("x", "eval", cases)
-        run = evaluate(taught, Prefix(), source, tmp_path / folder, Plan(protocols=PROTOCOLS, limit=1))
+        source = Task("x", "eval", cases)
+        run = evaluate(taught, Prefix(), source, tmp_path / folder, RunSpec(protocols=tuple(all_protocols()), limit=1))
         found = {(row["protocol"], row["metric"]) for row in summarise(run)}
-        assert found == {(protocol, metric) for protocol in PROTOCOLS for metric in METRICS}
+        assert found == {(protocol, metric) for protocol in all_protocols() for metric in probe_kinds()}
 
-    original = Examiner._mmedit
+    original = MMEdit.score
 
-    def silent(self: Examiner, *args: Any) -> dict[str, Any]:
-        return {key: value for key, value in original(self, *args).items() if value is not None}
+    def silent(self: MMEdit, response: Response) -> dict[str, Any]:
+        return {key: value for key, value in original(self, response).items() if value is not None}
 
     check("right")
-    mistake.setattr(Examiner, "_mmedit", silent)
+    mistake.setattr(MMEdit, "score", silent)
     with pytest.raises(NOTICED):
         check("wrong")
 

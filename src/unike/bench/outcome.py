@@ -8,7 +8,7 @@ class Asked:
     """One question before and after an edit, with what the answer is worth.
 
     Args:
-        kind: ``"reliability"``, or one of `PROBE_KINDS`.
+        kind: Name of one of `unike.data.queries.probe_kinds`.
         prompt: The question.
         image: The picture's path below its data set's folder, or None.
         target: The gold answer, or None.

@@ -23,24 +23,19 @@ from unike.backbones.adapter import Backbone
 from unike.backbones.answers import Answers, check_unedited
 from unike.backbones.forward.functional import target_positions
 from unike.backbones.forward.split import IGNORE, SplitState
-from unike.bench import metrics
-from unike.bench.metrics import UNCHANGED, Scores
 from unike.bench.outcome import Asked
-from unike.data.queries import EditCase, Query
+from unike.bench.protocols.base import Prediction, Response, Scores, all_protocols
+from unike.bench.protocols.mmedit import TOP_IMAGE, TOP_TEXT
+from unike.data.queries import RELIABILITY, EditCase, Query, probe_kinds
 from unike.editors.base import Editor
 from unike.edits.edit import Edit
 from unike.edits.edited import EditedModel
 from unike.edits.routing import RoutingEdit
 
-ENGINES = ("fast", "plain")
-
 SURE = {torch.float32: 1e-3}
 """By how much the best logit must lead, by dtype: more than rounding moves it between two ways to compute it."""
 
 SURE_OTHERWISE = 0.5
-
-TOP_TEXT, TOP_IMAGE = 1, 10
-"""Ranks the ``mmedit`` protocol compares for questions without and with an image."""
 
 TOGETHER = 16
 """Questions that are generated in one pass."""
@@ -104,7 +99,7 @@ class Question:
     """One question of a case.
 
     Args:
-        kind: One of `unike.bench.metrics.METRICS`.
+        kind: Name of one of `probe_kinds`.
         query: With its gold answer, if there is one.
         before: The unedited model's greedy answer.
         gold: Where the line with the gold answer is, ``(batch, row)``, or None.
@@ -146,7 +141,7 @@ class Reading:
 
 def questions(case: EditCase) -> list[tuple[str, Query]]:
     """Everything that is asked about a case: ``(kind, query)``, the edited fact first."""
-    return [("reliability", case.edit), *((probe.kind, probe.query) for probe in case.probes)]
+    return [(RELIABILITY.name, case.edit), *((probe.kind, probe.query) for probe in case.probes)]
 
 
 def image_name(image: Path | None, root: Path | None) -> str | None:
@@ -184,7 +179,7 @@ class Examiner:
         backbone: The model.
         editor: The method; edits come from it.
         answers: The model's own answers to every question of every case.
-        protocols: Of `unike.bench.metrics.PROTOCOLS`.
+        protocols: Names of protocols, see `unike.bench.protocols`.
         engine: ``"fast"`` replays and proves, ``"plain"`` runs the whole model and generates every answer. Both give
             the same results.
         image_root: Pictures are named by their path below it.
@@ -203,13 +198,13 @@ class Examiner:
         self.backbone = backbone
         self.kind: type[Edit] = editor.edit_class
         self.answers = answers
-        self.protocols = protocols
+        self.protocols = [each for name, each in all_protocols().items() if name in protocols]
         self.image_root = image_root
         split = editor.split(backbone)
         self.hooked = split is not None
         self.fast = engine == "fast"
         self.split = split if self.fast else None
-        self.ranked = "mmedit" in protocols and self.hooked
+        self.ranked = self.hooked and any(protocol.reads_ranks for protocol in self.protocols)
         self.short = editor.keeps_prefix and not self.ranked
         self.lead = SURE.get(backbone.dtype, SURE_OTHERWISE)
         self.stops = frozenset(backbone.stop_ids)
@@ -230,7 +225,7 @@ class Examiner:
         for number, question in enumerate(asked):
             if gold := (question.query.target or "").strip():
                 texts[number, "gold"] = replace(question.query, target=gold)
-            if question.kind in UNCHANGED and question.before:
+            if probe_kinds()[question.kind].expects == "unchanged" and question.before:
                 texts[number, "own"] = replace(question.query, target=question.before)
             if not self.hooked and edited:  # what a fact in the prompt is often copied to
                 texts[number, "edited"] = replace(question.query, target=edited)
@@ -428,50 +423,35 @@ class Examiner:
     def _score(self, reading: Reading, found: list[list[Guesses]], number: int, after: str | None) -> Asked:
         question = reading.questions[number]
         assert after is not None
-        scores: Scores = {}
-        if "strict" in self.protocols:
-            scores |= metrics.strict(question.kind, before=question.before, after=after, target=question.query.target)
-        if "teacher_forced" in self.protocols:
-            scores |= self._teacher_forced(reading, found, question, after)
-        if "mmedit" in self.protocols:
-            scores |= self._mmedit(reading, found, question)
         query = question.query
+        response = Response(
+            probe_kinds()[question.kind],
+            query.target,
+            query.image is not None,
+            question.before,
+            after,
+            at_gold=self._predicted(reading, found, question.gold),
+            at_own=self._predicted(reading, found, question.own),
+        )
+        scores: Scores = {}
+        for protocol in self.protocols:
+            scores |= protocol.score(response)
         image = image_name(query.image, self.image_root)
         place = question.gold or question.own
         notes = {} if place is None else found[place[0]][place[1]].notes
         return Asked(question.kind, query.prompt, image, query.target, question.before, after, scores, notes)
 
-    def _teacher_forced(self, reading: Reading, found: list[list[Guesses]], question: Question, after: str) -> Scores:
-        if question.kind not in UNCHANGED:
-            return metrics.teacher_forced(*self._at_gold(reading, found, question))
-        # An empty answer has no positions of its own; what is left to ask is whether it is still empty.
-        scores = metrics.teacher_forced([0], [int(after != "")])
-        if question.own is not None:
-            scores = metrics.teacher_forced(*self._before_and_after(reading, found, question.own))
-        if question.gold is None:
-            return scores | {"teacher_forced/gold_em": None, "teacher_forced/gold_token": None}
-        return scores | metrics.teacher_forced(*self._before_and_after(reading, found, question.gold), at="gold_")
-
-    def _mmedit(self, reading: Reading, found: list[list[Guesses]], question: Question) -> Scores:
-        if question.kind not in UNCHANGED:
-            return metrics.mmedit_edit(*self._at_gold(reading, found, question))
-        if self.ranked and question.gold is not None:
-            batch, row = question.gold
-            before, after = reading.batches[batch].before[row].ranks, found[batch][row].ranks
-            assert before is not None and after is not None
-            return metrics.mmedit_locality(before, after)
-        # A method that rewrites the prompt has other positions; lining them up from the right would compare nonsense.
-        return {f"mmedit/top{TOP_TEXT if question.query.image is None else TOP_IMAGE}": None}
-
-    def _at_gold(self, reading: Reading, found: list[list[Guesses]], question: Question) -> tuple[list[int], list[int]]:
-        assert question.gold is not None, f"{reading.case.case_id}: {question.kind} without a gold answer"
-        batch, row = question.gold
-        tokens = reading.batches[batch].lines[row].tokens
-        return found[batch][row].ids[: len(tokens)], tokens
-
-    def _before_and_after(
-        self, reading: Reading, found: list[list[Guesses]], place: tuple[int, int]
-    ) -> tuple[list[int], list[int]]:
+    def _predicted(
+        self, reading: Reading, found: list[list[Guesses]], place: tuple[int, int] | None
+    ) -> Prediction | None:
+        """What is predicted along a line before and under the edits, without the end of the answer."""
+        if place is None:
+            return None
         batch, row = place
-        length = len(reading.batches[batch].lines[row].tokens)
-        return found[batch][row].ids[:length], reading.batches[batch].before[row].ids[:length]
+        tokens, before, after = (
+            reading.batches[batch].lines[row].tokens,
+            reading.batches[batch].before[row],
+            found[batch][row],
+        )
+        length = len(tokens)
+        return Prediction(tokens, before.ids[:length], after.ids[:length], before.ranks, after.ranks)

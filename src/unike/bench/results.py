@@ -1,9 +1,9 @@
-"""Results of a benchmark run: append-only JSON lines that survive a kill at any moment, and their summary.
+"""Results of a benchmark run on disk: append-only JSON lines that survive a kill at any moment.
 
 =====================  ================================================================================
 line                   what it holds
 =====================  ================================================================================
-the first              the header: everything the numbers depend on (`unike.bench.runner` writes it)
+the first              the header: everything the numbers depend on (`unike.bench.header.Header`)
 each other             ``{"unit": "vqa-eval-0007", "cases": [...]}``: a case in one-step editing, a whole
                        sequence otherwise; each entry of ``cases`` is a `unike.bench.outcome.CaseResult`
 =====================  ================================================================================
@@ -25,35 +25,43 @@ from typing import Any
 from filelock import FileLock, Timeout
 from typing_extensions import Self
 
-from unike.bench.metrics import METRICS, PROTOCOLS, the_protocol
+from unike.bench.header import Header
 from unike.bench.outcome import Asked, CaseResult
 from unike.core.errors import UnikeError
 from unike.core.files import check_writable
 
 FORMAT = 1
 
-MAY_DIFFER = frozenset({"threads"})
-"""Parts of a header that may change when a run goes on."""
-
-RESAMPLES = 1000
+MAY_DIFFER = frozenset({"threads", "settings"})
+"""Keys of a header that may change when a run goes on: of the settings, ``config`` has the whole."""
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run as it lies on disk, finished or not.
+class RunResults:
+    """What a run has measured so far, as it lies on disk.
 
     Args:
-        header: See the module.
+        header: Of the run.
         units: Name of a unit to its cases, in the order in which units were finished.
     """
 
-    header: dict[str, Any]
+    header: Header
     units: dict[str, list[CaseResult]]
 
     @property
     def cases(self) -> list[CaseResult]:
         """The results of every unit."""
         return [case for unit in self.units.values() for case in unit]
+
+    @property
+    def cases_done(self) -> int:
+        """How many cases have been edited: a unit is a case, or a sequence of k."""
+        return len(self.units) * (self.header.spec.k if self.header.spec.in_sequences else 1)
+
+    @property
+    def finished(self) -> bool:
+        """Whether that is all of them."""
+        return self.cases_done >= self.header.counts.edited
 
 
 class ResultsFile:
@@ -69,10 +77,10 @@ class ResultsFile:
             being written by another process.
     """
 
-    def __init__(self, folder: Path, header: Mapping[str, Any], *, part: int | None = None) -> None:
+    def __init__(self, folder: Path, header: Header, *, part: int | None = None) -> None:
         self.path = folder / ("results.jsonl" if part is None else f"results.{part}.jsonl")
         self._lock = FileLock(folder / f".{self.path.name}.lock")
-        check_same_run(folder, header)
+        check_same_run(folder, header.to_json())
         try:
             folder.mkdir(parents=True, exist_ok=True)
             self.path.touch()  # before its lock: a folder with a lock alone would be something else
@@ -81,7 +89,7 @@ class ResultsFile:
             whole = _whole_bytes(self.path)
             self._file.truncate(whole)
             if not whole:
-                self._write({"format": FORMAT, **header})
+                self._write({"format": FORMAT, **header.to_json()})
         except Timeout:
             raise UnikeError(f"{self.path} is being written by another process; wait for it, or end it") from None
         except OSError as error:
@@ -128,26 +136,28 @@ def check_place(folder: Path) -> None:
         raise UnikeError(f"cannot read {folder}: {error.strerror}; choose another folder") from None
 
 
-def check_same_run(folder: Path, header: Mapping[str, Any]) -> None:
+def check_same_run(folder: Path, wanted: Mapping[str, Any]) -> None:
     """Refuse a folder where a run with this header could neither begin nor go on.
 
     Args:
         folder: Of the run.
-        header: Or a part of one.
+        wanted: A header as JSON has it, or some of its keys.
 
     Raises:
         UnikeError: As `check_place`; or the folder holds a run that was begun otherwise (what differs is named).
     """
     check_place(folder)
-    found = read_header(folder)
-    if found is None:
+    begun = read_header(folder)
+    if begun is None:
         return
-    there, wanted = _flat(found), _flat(json.loads(json.dumps(header)))
-    begun = {key.partition(".")[0] for key in wanted}
-    keys = [key for key in {**wanted, **there} if key.partition(".")[0] in begun - MAY_DIFFER]
-    differ = [key for key in keys if there.get(key) != wanted.get(key)]
+    keys = wanted.keys() - MAY_DIFFER
+    there, here = (
+        _flat({key: header[key] for key in header if key in keys})
+        for header in (begun.to_json(), json.loads(json.dumps(wanted)))
+    )
+    differ = [key for key in {**here, **there} if there.get(key) != here.get(key)]
     if differ:
-        told = ", ".join(f"{key} is {_short(there.get(key))}, not {_short(wanted.get(key))}" for key in differ)
+        told = ", ".join(f"{key} is {_short(there.get(key))}, not {_short(here.get(key))}" for key in differ)
         raise UnikeError(f"{folder} holds another run: there {told}; choose another folder")
 
 
@@ -165,7 +175,7 @@ def find_runs(folder: Path) -> list[Path]:
     return found
 
 
-def read_header(folder: Path) -> dict[str, Any] | None:
+def read_header(folder: Path) -> Header | None:
     """The header of a run; None where none was begun.
 
     Raises:
@@ -173,24 +183,25 @@ def read_header(folder: Path) -> dict[str, Any] | None:
     """
     for path in _parts(folder):
         for entry in _read(path):
-            return entry
+            return _header(path, entry)
     return None
 
 
-def read_run(folder: Path) -> Run:
+def read_run(folder: Path) -> RunResults:
     """Read all parts of a run, compressed ones (``.jsonl.gz``) too.
 
     Raises:
         UnikeError: There is no run, or its files are damaged or of several runs.
     """
-    header: dict[str, Any] | None = None
+    header: Header | None = None
     units: dict[str, list[CaseResult]] = {}
     for path in _parts(folder):
         for number, entry in enumerate(_read(path)):
             if number == 0:
+                found = _header(path, entry)
                 if header is not None:
-                    check_same_run(folder, entry)
-                header = header or entry
+                    check_same_run(folder, found.to_json())
+                header = header or found
                 continue
             try:
                 units.setdefault(entry["unit"], [from_json(case) for case in entry["cases"]])
@@ -198,7 +209,7 @@ def read_run(folder: Path) -> Run:
                 raise UnikeError(f"{path}, line {number + 1} is damaged: {error!r}") from None
     if header is None:
         raise UnikeError(f"no results in {folder}: results.jsonl is missing or empty")
-    return Run(header, units)
+    return RunResults(header, units)
 
 
 def to_json(case: CaseResult) -> dict[str, Any]:
@@ -218,6 +229,15 @@ def from_json(entry: Mapping[str, Any]) -> CaseResult:
         KeyError: No questions.
     """
     return CaseResult(**{**entry, "asked": tuple(Asked(**asked) for asked in entry["asked"])})
+
+
+def _header(path: Path, entry: Mapping[str, Any]) -> Header:
+    try:
+        return Header.from_json(entry)
+    except KeyError as error:
+        raise UnikeError(f"{path}: the header lacks {error.args[0]}; it was not written by unike bench") from None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UnikeError(f"{path}, line 1 is damaged: {error!r}") from None
 
 
 def _parts(folder: Path) -> list[Path]:
@@ -256,129 +276,3 @@ def _flat(header: Mapping[str, Any]) -> dict[str, Any]:
 def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-# ---------------------------------------------------------------------- summary
-
-COLUMNS = (
-    "model",
-    "editor",
-    "dataset",
-    "setting",
-    "k",
-    "protocol",
-    "scorer",
-    "metric",
-    "value",
-    "low",
-    "high",
-    "n",
-    "seed",
-)
-"""Keys of a summary's rows, in the order of a CSV file."""
-
-VIEWS = {
-    "strict/exact": ("exact",),
-    "teacher_forced/em": ("em",),
-    "teacher_forced/token": ("token",),
-    "mmedit": ("token", "top1", "top10"),
-}
-"""What one column or table shows, after its protocol, and the scorers in it: one a metric. Summaries hold more."""
-
-
-def summarise(run: Run, *, resamples: int = RESAMPLES) -> list[dict[str, Any]]:
-    """Means with bootstrap 95 % intervals: a row for each setting, protocol, scorer and metric.
-
-    What is resampled are the units that were edited independently: cases in one-step editing, sequences otherwise. A
-    sequence asked at other times than its end has settings of its own, ``"sequential:own"``, ``"sequential:at-10"``.
-
-    Args:
-        run: From `read_run`.
-        resamples: Draws of the bootstrap, with the run's seed.
-
-    Returns:
-        Rows with the keys of `COLUMNS`; ``value``, ``low`` and ``high`` are shares from 0 to 1, None where a score is
-        not defined for the method; ``n`` counts questions.
-    """
-    header = run.header
-    shared = {"model": header["model"], "editor": header["editor"], "dataset": header["dataset"]}
-    # (when, key, metric) -> unit -> [sum, count]
-    sums: dict[tuple[str, str, str], dict[str, list[float]]] = {}
-    for unit, cases in run.units.items():
-        for case in cases:
-            for asked in case.asked:
-                for key, value in asked.scores.items():
-                    totals = sums.setdefault((case.when, key, asked.kind), {}).setdefault(unit, [0.0, 0.0])
-                    if value is not None:
-                        totals[0] += value
-                        totals[1] += 1
-    rows = []
-    for when, key, metric in sorted(sums, key=_order):
-        protocol, scorer = key.split("/")
-        value, low, high, n = interval(list(sums[when, key, metric].values()), header["seed"], resamples)
-        setting = header["setting"] if when == "end" else f"{header['setting']}:{when}"
-        row = shared | {"setting": setting, "k": header["k"], "protocol": protocol, "scorer": scorer, "metric": metric}
-        rows.append(row | {"value": value, "low": low, "high": high, "n": n, "seed": header["seed"]})
-    return rows
-
-
-def select(rows: Iterable[Mapping[str, Any]], view: str, setting: str) -> list[Mapping[str, Any]]:
-    """The rows of one column of a table.
-
-    Args:
-        rows: From `summarise`.
-        view: One of `VIEWS`.
-        setting: As the rows have it, ``"sequential:own"`` for example.
-    """
-    wanted = (setting, view.partition("/")[0])
-    return [row for row in rows if (row["setting"], row["protocol"]) == wanted and row["scorer"] in VIEWS[view]]
-
-
-def column(rows: Sequence[Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
-    """The rows of one column of a table, by their metric.
-
-    Args:
-        rows: From `summarise`, of one setting and at most one scorer for each metric.
-
-    Raises:
-        UnikeError: They are of several protocols, whose numbers do not compare.
-        ValueError: A metric comes twice.
-    """
-    the_protocol([row["protocol"] for row in rows])
-    found = {row["metric"]: row for row in rows}
-    if len(found) != len(rows):
-        raise ValueError("a metric comes twice: choose one scorer and one setting")
-    return found
-
-
-def interval(
-    totals: Sequence[Sequence[float]], seed: int, resamples: int = RESAMPLES
-) -> tuple[float | None, float | None, float | None, int]:
-    """A mean over questions and its 95 % percentile interval, resampling whole units.
-
-    Args:
-        totals: For each unit, the sum of its scores and their number.
-        seed: Of the draws.
-        resamples: How many draws.
-
-    Returns:
-        Mean, 2.5 % and 97.5 % quantiles (None without any score), and the number of scores.
-    """
-    import numpy as np
-
-    scores, counts = np.array(sorted(map(list, totals)), dtype=float).T  # in whichever order units were finished
-    n = int(counts.sum())
-    if not n:
-        return None, None, None, 0
-    draws = np.random.default_rng(seed).integers(0, len(scores), size=(resamples, len(scores)))
-    drawn_counts = counts[draws].sum(axis=1)
-    means = scores[draws].sum(axis=1)[drawn_counts > 0] / drawn_counts[drawn_counts > 0]
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(scores.sum() / n), float(low), float(high), n
-
-
-def _order(key: tuple[str, str, str]) -> tuple[Any, ...]:
-    when, score, metric = key
-    protocol, scorer = score.split("/")
-    # "at-10" before "at-100"; the end of a sequence first
-    return when != "end", len(when), when, PROTOCOLS.index(protocol), scorer, METRICS.index(metric)

@@ -8,9 +8,9 @@ import multiprocessing
 import os
 import sys
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import timedelta
-from functools import cached_property
 from pathlib import Path
 from queue import Empty
 from typing import Any
@@ -20,82 +20,37 @@ import torch
 from unike import api
 from unike.backbones import load_backbone, quiet
 from unike.backbones.answers import ALONE, Team
-from unike.bench.results import Run, read_run
-from unike.bench.runner import Plan, Source, check_sources, evaluate
+from unike.bench.results import RunResults, read_run
+from unike.bench.runner import evaluate
+from unike.bench.selection import Task, read_tasks
+from unike.bench.spec import RunSpec
 from unike.core.errors import UnikeError
 from unike.core.progress import Progress, silent
-from unike.data.datasets.base import all_tasks, open_dataset
 
 PATIENCE = timedelta(days=30)
 """How long processes wait for each other: as long as the slowest takes."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """A benchmark run as another process can start it.
+def run(
+    spec: RunSpec, out: Path, tasks: Sequence[Task], *, progress: Progress = silent, team: Team = ALONE
+) -> RunResults:
+    """Load model and method, and do this process's part of a run.
 
-    Attributes:
-        model: As in `load_backbone`.
-        editor: Name of the method.
-        settings: Of the method.
-        dataset: Name of the data set.
-        split: Of it.
-        data: Folder of its files, or None.
+    Args:
+        spec: What is measured.
         out: Folder of the results.
-        plan: What is measured.
-        skip_bad: As in `evaluate`.
-        device: As in `load_backbone`.
-        dtype: As in `load_backbone`.
-        quantize: As in `load_backbone`.
+        tasks: Its cases, from `read_tasks`.
+        progress: Told how far it is.
+        team: As in `evaluate`.
+
+    Raises:
+        UnikeError: Bad input.
     """
-
-    model: str
-    editor: str
-    settings: dict[str, Any]
-    dataset: str
-    split: str
-    data: Path | None
-    out: Path
-    plan: Plan
-    skip_bad: bool = False
-    device: str = "auto"
-    dtype: str = "auto"
-    quantize: str | None = None
-
-    @cached_property
-    def sources(self) -> list[Source]:
-        """The cases, read from the data set once.
-
-        Raises:
-            UnikeError: There is no such data set, its files are missing or bad, or the setting needs others.
-        """
-        found = []
-        for name in all_tasks(self.dataset) if self.plan.setting == "cross-task" else [self.dataset]:
-            data = open_dataset(name, self.data)
-            cases = data.cases(self.split, skip_bad=self.skip_bad)
-            found.append(Source(name, self.split, cases, data.skipped, data.image_root))
-        check_sources(found, self.plan)
-        return found
-
-    def run(self, *, progress: Progress = silent, team: Team = ALONE) -> Run:
-        """Load everything, and do this process's part.
-
-        Raises:
-            UnikeError: Bad input.
-        """
-        progress("loading the model", 0, 1)
-        backbone = load_backbone(self.model, device=self.device, dtype=self.dtype, quantize=self.quantize)
-        progress("loading the model", 1, 1)
-        return evaluate(
-            backbone,
-            api.make_editor(self.editor, **self.settings),
-            self.sources,
-            self.out,
-            self.plan,
-            skip_bad=self.skip_bad,
-            progress=progress,
-            team=team,
-        )
+    progress("loading the model", 0, 1)
+    backbone = load_backbone(spec.model, device=spec.device, dtype=spec.dtype, quantize=spec.quantize)
+    progress("loading the model", 1, 1)
+    editor = api.make_editor(spec.editor, **spec.settings)
+    return evaluate(backbone, editor, tasks, out, spec, progress=progress, team=team)
 
 
 class Shares:
@@ -119,8 +74,15 @@ class Shares:
 # ---------------------------------------------------------------------- cores of this machine
 
 
-def run_local(job: Job, size: int, progress: Progress = silent) -> Run:
-    """Run a job in several processes, which share the cores.
+def run_local(spec: RunSpec, out: Path, data: Path | None, size: int, progress: Progress = silent) -> RunResults:
+    """Run in several processes, which share the cores.
+
+    Args:
+        spec: What is measured.
+        out: Folder of the results.
+        data: Folder of the data set's files; None for where they are by default.
+        size: How many processes.
+        progress: Told how far all of them are.
 
     Raises:
         UnikeError: What went wrong in the first process that failed.
@@ -129,7 +91,7 @@ def run_local(job: Job, size: int, progress: Progress = silent) -> Run:
     barrier, told = context.Barrier(size), context.Queue()
     threads = max(1, torch.get_num_threads() // size)
     processes = [
-        context.Process(target=_work_locally, args=(job, rank, size, threads, barrier, told), daemon=True)
+        context.Process(target=_work_locally, args=(spec, out, data, (rank, size), threads, barrier, told), daemon=True)
         for rank in range(size)
     ]
     shares = Shares(progress)
@@ -145,7 +107,7 @@ def run_local(job: Job, size: int, progress: Progress = silent) -> Run:
                 if codes:
                     raise UnikeError(f"a worker ended with code {codes[0]}; the same command goes on") from None
                 if over:
-                    return read_run(job.out)
+                    return read_run(out)
             else:
                 if isinstance(message, str):
                     raise UnikeError(message)
@@ -156,12 +118,16 @@ def run_local(job: Job, size: int, progress: Progress = silent) -> Run:
             process.join()
 
 
-def _work_locally(job: Job, rank: int, size: int, threads: int, barrier: Any, told: Any) -> None:
-    """What each process does."""
+def _work_locally(
+    spec: RunSpec, out: Path, data: Path | None, place: tuple[int, int], threads: int, barrier: Any, told: Any
+) -> None:
+    """What the process in a place, rank and size, does."""
     torch.set_num_threads(threads)
     quiet()
+    team = Team(*place, lambda: barrier.wait())
     try:
-        job.run(progress=lambda *news: told.put((rank, *news)), team=Team(rank, size, lambda: barrier.wait()))
+        tasks = read_tasks(spec, data)
+        run(spec, out, tasks, progress=lambda *news: told.put((team.rank, *news)), team=team)
     except UnikeError as error:
         told.put(str(error))
         sys.exit(2)
@@ -177,22 +143,23 @@ def is_launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-def run_launched(job: Job, progress: Progress = silent) -> Run | None:
-    """This process's part of a job; the run in the main process, None in the others."""
+def run_launched(spec: RunSpec, out: Path, tasks: Sequence[Task], progress: Progress = silent) -> RunResults | None:
+    """This process's part of a run; all of it in the main process, None in the others."""
     from accelerate import PartialState
 
-    state = PartialState(cpu=job.device == "cpu", timeout=PATIENCE)
+    state = PartialState(cpu=spec.device == "cpu", timeout=PATIENCE)
     quiet()
     team = Team(state.process_index, state.num_processes, state.wait_for_everyone)
-    run = replace(job, device=str(state.device)).run(progress=progress if state.is_main_process else silent, team=team)
+    spec = replace(spec, device=str(state.device))
+    results = run(spec, out, tasks, progress=progress if state.is_main_process else silent, team=team)
     state.destroy_process_group()
-    return run if state.is_main_process else None
+    return results if state.is_main_process else None
 
 
 # ---------------------------------------------------------------------- Ray
 
 
-class Gate:
+class Rendezvous:
     """Where Ray's workers wait for each other and tell how far they are; Ray makes an actor of it.
 
     Args:
@@ -223,10 +190,10 @@ class Gate:
         return told
 
 
-def run_ray(job: Job, size: int, progress: Progress = silent) -> Run:
-    """Run a job on a Ray cluster, or on a local one if there is none; a GPU for each worker where there are any.
+def run_ray(spec: RunSpec, out: Path, data: Path | None, size: int, progress: Progress = silent) -> RunResults:
+    """Run on a Ray cluster, or on a local one if there is none; a GPU for each worker where there are any.
 
-    All nodes must see the results' folder under the same path.
+    All nodes must see the results' folder under the same path. Arguments are those of `run_local`.
 
     Raises:
         UnikeError: Ray is not installed, the cluster is too small, or what went wrong in a worker.
@@ -239,22 +206,22 @@ def run_ray(job: Job, size: int, progress: Progress = silent) -> Run:
     if not ray.is_initialized():
         ray.init(log_to_driver=False, logging_level="error", include_dashboard=False)
     there = ray.cluster_resources()
-    kind = "GPU" if job.device.startswith("cuda") or (job.device == "auto" and there.get("GPU")) else "CPU"
+    kind = "GPU" if spec.device.startswith("cuda") or (spec.device == "auto" and there.get("GPU")) else "CPU"
     if there.get(kind, 0) < size:
         raise UnikeError(
             f"{size} workers need {size} {kind}s, the Ray cluster has {there.get(kind, 0):.0f}; take fewer"
         )
-    gate = ray.remote(num_cpus=0)(Gate).remote(size)
+    meeting = ray.remote(num_cpus=0)(Rendezvous).remote(size)
     options = {"num_gpus": 1, "num_cpus": 0} if kind == "GPU" else {"num_cpus": 1}
     work = ray.remote(**options, max_retries=0)(_work_on_ray)
     shares = Shares(progress)
     # Workers have working folders of their own.
-    job = replace(job, out=job.out.absolute(), data=job.data and job.data.absolute())
-    waiting = [work.remote(job, rank, size, gate) for rank in range(size)]
+    out, data = out.absolute(), data and data.absolute()
+    waiting = [work.remote(spec, out, data, (rank, size), meeting) for rank in range(size)]
     try:
         while waiting:
             ready, waiting = ray.wait(waiting, timeout=0.5)
-            for news in ray.get(gate.news.remote()):
+            for news in ray.get(meeting.news.remote()):
                 shares.tell(*news)
             ray.get(ready)
     except ray.exceptions.RayTaskError as error:
@@ -264,18 +231,19 @@ def run_ray(job: Job, size: int, progress: Progress = silent) -> Run:
     finally:
         for task in waiting:
             ray.cancel(task, force=True)
-        ray.kill(gate)
-    return read_run(job.out)
+        ray.kill(meeting)
+    return read_run(out)
 
 
-def _work_on_ray(job: Job, rank: int, size: int, gate: Any) -> None:
-    """What each worker does."""
+def _work_on_ray(spec: RunSpec, out: Path, data: Path | None, place: tuple[int, int], meeting: Any) -> None:
+    """What the worker in a place, rank and size, does."""
     import ray
 
     def wait() -> None:
-        count = ray.get(gate.arrive.remote())
-        while not ray.get(gate.is_open.remote(count)):
+        count = ray.get(meeting.arrive.remote())
+        while not ray.get(meeting.is_open.remote(count)):
             time.sleep(0.05)
 
     quiet()
-    job.run(progress=lambda *news: gate.tell.remote(rank, *news), team=Team(rank, size, wait))
+    team = Team(*place, wait)
+    run(spec, out, read_tasks(spec, data), progress=lambda *news: meeting.tell.remote(team.rank, *news), team=team)

@@ -1,4 +1,6 @@
-"""The command line; a subcommand is a file.
+"""The command line; a command is a file with a function, or a typer app, of its own name.
+
+Its ``ORDER`` is its place in the help. Other distributions add theirs under the entry-point group ``unike.cli``.
 
 Nothing heavy is imported before a command runs, so that ``unike --help`` is instant.
 """
@@ -10,9 +12,12 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from unike.cli import ask, bench, demo, edit, ls, models, prepare, report, study, train
+from unike.core import registry
 from unike.core.errors import UnikeError
 from unike.core.version import __version__
+
+LAST = 1000
+"""The place of a command that does not say it."""
 
 
 class Commands(TyperGroup):
@@ -61,16 +66,18 @@ def _options(
     pass
 
 
-app.command("edit")(edit.edit)
-app.command("ask")(ask.ask)
-app.command("demo")(demo.demo)
-app.command("prepare")(prepare.prepare)
-app.command("train")(train.train)
-app.command("bench")(bench.bench)
-app.command("report")(report.report)
-app.command("study")(study.study)
-app.command("ls")(ls.ls)
-app.add_typer(models.app, name="models")
+def _add_commands() -> None:
+    """Every file here, and what others add, which comes last."""
+    files = {name: registry.commands.module(name) for name in registry.commands.names()}
+    for name, file in sorted(files.items(), key=lambda each: (getattr(each[1], "ORDER", LAST), each[0])):
+        command, word = getattr(file, name), name.replace("_", "-")
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=word)
+        else:
+            app.command(word)(command)
+
+
+_add_commands()
 
 
 def main() -> None:

@@ -1,13 +1,12 @@
 """What the subcommands share: options, checks, loading with a spinner, asking, and showing the answers."""
 
 import json
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
 OUT = Console(markup=False, highlight=False, emoji=False)
 ERR = Console(markup=False, highlight=False, emoji=False, stderr=True)
 
-N = TypeVar("N", int, float)
-
 STYLES = {"right": "green", "unchanged": "green", "changed": "yellow", "wrong": "red"}
 
 Model = Annotated[str, typer.Option(help="'mini', a folder with a saved model, or a hub id 'organisation/name'.")]
@@ -43,7 +40,7 @@ Quantize = Annotated[
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method; repeatable.")
 ]
-OnError = Annotated[str, typer.Option(help="'stop' at a bad case, before any edit, or 'skip' it.")]
+Data = Annotated[Path | None, typer.Option(help="Folder of the data set's files.", show_default="in the cache folder")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
@@ -104,53 +101,6 @@ def load_edits(folders: Iterable[Path]) -> "list[Edit]":
             )
         edits.append(edit)
     return edits
-
-
-def parse_numbers(text: str | None, option: str, kind: type[N]) -> tuple[N, ...]:
-    """``"1,10,100"`` as numbers, in ascending order; none if there is no text.
-
-    Raises:
-        UnikeError: They are not, or not finite.
-    """
-    try:
-        found = sorted({kind(part) for part in text.split(",")}) if text else []
-        if all(map(math.isfinite, found)):
-            return tuple(found)
-    except ValueError:
-        pass
-    raise UnikeError(f"{option} {text!r} is not a list of numbers; write for example {option} 1,10,100")
-
-
-def parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
-    """``KEY=VALUE`` to a value: JSON where it is, else the text itself.
-
-    Raises:
-        UnikeError: There is no ``=``, or a key is given twice.
-    """
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        key = key.strip()
-        if not equals or not key:
-            raise UnikeError(f"--set {pair!r} is not KEY=VALUE; write for example --set steps=10")
-        if key in found:
-            raise UnikeError(f"--set {key} is given twice; give it once")
-        try:
-            found[key] = json.loads(value)
-        except ValueError:
-            found[key] = value
-    return found
-
-
-def skips(on_error: str) -> bool:
-    """Whether bad cases are to be left out.
-
-    Raises:
-        UnikeError: The option says neither that nor the contrary.
-    """
-    if on_error not in ("stop", "skip"):
-        raise UnikeError(f"--on-error {on_error!r} is neither 'stop' nor 'skip'")
-    return on_error == "skip"
 
 
 # ---------------------------------------------------------------------- work

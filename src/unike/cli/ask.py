@@ -8,6 +8,8 @@ from rich.table import Table
 
 from unike.cli import _shared as shared
 
+ORDER = 20
+
 
 def ask(
     prompt: Annotated[str, typer.Option(help="The question.")],

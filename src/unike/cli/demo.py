@@ -7,19 +7,19 @@ import typer
 
 from unike.cli import _shared as shared
 from unike.data.matching import exact_match
+from unike.data.queries import PUBLISHED
 
 if TYPE_CHECKING:
     from unike.data.queries import EditCase, Query
 
+ORDER = 30
+
 DEMO_CASE = "vqa-dev-0017"
 """Of PocketEdit's dev split."""
 
-PROBES = {
-    "t_generality": "other words",
-    "m_generality": "another picture of it",
-    "m_locality": "unrelated picture",
-    "t_locality": "no picture",
-}
+SHOWN = ("t_generality", "m_generality", "m_locality", "t_locality")
+
+PROBES = {name: kind.says for name in SHOWN for kind in PUBLISHED if kind.name == name}
 """Kind of probe to what the table calls it, in the order of the table; the last two should not change."""
 
 

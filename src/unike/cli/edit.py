@@ -10,10 +10,13 @@ import typer
 
 from unike.cli import _shared as shared
 from unike.core.errors import UnikeError
+from unike.core.options import parse_settings
 from unike.data.matching import exact_match
 
 if TYPE_CHECKING:
     from unike.data.queries import Query
+
+ORDER = 10
 
 
 def edit(
@@ -33,11 +36,8 @@ def edit(
     as_json: shared.Json = False,
 ) -> None:
     """Edit one fact, ask before and after, and save the edit."""
-    shared.check_text(prompt, "prompt", "say which question is to be answered differently")
-    shared.check_text(target, "target", "say what the answer should be")
-    for other in rephrase or []:
-        shared.check_text(other, "rephrasing", "leave --rephrase out, or say the question in other words")
-    chosen = shared.parse_settings(settings or [])
+    check_texts(prompt, target, rephrase or [])
+    chosen = parse_settings(settings or [])
     shared.check_image(image)
     with shared.working("starting"):
         from unike import api
@@ -49,7 +49,6 @@ def edit(
         place = out or free_place(Query(prompt, image, target), model=model, editor=editor)
         shared.check_place(place)
     backbone, load_seconds = shared.load(model, device, dtype, quantize)
-
     asked = [Query(text, image, target) for text in (prompt, *(rephrase or []))]
     with shared.working("asking") as report:
         room = backbone.room([target])
@@ -58,7 +57,6 @@ def edit(
         report("asking again")
         after = shared.answers(backbone, asked, [made], room)
     made.save_pretrained(place)
-
     rows = make_rows(asked, before, after)
     picture = [] if image is None else ["--image", str(image)]
     command = shlex.join(["unike", "ask", *picture, "--prompt", prompt, "--edit", str(place)])
@@ -80,6 +78,14 @@ def edit(
         return
     shared.OUT.print(shared.table(rows))
     typer.echo(f"edited in {seconds:.1f} s, saved in {place}; ask with:\n  {command}")
+
+
+def check_texts(prompt: str, target: str, rephrasings: Sequence[str]) -> None:
+    """Refuse what says nothing."""
+    shared.check_text(prompt, "prompt", "say which question is to be answered differently")
+    shared.check_text(target, "target", "say what the answer should be")
+    for other in rephrasings:
+        shared.check_text(other, "rephrasing", "leave --rephrase out, or say the question in other words")
 
 
 def make_rows(asked: "Sequence[Query]", before: Sequence[str], after: Sequence[str]) -> list[shared.Row]:

@@ -12,18 +12,20 @@ from rich.table import Table
 from unike.cli import _shared as shared
 from unike.core.errors import UnikeError
 
-app = typer.Typer(help="Build the bundled model, put a published one together, or check one.", no_args_is_help=True)
+ORDER = 100
+
+models = typer.Typer(help="Build the bundled model, put a published one together, or check one.", no_args_is_help=True)
 convert = typer.Typer(help="Put a published model together from its parts.", no_args_is_help=True)
-app.add_typer(convert, name="convert")
+models.add_typer(convert, name="convert")
 
 
-@app.callback()
+@models.callback()
 @convert.callback()
 def _group() -> None:
     pass
 
 
-@app.command("build")
+@models.command("build")
 def build(
     name: Annotated[str, typer.Argument(metavar="mini", help="The model to build.")],
     as_json: shared.Json = False,
@@ -46,7 +48,7 @@ def build(
         typer.echo(f"{name} {'is already there' if there else 'was built'}: {folder}")
 
 
-@app.command("check")
+@models.command("check")
 def check(
     model: Annotated[str, typer.Argument(metavar="DIR_OR_ID", help="'mini', a folder or a hub id.")],
     device: shared.Device = "auto",

@@ -10,10 +10,13 @@ from rich.table import Table
 from unike.cli import _shared as shared
 from unike.core import registry
 from unike.core.errors import UnikeError
+from unike.core.options import parse_settings
 
 if TYPE_CHECKING:
     from unike.data.datasets.base import Dataset
     from unike.data.queries import EditCase
+
+ORDER = 40
 
 EVALUATED = ("dev", "eval")
 """Splits that nothing may leak from."""
@@ -57,7 +60,7 @@ def prepare(
     as_json: shared.Json = False,
 ) -> None:
     """Collect what a model answers wrongly, and learn what tells true answers from false ones."""
-    chosen = shared.parse_settings(settings or [])
+    chosen = parse_settings(settings or [])
     if limit is not None and "limit" in chosen:
         raise UnikeError("--limit and --set limit say the same; give it once")
     with shared.working("starting"):
@@ -84,26 +87,25 @@ def prepare(
         with shared.progress_bars() as progress:
             known = preparation.prepare(backbone, cases, out, config, against=against, tags=tags, progress=progress)
     seconds = time.perf_counter() - start
-    size = sum(file.stat().st_size for file in out.iterdir())
-    report = known.description["report"]
-    if as_json:
-        shared.print_json(
-            {
-                "model": model,
-                "saved": str(out),
-                "already_there": there,
-                "triplets": len(known),
-                "fingerprint": known.fingerprint,
-                "seconds": round(seconds, 1),
-                "bytes": size,
-                "report": report,
-            }
-        )
-        return
-    shared.OUT.print(counts_table(report, len(known)))
-    shared.OUT.print(layers_table(report))
-    told = "already there:" if there else f"prepared in {seconds:.0f} s, saved in"
-    typer.echo(f"{told} {out} ({size / 1e6:.1f} MB)")
+    result = {
+        "model": model,
+        "saved": str(out),
+        "already_there": there,
+        "triplets": len(known),
+        "fingerprint": known.fingerprint,
+        "seconds": round(seconds, 1),
+        "bytes": sum(file.stat().st_size for file in out.iterdir()),
+        "report": known.description["report"],
+    }
+    shared.print_json(result) if as_json else show(result)
+
+
+def show(result: dict[str, Any]) -> None:
+    """What was kept and learned, as tables."""
+    shared.OUT.print(counts_table(result["report"], result["triplets"]))
+    shared.OUT.print(layers_table(result["report"]))
+    told = "already there:" if result["already_there"] else f"prepared in {result['seconds']:.0f} s, saved in"
+    typer.echo(f"{told} {result['saved']} ({result['bytes'] / 1e6:.1f} MB)")
 
 
 def read_cases(

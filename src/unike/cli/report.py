@@ -8,6 +8,8 @@ import typer
 from unike.cli import _shared as shared
 from unike.core.errors import UnikeError
 
+ORDER = 70
+
 FORMATS = ("md", "html", "csv")
 
 

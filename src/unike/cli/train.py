@@ -11,9 +11,12 @@ from unike.cli import _shared as shared
 from unike.cli.prepare import read_cases
 from unike.core import registry
 from unike.core.errors import UnikeError
+from unike.core.options import parse_settings
 
 if TYPE_CHECKING:
     from unike.data.queries import EditCase
+
+ORDER = 50
 
 HELD_OUT_PART = 0.1
 """Of the pictures of a train split, to validate on if a data set has no dev split."""
@@ -45,7 +48,7 @@ def train(
     as_json: shared.Json = False,
 ) -> None:
     """Train the network of an editor on what a model gets wrong; an interrupted run goes on."""
-    chosen = shared.parse_settings(settings or [])
+    chosen = parse_settings(settings or [])
     if steps is not None and "steps" in chosen:
         raise UnikeError("--steps and --set steps say the same; give it once")
     with shared.working("starting"):
@@ -63,33 +66,24 @@ def train(
     out = out or place(method.name, backbone)
     start = time.perf_counter()
     with shared.progress_bars() as progress:
-        trained = training.train(
-            backbone,
-            method,
-            cases,
-            validation,
-            out,
-            network_settings=network_settings,
-            config=config,
-            against=against,
-            progress=progress,
-        )
-    seconds, log = time.perf_counter() - start, training.read_log(out)
-    if as_json:
-        shared.print_json(
-            {
-                "model": model,
-                "editor": editor,
-                "saved": str(out),
-                "report": trained.description["report"],
-                "log": log,
-                "load_seconds": round(load_seconds, 1),
-                "seconds": round(seconds, 1),
-            }
-        )
-        return
-    shared.OUT.print(validations_table(log, trained.description["report"]["best"]["step"]))
-    typer.echo(f"trained in {seconds:.0f} s, saved in {out}")
+        more: dict[str, Any] = {"network_settings": network_settings, "config": config, "against": against}
+        trained = training.train(backbone, method, cases, validation, out, progress=progress, **more)
+    result = {
+        "model": model,
+        "editor": editor,
+        "saved": str(out),
+        "report": trained.description["report"],
+        "log": training.read_log(out),
+        "load_seconds": round(load_seconds, 1),
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+    shared.print_json(result) if as_json else show(result)
+
+
+def show(result: dict[str, Any]) -> None:
+    """How the network got on."""
+    shared.OUT.print(validations_table(result["log"], result["report"]["best"]["step"]))
+    typer.echo(f"trained in {result['seconds']:.0f} s, saved in {result['saved']}")
 
 
 def split_cases(

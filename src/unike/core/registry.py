@@ -12,10 +12,10 @@ import difflib
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import entry_points
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
 from unike.core.errors import UnikeError
 
@@ -31,6 +31,31 @@ def did_you_mean(kind: str, name: str, known: list[str]) -> str:
     close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     return f"unknown {kind} {name!r}{hint} (known: {', '.join(known) or 'none'})"
+
+
+def check_names(kind: str, names: Sequence[str], known: Sequence[str]) -> None:
+    """Refuse a name that is not among those that are known, or none at all.
+
+    Raises:
+        UnikeError: With the closest one that is known.
+    """
+    for name in names or [""]:
+        if name not in known:
+            raise UnikeError(did_you_mean(kind, name, list(known)))
+
+
+V = TypeVar("V")
+
+
+def added(group: str, kind: type[V]) -> list[V]:
+    """The values of a type that other distributions declare under an entry-point group, in the order of their names.
+
+    Args:
+        group: For example ``"unike.data.queries"``; each entry is a file.
+        kind: The type; what a file has of it counts.
+    """
+    files = [importlib.import_module(entry.value) for entry in sorted(entry_points(group=group), key=lambda e: e.name)]
+    return [value for file in files for value in vars(file).values() if isinstance(value, kind)]
 
 
 class Registry:
@@ -97,4 +122,6 @@ class Registry:
 editors = Registry("editor", "unike.editors")
 backbones = Registry("backbone", "unike.backbones.families")
 datasets = Registry("dataset", "unike.data.datasets")
+protocols = Registry("protocol", "unike.bench.protocols")
 studies = Registry("study", "unike.studies")
+commands = Registry("command", "unike.cli")

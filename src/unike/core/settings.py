@@ -32,6 +32,22 @@ class Settings(BaseModel):
                 raise UnikeError(f"settings do not go together: {why}") from None
             raise UnikeError(f"setting {key}={first['input']!r}: {why}") from None
 
+    def fewest(self) -> dict[str, Any]:
+        """The fewest settings that make these: what has to be said with ``--set``, as JSON has it.
+
+        What follows from others, as much does from ``paper``, is left out.
+        """
+        wanted, default = self.model_dump(mode="json"), type(self).parse({}).model_dump(mode="json")
+        chosen = {key: value for key, value in wanted.items() if default[key] != value}
+        for key in list(chosen):
+            fewer = {name: value for name, value in chosen.items() if name != key}
+            try:
+                if type(self).parse(fewer).model_dump(mode="json") == wanted:
+                    chosen = fewer
+            except UnikeError:  # it does not go without this one
+                continue
+        return chosen
+
 
 def _each_once(layers: tuple[int, ...]) -> tuple[int, ...]:
     if len(set(layers)) < len(layers):

@@ -1,10 +1,58 @@
 """What an edit is about and what tests it: queries, probes and cases. Paths and strings, never pixels."""
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Literal
 
-PROBE_KINDS = ("t_generality", "m_generality", "t_locality", "m_locality", "portability", "specificity")
-"""What a probe of an edit can test."""
+from unike.core.registry import added
+
+
+@dataclass(frozen=True)
+class ProbeKind:
+    """A property of an edit that a question can test, declared once: here, or in a file of another distribution.
+
+    Such a file holds a `ProbeKind` and is named under the entry-point group ``unike.data.queries``.
+
+    Args:
+        name: In data, results and tables for programs: ``"t_generality"``.
+        short: Head of a table's column: ``"T-Gen."``.
+        expects: The answer that is wanted under an edit: the query's ``"target"``, or the one before, ``"unchanged"``.
+        modality: What differs from the edited question: its ``"text"``, or (also) its ``"image"``.
+        says: What is asked, in a few words.
+        of: The paper's property that it is a part of, ``"Gen."``; empty if it stands beside the paper's average.
+    """
+
+    name: str
+    short: str
+    expects: Literal["target", "unchanged"]
+    modality: Literal["text", "image"]
+    says: str
+    of: str = ""
+
+
+RELIABILITY = ProbeKind("reliability", "Rel.", "target", "text", "the edited question", "Rel.")
+"""What the edited question itself tests; no probe is needed for it."""
+
+PUBLISHED = (
+    RELIABILITY,
+    ProbeKind("t_generality", "T-Gen.", "target", "text", "other words", "Gen."),
+    ProbeKind("m_generality", "M-Gen.", "target", "image", "another picture of it", "Gen."),
+    ProbeKind("t_locality", "T-Loc.", "unchanged", "text", "no picture", "Loc."),
+    ProbeKind("m_locality", "M-Loc.", "unchanged", "image", "unrelated picture", "Loc."),
+    ProbeKind("specificity", "Spec.", "unchanged", "text", "something else, same picture"),
+    ProbeKind("portability", "Port.", "target", "text", "what follows from it"),
+)
+"""Of the paper and of VLKEB, in the order of tables."""
+
+GENERALITY, LOCALITY = (tuple(kind.name for kind in PUBLISHED if kind.of == of) for of in ("Gen.", "Loc."))
+"""Names of the two kinds that are about the edited fact, and of the two that are about something else."""
+
+
+@cache
+def probe_kinds() -> dict[str, ProbeKind]:
+    """Every kind of question by its name, `RELIABILITY` first, in the order of tables; what others add comes last."""
+    return {kind.name: kind for kind in (*PUBLISHED, *added("unike.data.queries", ProbeKind))}
 
 
 @dataclass(frozen=True)
@@ -27,7 +75,7 @@ class Probe:
     """A query that tests one property of an edit.
 
     Args:
-        kind: One of `PROBE_KINDS`.
+        kind: Name of one of `probe_kinds`, except `RELIABILITY`.
         query: What to ask.
     """
 
@@ -36,8 +84,9 @@ class Probe:
 
     def __post_init__(self) -> None:
         """Refuse a kind that no metric would ever read."""
-        if self.kind not in PROBE_KINDS:
-            raise ValueError(f"unknown probe kind {self.kind!r} (known: {', '.join(PROBE_KINDS)})")
+        known = [name for name in probe_kinds() if name != RELIABILITY.name]
+        if self.kind not in known:
+            raise ValueError(f"unknown probe kind {self.kind!r} (known: {', '.join(known)})")
 
 
 @dataclass(frozen=True)

@@ -1,23 +1,14 @@
 """Reports of benchmark runs: tables in the layout of the paper, figures, and a page; from the results' lines alone."""
 
-from unike.report.measurements import CONDITIONS, Measurement, check_shared, measure, named, read
+from unike.report.blocks import Block, Entry, arrange, views_of
+from unike.report.cells import Table
+from unike.report.measurements import Measurement, check_shared, measure, named, read
 from unike.report.page import Chosen, to_html
 from unike.report.study_figures import STUDY_FILE, StudyFigures, find_studies
-from unike.report.tables import (
-    Block,
-    Entry,
-    Table,
-    arrange,
-    gap_tables,
-    report_tables,
-    score_table,
-    summary_tables,
-    views_of,
-)
+from unike.report.tables import gap_tables, report_tables, score_table, summary_tables
 from unike.report.text import rows_to_csv, to_csv, to_markdown
 
 __all__ = [
-    "CONDITIONS",
     "STUDY_FILE",
     "Block",
     "Chosen",

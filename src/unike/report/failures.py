@@ -7,13 +7,14 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from unike.bench.metrics import METRICS, UNCHANGED
 from unike.bench.outcome import Asked
-from unike.bench.results import VIEWS, Run
+from unike.bench.protocols.base import views
+from unike.bench.results import RunResults
 from unike.core import registry
 from unike.core.errors import UnikeError
 from unike.core.images import load_image
 from unike.data.datasets.base import Dataset, RecordFiles, open_dataset
+from unike.data.queries import probe_kinds
 
 SEED = 0
 """Of the draw of failures, the same for every run."""
@@ -43,7 +44,7 @@ class Failures:
     """Those of one kind of question.
 
     Attributes:
-        kind: One of `unike.bench.metrics.METRICS`.
+        kind: Name of one of `unike.data.queries.probe_kinds`.
         failed: How many there are.
         of: Among how many questions.
         drawn: A few of them.
@@ -57,19 +58,19 @@ class Failures:
     @property
     def wanted(self) -> str:
         """What the answer should have been."""
-        return "the answer before" if self.kind in UNCHANGED else "the target"
+        return "the answer before" if probe_kinds()[self.kind].expects == "unchanged" else "the target"
 
 
-def failures(run: Run, view: str, count: int) -> list[Failures]:
+def failures(run: RunResults, view: str, count: int) -> list[Failures]:
     """Questions that did not get full marks at the end, drawn with `SEED` for each kind in the order of cases.
 
     Args:
         run: Whose questions.
-        view: Of `unike.bench.results.VIEWS`: the protocol and scorers that say what went wrong.
+        view: Of `unike.bench.protocols.base.views`: the protocol and scorers that say what went wrong.
         count: How many to draw of a kind, at most.
     """
     protocol = view.partition("/")[0]
-    keys = [f"{protocol}/{scorer}" for scorer in VIEWS[view]]
+    keys = [f"{protocol}/{scorer}" for scorer in views()[view]]
     scored: dict[str, list[tuple[Failure, bool]]] = defaultdict(list)
     for case in sorted(run.cases, key=lambda case: (case.sequence or 0, case.case_id)):
         for asked in case.asked if case.when == "end" else ():
@@ -77,7 +78,7 @@ def failures(run: Run, view: str, count: int) -> list[Failures]:
             if scores:
                 scored[asked.kind].append((Failure(case.case_id, asked), min(scores) < 1))
     found = []
-    for kind in METRICS:
+    for kind in probe_kinds():
         failed = [failure for failure, wrong in scored[kind] if wrong]
         drawn = random.Random(f"{SEED}-{kind}").sample(failed, min(count, len(failed)))
         if drawn:

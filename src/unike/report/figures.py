@@ -1,105 +1,32 @@
-"""Figures that read in print and on light and dark pages: in SVG, text and lines take the page's own colour.
+"""The figures of a report: bars for tables, dots for many methods, curves against a number, histograms of notes."""
 
-Within a page a figure is an ``<svg>``; as a file it is an SVG that follows the reader's choice of light or dark, and a
-PNG on white. Bars, dots and lines have one of eight colours of middling brightness (after Okabe and Ito, who chose them
-for colour-blind readers), each with a contrast of 3 or more to both white and near-black.
-"""
-
-import html
-import io
-import itertools
 import math
-import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-import matplotlib
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from unike.bench.metrics import METRICS
 from unike.bench.outcome import CaseResult
-from unike.bench.results import column, select
-from unike.report.tables import SHORT, Block, Table
-
-COLOURS = ("#0072b2", "#d55e00", "#008f68", "#b8658f", "#8a7300", "#7a6fc4", "#777777", "#b0413e")
-INK = "#010203"
-"""Stands for the page's colour until the SVG is written; no figure uses it for anything else."""
-
-STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text, to be selected and read aloud
-    "font.size": 9,
-    "text.parse_math": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
-}
-
-MARKERS = "os^Dvp*X<"
-"""Of lines and clouds, so that they can be told apart without colours; one more, so that pairs hardly come round."""
-
-INCHES_A_BAR = 0.16
-A_ROW = 4
-"""Panels side by side."""
-
-DPI = 200
-"""Of a PNG, for print."""
-
-FOLLOWS_THE_READER = "<style>:root{color-scheme:light dark;color:#1c1f23}" + (
-    "@media(prefers-color-scheme:dark){:root{color:#e4e7ea}}</style>"
+from unike.bench.summary import column, select
+from unike.data.queries import probe_kinds
+from unike.report.blocks import Block
+from unike.report.cells import Table
+from unike.report.drawing import (
+    A_ROW,
+    COLOURS,
+    GRID,
+    INCHES_A_BAR,
+    INK,
+    MARKERS,
+    Drawing,
+    Scores,
+    as_element,
+    in_percent,
+    legend,
+    panels,
+    styled,
 )
-
-GRID = "#888888"
-
-ENDS = ("value", "low", "high")
-
-Scores = Mapping[str, Mapping[str, Any]]
-"""A metric to its row of a summary (`unike.bench.results.column`)."""
-
-
-@dataclass(frozen=True, eq=False)
-class Drawing:
-    """A figure to be put in a page and in files.
-
-    Attributes:
-        name: Of its files.
-        caption: What it shows, under which protocol.
-        figure: Drawn within `styled`.
-    """
-
-    name: str
-    caption: str
-    figure: Figure
-
-    def inline(self) -> str:
-        """An ``<svg>`` for a page."""
-        with styled():
-            return _svg(self.figure, self.caption)
-
-    def svg(self) -> str:
-        """A file that reads on light and dark ground."""
-        head, body = self.inline().split(">", 1)
-        names = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-        title = f"<title>{html.escape(self.caption)}</title>"
-        return f"{head.replace('<svg', f'<svg {names}', 1)}>{title}{FOLLOWS_THE_READER}{body}"
-
-    def png(self) -> bytes:
-        """A file for print, on white."""
-        written = io.BytesIO()
-        with styled():
-            self.figure.savefig(written, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
-        return written.getvalue()
-
-    def files(self) -> dict[str, bytes]:
-        """Both files, name to content."""
-        return {f"{self.name}.svg": self.svg().encode(), f"{self.name}.png": self.png()}
-
-
-def styled() -> Any:
-    """The style of all figures, for a ``with`` block."""
-    return matplotlib.rc_context(STYLE)
 
 
 def bars(block: Block, label: str) -> str:
@@ -113,7 +40,7 @@ def bars(block: Block, label: str) -> str:
         An ``<svg>``. A score that is not defined is written ``n/a``.
     """
     found = {entry.method: column(entry.rows) for entry in block.entries}
-    metrics = [metric for metric in SHORT if any(metric in rows for rows in found.values())]
+    metrics = [metric for metric in probe_kinds() if any(metric in rows for rows in found.values())]
     thickness = 0.8 / len(found)
     with styled():
         width = max(6.0, 1.0 + INCHES_A_BAR * len(metrics) * (len(found) + 1))
@@ -137,12 +64,12 @@ def bars(block: Block, label: str) -> str:
                     axes.vlines(place, 100 * score["low"], 100 * score["high"], color=INK, linewidth=1)
                 else:
                     axes.text(place, 1, "n/a", ha="center", va="bottom", rotation=90, fontsize=7)
-        axes.set_xticks(range(len(metrics)), [SHORT[metric] for metric in metrics])
+        axes.set_xticks(range(len(metrics)), [probe_kinds()[metric].short for metric in metrics])
         axes.tick_params(axis="x", length=0)
         axes.set_ylim(0, 105)
         axes.set_ylabel("percent")
         figure.legend(loc="outside upper left", ncols=max(1, int(width // 2)), frameon=False)
-        return _svg(figure, label)
+        return as_element(figure, label)
 
 
 def histograms(cases: Iterable[CaseResult], what: str, label: str) -> str | None:
@@ -161,7 +88,7 @@ def histograms(cases: Iterable[CaseResult], what: str, label: str) -> str | None
         for asked in case.asked:
             if what in asked.notes:
                 found[asked.kind].append(asked.notes[what])
-    kinds = [kind for kind in METRICS if found.get(kind)]
+    kinds = [kind for kind in probe_kinds() if found.get(kind)]
     if not kinds:
         return None
     everything = [value for kind in kinds for value in found[kind]]
@@ -171,22 +98,11 @@ def histograms(cases: Iterable[CaseResult], what: str, label: str) -> str | None
         for axes, kind in panels(figure, kinds):
             shares = [100 / len(found[kind])] * len(found[kind])
             axes.hist(found[kind], bins=20, range=ends, weights=shares, color=COLOURS[0])
-            axes.set_title(f"{SHORT[kind]} (n {len(found[kind])})", fontsize=9)
+            axes.set_title(f"{probe_kinds()[kind].short} (n {len(found[kind])})", fontsize=9)
             axes.tick_params(labelbottom=True)
         figure.supxlabel(what, fontsize=9)
         figure.supylabel("percent of questions", fontsize=9)
-        return _svg(figure, label)
-
-
-def panels(figure: Figure, names: Sequence[str]) -> Iterator[tuple[Axes, str]]:
-    """Small multiples that share their axes, `A_ROW` side by side: one for each name."""
-    rows, columns = math.ceil(len(names) / A_ROW), min(len(names), A_ROW)
-    grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat
-    for axes, name in itertools.zip_longest(grid, names):
-        if name is None:
-            axes.remove()
-        else:
-            yield axes, name
+        return as_element(figure, label)
 
 
 def dots(methods: Mapping[str, Scores], view: str) -> Figure:
@@ -194,7 +110,7 @@ def dots(methods: Mapping[str, Scores], view: str) -> Figure:
 
     Args:
         methods: From top to bottom. A score that is not defined is left out.
-        view: Of all scores, see `unike.bench.results.VIEWS`.
+        view: Of all scores, see `unike.bench.protocols.base.views`.
     """
     metrics = measured(methods.values())
     with styled():
@@ -204,7 +120,7 @@ def dots(methods: Mapping[str, Scores], view: str) -> Figure:
         for axes, metric in zip(grid, metrics, strict=True):
             values, ends = in_percent([scores.get(metric) for scores in methods.values()])
             axes.errorbar(values, range(len(methods)), xerr=ends, fmt="o", color=COLOURS[0], markersize=4, linewidth=1)
-            axes.set_title(SHORT[metric], fontsize=9)
+            axes.set_title(probe_kinds()[metric].short, fontsize=9)
             axes.set_xlim(-4, 104)
             axes.set_xticks([0, 50, 100])
             axes.set_yticks(range(len(methods)), list(methods))
@@ -228,7 +144,7 @@ def curves(
     Args:
         lines: Name to number, whole or not, to scores.
         x: What the numbers are.
-        view: Of all scores, see `unike.bench.results.VIEWS`.
+        view: Of all scores, see `unike.bench.protocols.base.views`.
         levels: What has no such number: a dashed line across, its interval shaded.
         even: Whether numbers stand at even distances, whatever they are: for 0, 1, 2, 4, 8.
     """
@@ -254,7 +170,7 @@ def curves(
                 colour = COLOURS[index % len(COLOURS)]
                 axes.axhline(value, color=colour, linestyle="--", linewidth=1, label=name)
                 axes.axhspan(value - below, value + above, color=colour, alpha=0.15, linewidth=0)
-            axes.set_title(SHORT[metric], fontsize=9)
+            axes.set_title(probe_kinds()[metric].short, fontsize=9)
             axes.set_ylim(-4, 104)
             axes.tick_params(labelbottom=True)
             if even:
@@ -272,10 +188,10 @@ def on_the_way(table: Table) -> list[Drawing]:
         for entry in block.entries:
             setting, _, edits = entry.rows[0]["setting"].partition(":at-")
             if edits:
-                k = block.header["k"]
+                k = block.header.spec.k
                 line = found[k][entry.method]
                 line[int(edits)] = column(entry.rows)
-                line[k] = column(select(entry.source.rows, table.view, setting))
+                line[k] = column(select(entry.measurement.rows, table.view, setting))
     drawings = []
     for k, lines in found.items():
         in_order = {method: dict(sorted(line.items())) for method, line in lines.items()}
@@ -284,150 +200,7 @@ def on_the_way(table: Table) -> list[Drawing]:
     return drawings
 
 
-def pair_of_axes(
-    left: Mapping[str, Mapping[float, float]], right: Mapping[str, Mapping[float, float]], x: str, y: str, other_y: str
-) -> Figure:
-    """Two quantities against one number, at even distances: one on the left, the other, dashed, on the right.
-
-    Args:
-        left: Name to number to value.
-        right: The same names and numbers.
-        x: What the numbers are.
-        y: The quantity on the left.
-        other_y: That on the right.
-    """
-    numbers = sorted({number for line in left.values() for number in line})
-    with styled():
-        figure = Figure(figsize=(5.5, 3.0), layout="constrained")
-        axes = figure.add_subplot()
-        other = axes.twinx()
-        for scale, lines, dash, quantity in ((axes, left, "-", y), (other, right, "--", other_y)):
-            for index, (name, line) in enumerate(lines.items()):
-                places = [numbers.index(number) for number in line]
-                style: dict[str, Any] = {"color": COLOURS[index], "marker": MARKERS[index], "linestyle": dash}
-                label = f"{name}: {quantity}"
-                scale.plot(places, list(line.values()), markersize=4, linewidth=1, label=label, **style)
-            scale.set_ylabel(quantity)
-            scale.set_ylim(bottom=0)
-        other.spines["right"].set_visible(True)
-        axes.set_xticks(range(len(numbers)), [f"{number:g}" for number in numbers])
-        axes.set_xlabel(x)
-        legend(figure, columns=2)
-        return figure
-
-
-def drifts(rows: Sequence[Mapping[str, Any]], quantities: Mapping[str, str]) -> Figure:
-    """Several quantities against the number of edits, each in a panel and a unit of its own, with 95 % intervals.
-
-    Args:
-        rows: With ``editor``, ``edits``, ``quantity``, ``value``, ``low``, ``high``; shares from 0 to 1 are shown in
-            percent if the quantity's name says so.
-        quantities: Their names.
-    """
-    numbers = sorted({row["edits"] for row in rows})
-    methods = list(dict.fromkeys(row["editor"] for row in rows))
-    with styled():
-        figure = Figure(figsize=(2.5 * len(quantities), 3.0), layout="constrained")
-        for axes, (quantity, name) in zip(figure.subplots(1, len(quantities)), quantities.items(), strict=True):
-            for index, method in enumerate(methods):
-                own = [row for row in rows if (row["editor"], row["quantity"]) == (method, quantity)]
-                values, ends = in_percent(own)
-                scale = 1.0 if "percent" in name else 0.01
-                places = [numbers.index(row["edits"]) + 0.06 * index for row in own]  # intervals beside each other
-                style: dict[str, Any] = {"color": COLOURS[index], "marker": MARKERS[index]}
-                scaled = [[scale * end for end in side] for side in ends]
-                heights = [scale * value for value in values]
-                axes.errorbar(places, heights, yerr=scaled, markersize=4, linewidth=1, label=method, **style)
-            axes.set_title(name, fontsize=9)
-            axes.set_xticks(range(len(numbers)), [str(number) for number in numbers])
-            axes.set_ylim((-4, 104) if "percent" in name else (0, None))
-        figure.supxlabel("edits so far", fontsize=9)
-        legend(figure)
-        return figure
-
-
-def clouds(rows: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Figure:
-    """Points in a plane: a row of panels each with one or more clouds.
-
-    Args:
-        rows: Title of a row to title of a panel to name of a cloud to its points ``[n, 2]``. Axes have no unit.
-    """
-    with styled():
-        columns = max(map(len, rows.values()))
-        figure = Figure(figsize=(2.4 * columns, 0.5 + 2.3 * len(rows)), layout="constrained")
-        grid = figure.subplots(len(rows), columns, squeeze=False)
-        for line, (row, panel) in zip(grid, rows.items(), strict=True):
-            line[0].set_ylabel(row)
-            for axes, (title, found) in zip(line, panel.items(), strict=True):
-                for index, (name, points) in enumerate(found.items()):
-                    style: dict[str, Any] = {"color": COLOURS[index], "marker": "ox^v"[index % 4], "linewidths": 0.8}
-                    axes.scatter(*points.T, s=8, alpha=0.7, label=name, **style)
-                axes.set_title(title, fontsize=8)
-                axes.set_xticks([])
-                axes.set_yticks([])
-        legend(figure)
-        return figure
-
-
-def cards(cases: Sequence[Sequence[tuple[Any, str]]]) -> Figure:
-    """Cases as rows of cards: a picture, if there is one, with a text below it.
-
-    Args:
-        cases: For each, its cards: pixels ``[H, W, 3]`` or None, and lines of text that fit the card.
-    """
-    with styled():
-        columns = max(map(len, cases))
-        lines = max(text.count("\n") + 1 for case in cases for _, text in case)
-        height = 1.1 + 0.13 * lines
-        figure = Figure(figsize=(1.75 * columns, height * len(cases)), layout="constrained")
-        grid = figure.subplots(len(cases), columns, squeeze=False)
-        for line, case in zip(grid, cases, strict=True):
-            for axes, card in itertools.zip_longest(line, case):
-                axes.set_axis_off()
-                if card is None:
-                    continue
-                pixels, text = card
-                axes.set_anchor("N")
-                axes.imshow(pixels if pixels is not None else [[(0, 0, 0, 0)]])
-                axes.text(0, -0.04, text, transform=axes.transAxes, va="top", fontsize=6.5)
-        return figure
-
-
 def measured(methods: Iterable[Scores]) -> list[str]:
     """The metrics that any of several methods has, in the order of tables."""
     there = {metric for scores in methods for metric in scores}
-    return [metric for metric in SHORT if metric in there]
-
-
-def in_percent(rows: Sequence[Mapping[str, Any] | None]) -> tuple[list[float], list[list[float]]]:
-    """Values, and how far their intervals reach below and above; NaN, which is not drawn, where one is not defined."""
-    found = [row if row is not None and row["value"] is not None else dict.fromkeys(ENDS, math.nan) for row in rows]
-    values, lows, highs = ([100 * row[key] for row in found] for key in ENDS)
-    # Of a handful of cases, a bootstrap interval can miss the mean by rounding.
-    below = [max(0.0, value - low) for value, low in zip(values, lows, strict=True)]
-    above = [max(0.0, high - value) for value, high in zip(values, highs, strict=True)]
-    return values, [below, above]
-
-
-def legend(figure: Figure, columns: int = 4) -> None:
-    """One legend above all panels, each name once."""
-    handles: dict[str, Any] = {}
-    for axes in figure.axes:
-        handles |= {name: handle for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
-    figure.legend(
-        handles.values(), handles.keys(), loc="outside upper left", ncols=min(columns, len(handles)), frameon=False
-    )
-
-
-def _svg(figure: Figure, label: str) -> str:
-    """A figure as an element of a page: no addresses, no fixed size, ids that no other figure has."""
-    written = io.StringIO()
-    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # the same figure is the same text
-    with matplotlib.rc_context({"svg.hashsalt": label}):
-        figure.savefig(written, format="svg", transparent=True, metadata=nothing)
-    svg = written.getvalue()
-    svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
-    svg = re.sub(r' id="([^"]*)"', lambda found: found[0] if f"#{found[1]}" in svg else "", svg)
-    head, rest = svg.split(">", 1)
-    width, height = re.search(r'viewBox="0 0 (\S+) (\S+)"', head).groups()  # type: ignore[union-attr]  # always there
-    return f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{html.escape(label)}">{rest}'
+    return [metric for metric in probe_kinds() if metric in there]

@@ -13,35 +13,34 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from unike.bench.header import Header
 from unike.bench.outcome import CaseResult
-from unike.bench.results import Run, find_runs, read_run, summarise
-from unike.core import registry
+from unike.bench.results import RunResults, find_runs, read_run
+from unike.bench.spec import SETTINGS, Role
+from unike.bench.summary import summarise
 from unike.core.errors import UnikeError
 from unike.core.progress import Progress, silent
 
-MODEL = ("model", "fingerprint", "dtype")
-CONDITIONS = (*MODEL, "setting", "k", "dataset", "split", "cases", "max_new_tokens")
+COLUMN = (Role.MODEL, Role.CONDITION)
 """What numbers must have in common to stand in one column."""
 
-METHOD = ("editor", "config", "learned")
-EXTENT = ("limit", "sample", "evaluate_at", "protocols")
-"""How much was asked: compared within one column, but never taken for the same."""
 
-REQUIRED = (*CONDITIONS, "editor", "config", *EXTENT, "seed", "counts")
-"""Without ``learned``: runs of older versions lack it."""
-
-
-def check_shared(keys: Sequence[str], headers: Iterable[Mapping[str, Any]]) -> None:
+def check_shared(described: Iterable[Mapping[str, Any]]) -> None:
     """Refuse runs that differ in what a table or a figure has in common.
+
+    Args:
+        described: What that is, of each run: the same names for all, `Header.values` for example.
 
     Raises:
         UnikeError: With what differs.
     """
-    headers = list(headers)
-    for key in keys:
-        values = list(dict.fromkeys(str(header[key]) for header in headers))
-        if len(values) > 1:
-            raise UnikeError(f"one table cannot mix different {key} ({', '.join(values)}); make a table of each")
+    found: dict[str, list[str]] = defaultdict(list)
+    for values in described:
+        for name, value in values.items():
+            found[name].append(str(value))
+    for name, told in found.items():
+        if len(different := dict.fromkeys(told)) > 1:
+            raise UnikeError(f"one table cannot mix different {name} ({', '.join(different)}); make a table of each")
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,11 +56,11 @@ class Measurement:
 
     number: int
     method: str
-    runs: Mapping[Path, Run]
+    runs: Mapping[Path, RunResults]
     rows: Sequence[Mapping[str, Any]]
 
     @cached_property
-    def header(self) -> dict[str, Any]:
+    def header(self) -> Header:
         """Of the first run; all have its conditions and method."""
         return next(iter(self.runs.values())).header
 
@@ -73,26 +72,17 @@ class Measurement:
     @property
     def planned(self) -> int:
         """How many cases there are to edit."""
-        return sum(run.header["counts"]["edited"] for run in self.runs.values())
+        return sum(run.header.counts.edited for run in self.runs.values())
 
     @property
     def done(self) -> int:
         """How many have been edited."""
-        return sum(cases_done(run) for run in self.runs.values())
+        return sum(run.cases_done for run in self.runs.values())
 
     @property
     def finished(self) -> bool:
         """Whether every run is."""
         return self.done >= self.planned
-
-    def conditions(self, keys: Sequence[str] = CONDITIONS) -> tuple[Any, ...]:
-        """The values of some keys of the header, to compare measurements by."""
-        return tuple(self.header[key] for key in keys)
-
-
-def cases_done(run: Run) -> int:
-    """How many cases of a run have been edited: a unit is a case, or a sequence of k."""
-    return len(run.units) * (1 if run.header["setting"] == "one-step" else int(run.header["k"]))
 
 
 def read(folders: Iterable[Path], *, progress: Progress = silent) -> list[Measurement]:
@@ -109,12 +99,12 @@ def read(folders: Iterable[Path], *, progress: Progress = silent) -> list[Measur
     runs = {}
     for number, place in enumerate(places.values()):
         progress("reading runs", number, len(places))
-        runs[place] = _checked(place, read_run(place))
+        runs[place] = read_run(place)
     progress("reading runs", len(places), len(places))
     return measure(runs, progress=progress)
 
 
-def measure(runs: Mapping[Path, Run], *, progress: Progress = silent) -> list[Measurement]:
+def measure(runs: Mapping[Path, RunResults], *, progress: Progress = silent) -> list[Measurement]:
     """Runs that differ in their seeds alone, put together.
 
     Args:
@@ -124,9 +114,9 @@ def measure(runs: Mapping[Path, Run], *, progress: Progress = silent) -> list[Me
     Raises:
         UnikeError: Two runs of one seed measured the same.
     """
-    groups: dict[str, dict[Path, Run]] = defaultdict(dict)
-    for place, run in sorted(runs.items(), key=lambda item: (item[1].header["seed"], item[0])):
-        groups[_canonical(run.header, (*CONDITIONS, *METHOD, *EXTENT))][place] = run
+    groups: dict[str, dict[Path, RunResults]] = defaultdict(dict)
+    for place, run in sorted(runs.items(), key=lambda item: (item[1].header.spec.seed, item[0])):
+        groups[_canonical(run.header, *Role)][place] = run
     for group in groups.values():
         _check_seeds(group)
     headers = [next(iter(group.values())).header for group in groups.values()]
@@ -139,7 +129,7 @@ def measure(runs: Mapping[Path, Run], *, progress: Progress = silent) -> list[Me
     return measurements
 
 
-def named(groups: Mapping[str, Mapping[Path, Run]]) -> list[Measurement]:
+def named(groups: Mapping[str, Mapping[Path, RunResults]]) -> list[Measurement]:
     """Measurements under names and in an order of one's own; the runs of one name are put together.
 
     Args:
@@ -153,7 +143,7 @@ def named(groups: Mapping[str, Mapping[Path, Run]]) -> list[Measurement]:
     ]
 
 
-def pool(runs: Sequence[Run]) -> Run:
+def pool(runs: Sequence[RunResults]) -> RunResults:
     """Runs of several seeds as one, whose units are what is resampled.
 
     A case that several one-step runs edited is one unit: drawn or not with all its results. Sequences are units of
@@ -165,15 +155,14 @@ def pool(runs: Sequence[Run]) -> Run:
     units: dict[str, list[CaseResult]] = defaultdict(list)
     for run in runs:
         for name, cases in run.units.items():
-            units[name if run.header["setting"] == "one-step" else f"{run.header['seed']}/{name}"] += cases
+            units[f"{run.header.spec.seed}/{name}" if run.header.spec.in_sequences else name] += cases
     return replace(first, units=dict(units))
 
 
-def _summary(name: str, group: Mapping[Path, Run]) -> list[dict[str, Any]]:
+def _summary(name: str, group: Mapping[Path, RunResults]) -> list[dict[str, Any]]:
     runs = list(group.values())
-    seeds: Any = (
-        runs[0].header["seed"] if len(runs) == 1 else "+".join(dict.fromkeys(str(run.header["seed"]) for run in runs))
-    )
+    drawn = [run.header.spec.seed for run in runs]
+    seeds = drawn[0] if len(drawn) == 1 else "+".join(dict.fromkeys(map(str, drawn)))
     try:
         rows = summarise(pool(runs))
     except (LookupError, TypeError, ValueError) as error:
@@ -182,83 +171,54 @@ def _summary(name: str, group: Mapping[Path, Run]) -> list[dict[str, Any]]:
     return [row | {"editor": name, "seed": seeds} for row in rows]
 
 
-def _checked(place: Path, run: Run) -> Run:
-    missing = [key for key in REQUIRED if key not in run.header]
-    if missing:
-        raise UnikeError(f"{place}: the header lacks {', '.join(missing)}; it was not written by unike bench")
-    return run
-
-
-def _check_seeds(group: Mapping[Path, Run]) -> None:
+def _check_seeds(group: Mapping[Path, RunResults]) -> None:
     by_seed: dict[int, Path] = {}
     for place, run in group.items():
-        other = by_seed.setdefault(run.header["seed"], place)
+        seed = run.header.spec.seed
+        other = by_seed.setdefault(seed, place)
         if other != place:
-            raise UnikeError(
-                f"{other} and {place} measured the same with seed {run.header['seed']}; report one of them"
-            )
+            raise UnikeError(f"{other} and {place} measured the same with seed {seed}; report one of them")
 
 
-def _canonical(header: Mapping[str, Any], keys: Sequence[str]) -> str:
-    return json.dumps([header.get(key) for key in keys], sort_keys=True)
+def _canonical(header: Header, *roles: Role) -> str:
+    return json.dumps(header.values(*roles), sort_keys=True)
 
 
-def _order(name: str, group: Mapping[Path, Run]) -> tuple[Any, ...]:
+def _order(name: str, group: Mapping[Path, RunResults]) -> tuple[Any, ...]:
     """Settings and data as the paper has them, E-VQA before E-IC; ``unike`` after what it is compared with."""
     header = next(iter(group.values())).header
-    rank = {"one-step": 0, "sequential": 1, "cross-task": 2}.get(header["setting"], 3)
-    family, _, task = header["dataset"].partition("-")
-    conditions = tuple(str(header[key]) for key in (*MODEL, "split", "cases", "max_new_tokens"))
-    return rank, conditions[:3], family, task != "vqa", task, header["k"], conditions, header["editor"] == "unike", name
+    spec, model = header.spec, tuple(map(str, header.values(Role.MODEL).values()))
+    rank = SETTINGS.index(spec.setting) if spec.setting in SETTINGS else len(SETTINGS)
+    family, _, task = spec.dataset.partition("-")
+    cases = (spec.split, header.cases, str(spec.max_new_tokens))
+    return rank, model, family, task != "vqa", task, spec.k, cases, spec.editor == "unike", name
 
 
 # ---------------------------------------------------------------------- names
 
 
-def method_names(headers: Sequence[Mapping[str, Any]]) -> list[str]:
+def method_names(headers: Sequence[Header]) -> list[str]:
     """The name of each header's method, such that different ones never share a name under the same conditions.
 
-    ``unike`` is the editor as it comes; ``unike (only_intrinsic, k=40)`` names what was set (`chosen_settings`). If
-    that does not tell methods apart, settings of an older version for example, all that differs is added.
+    ``unike`` is the editor as it comes; ``unike (only_intrinsic, k=40)`` names what was set. If that does not tell
+    methods apart, settings of an older version for example, all that differs is added.
     """
-    known = registry.editors.names()
-    told = [dict(chosen_settings(h["editor"], h["config"])) if h["editor"] in known else {} for h in headers]
-    flat = [{**header["config"], **{key: header.get(key) for key in ("learned", *EXTENT)}} for header in headers]
-    for keys in ((), CONDITIONS):  # one config has one name everywhere; how much was asked matters in one column alone
+    told = [dict(header.spec.settings) for header in headers]
+    extents = [header.values(Role.EXTENT) for header in headers]
+    flat = [
+        {**header.config, "learned": header.learned, **extent} for header, extent in zip(headers, extents, strict=True)
+    ]
+    for in_one_column in (False, True):  # one config has one name everywhere; how much was asked matters in one column
         alike = defaultdict(list)
         for index, header in enumerate(headers):
-            alike[_name(header["editor"], told[index]), _canonical(header, keys)].append(index)
+            column = _canonical(header, *COLUMN) if in_one_column else ""
+            alike[_name(header.spec.editor, told[index]), column].append(index)
         for group in alike.values():
-            for name in _differing([flat[index] for index in group], without=() if keys else EXTENT):
+            without = () if in_one_column else extents[0].keys()
+            for name in _differing([flat[index] for index in group], without=without):
                 for index in group:
                     told[index][name] = flat[index].get(name)
-    return [_name(header["editor"], settings) for header, settings in zip(headers, told, strict=True)]
-
-
-def chosen_settings(editor: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fewest settings that make this config of an editor: what has to be said with ``--set``.
-
-    Args:
-        editor: Name of the editor.
-        config: All its settings, as a header has them. Those that follow from others, as from ``paper``, are left out.
-
-    Returns:
-        Key to value; everything, if this version does not have the editor.
-    """
-    if editor not in registry.editors.names():
-        return dict(config)
-    parse = registry.editors.get(editor).config_class.parse
-    default = parse({}).model_dump(mode="json")
-    chosen = {key: value for key, value in config.items() if key not in default or default[key] != value}
-    for key in list(chosen):
-        fewer = {name: value for name, value in chosen.items() if name != key}
-        try:
-            made = parse(fewer).model_dump(mode="json")
-        except UnikeError:  # settings of another version
-            continue
-        if all(name in made and made[name] == value for name, value in config.items()):
-            chosen = fewer
-    return chosen
+    return [_name(header.spec.editor, settings) for header, settings in zip(headers, told, strict=True)]
 
 
 def _differing(settings: Sequence[Mapping[str, Any]], *, without: Iterable[str]) -> list[str]:

@@ -10,16 +10,16 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 
 from unike.bench.outcome import Asked
 from unike.core.progress import Progress, silent
 from unike.core.version import __version__
+from unike.report.cells import Cell, Table
 from unike.report.failures import SEED, Failure, Pictures, failures
 from unike.report.figures import bars, histograms, on_the_way
 from unike.report.measurements import Measurement
 from unike.report.study_figures import StudyFigures
-from unike.report.tables import Cell, Table
 from unike.report.text import provenance, where
 
 NOTES = {"alpha": "weight of the memory", "gate": "relevance", "activation": "strongest pair"}
@@ -68,7 +68,7 @@ def to_html(
     Args:
         measurements: What was measured.
         tables: Of it.
-        view: Of `VIEWS`: the protocol that says which cases failed; None if nothing was measured yet.
+        view: One of `unike.bench.protocols.base.views`, which says what failed; None if nothing was measured yet.
         count: Failed cases to show of each kind of question and run; 0 for none.
         data: Folder of the data set's files, see `Pictures`.
         studies: Figures that studies made of the runs.
@@ -95,25 +95,34 @@ def to_html(
         **({"failures": "What went wrong"} if failed else {}),
         "provenance": "Provenance",
     }
-    page = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
-        resources.files("unike.report").joinpath("page.html").read_text(encoding="utf-8")
+    return (
+        layout()
+        .render(
+            version=__version__,
+            contents=sections.items(),
+            measurements=measurements,
+            tables=drawn,
+            studies=studies,
+            chosen=[(case, case.shown(pictures)) for case in chosen],
+            logs=logs,
+            failed=failed,
+            view=view,
+            sequences=any(measurement.header.spec.in_sequences for measurement in measurements),
+            count=count,
+            seed=SEED,
+            origins=[(m, f"{m.method}: {where(m)}", origins(m)) for m in measurements],
+            origin=origin,
+        )
+        .lstrip()
     )
-    return page.render(
-        version=__version__,
-        contents=sections.items(),
-        measurements=measurements,
-        tables=drawn,
-        studies=studies,
-        chosen=[(case, case.shown(pictures)) for case in chosen],
-        logs=logs,
-        failed=failed,
-        view=view,
-        sequences=any(measurement.header["setting"] != "one-step" for measurement in measurements),
-        count=count,
-        seed=SEED,
-        origins=[(m, f"{m.method}: {where(m)}", origins(m)) for m in measurements],
-        origin=origin,
-    ).lstrip()
+
+
+def layout() -> Template:
+    """`page.html`, which escapes what is put in."""
+    text = resources.files("unike.report").joinpath("page.html").read_text(encoding="utf-8")
+    return Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(
+        text
+    )
 
 
 def figures(table: Table) -> list[tuple[str, str]]:
@@ -142,27 +151,27 @@ def failed_runs(measurement: Measurement, view: str, count: int, pictures: Pictu
                 "failed": group.failed,
                 "of": group.of,
                 "wanted": group.wanted,
-                "cases": [_shown(failure, run.header["dataset"], pictures) for failure in group.drawn],
+                "cases": [_shown(failure, run.header.spec.dataset, pictures) for failure in group.drawn],
             }
             for group in failures(run, view, count)
         ]
         if groups:
-            title = f"{measurement.method}: {where(measurement)}, seed {run.header['seed']}"
+            title = f"{measurement.method}: {where(measurement)}, seed {run.header.spec.seed}"
             found.append({"title": title, "folder": str(folder), "number": measurement.number, "groups": groups})
     return found
 
 
 def origins(measurement: Measurement) -> list[tuple[dict[str, str], str]]:
     """For each run its provenance, and the whole header as JSON."""
-    headers = [json.dumps(run.header, indent=1, ensure_ascii=False) for run in measurement.runs.values()]
+    headers = [json.dumps(run.header.to_json(), indent=1, ensure_ascii=False) for run in measurement.runs.values()]
     return list(zip(provenance(measurement), headers, strict=True))
 
 
 def origin(cell: Cell) -> str:
     """Where the number of a cell is from, in a line."""
-    assert cell.source is not None
+    assert cell.measurement is not None
     between = f"95 % interval {cell.aside}, n = {cell.n}; " if cell.interval else ""
-    return f"{between}{cell.source.method}: {', '.join(map(str, cell.source.runs))}"
+    return f"{between}{cell.measurement.method}: {', '.join(map(str, cell.measurement.runs))}"
 
 
 def _shown(failure: Failure, dataset: str, pictures: Pictures) -> dict[str, Any]:

@@ -2,15 +2,13 @@
 
 import csv
 import io
-import json
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from unike.bench.results import COLUMNS
-from unike.report.measurements import Measurement, cases_done, chosen_settings
-from unike.report.tables import Cell, Table
+from unike.bench.summary import COLUMNS
+from unike.report.cells import Cell, Table
+from unike.report.measurements import Measurement
 
 MARKED = re.compile(r"([\\`*|<>\[\]])")
 """What Markdown would read as markup; ``_`` within a word is none."""
@@ -102,9 +100,9 @@ def _escaped(text: str) -> str:
 
 def where(measurement: Measurement) -> str:
     """Setting, data and model in a few words."""
-    header = measurement.header
-    k = "" if header["setting"] == "one-step" else f" K = {header['k']}"
-    return f"{header['setting']}{k}, {header['dataset']} {header['split']}, {header['model']}"
+    spec = measurement.header.spec
+    k = f" K = {spec.k}" if spec.in_sequences else ""
+    return f"{spec.setting}{k}, {spec.dataset} {spec.split}, {spec.model}"
 
 
 def provenance(measurement: Measurement) -> list[dict[str, str]]:
@@ -112,60 +110,20 @@ def provenance(measurement: Measurement) -> list[dict[str, str]]:
     return [
         {
             "run": str(folder),
-            "cases": f"{cases_done(run)} of {run.header['counts']['edited']}",
-            "left out": "{right} already right, {skipped} skipped".format_map(_Zeros(run.header["counts"])),
-            "seed": str(run.header["seed"]),
-            "protocols": ", ".join(run.header["protocols"]),
-            "model": f"{run.header['model']} ({run.header['fingerprint']}, {run.header['dtype']})",
-            "cases' hash": str(run.header["cases"]),
-            "unike": str(run.header.get("unike", "unknown")),
-            "commit": _commit(run.header.get("git")),
+            "cases": f"{run.cases_done} of {header.counts.edited}",
+            "left out": f"{header.counts.right} already right, {header.counts.skipped} skipped",
+            "seed": str(spec.seed),
+            "protocols": ", ".join(spec.protocols),
+            "model": f"{spec.model} ({header.fingerprint}, {spec.dtype})",
+            "cases' hash": header.cases,
+            "unike": header.unike,
+            "commit": _commit(header.git),
             "seconds an edit": _seconds([case.edit_seconds for case in run.cases]),
-            "command": command(run.header),
+            "command": spec.command(),
         }
         for folder, run in measurement.runs.items()
+        for header, spec in [(run.header, run.header.spec)]
     ]
-
-
-class _Zeros(dict[str, Any]):
-    """Counts, 0 where there is none."""
-
-    def __missing__(self, key: str) -> int:
-        return 0
-
-
-def command(header: Mapping[str, Any]) -> str:
-    """The ``unike bench`` that measures this again, from its header; ``--data`` and ``--out`` are the reader's own."""
-    options: list[tuple[str, Any]] = [
-        ("--model", header["model"]),
-        ("--editor", header["editor"]),
-        *(
-            ("--set", f"{key}={_value(value)}")
-            for key, value in chosen_settings(header["editor"], header["config"]).items()
-        ),
-        ("--dataset", header["dataset"].partition("+")[0]),
-        ("--split", header["split"]),
-        ("--setting", header["setting"]),
-        ("--k", None if header["setting"] == "one-step" else header["k"]),
-        ("--limit", header["limit"]),
-        ("--seed", header["seed"]),
-        ("--evaluate-at", ",".join(map(str, header["evaluate_at"])) or None),
-        ("--sample", header["sample"]),
-        ("--batch", header.get("batch")),
-        *(("--protocol", protocol) for protocol in header["protocols"]),
-        ("--max-new-tokens", header["max_new_tokens"]),
-        ("--on-error", "skip" if header.get("skip_bad") else None),
-        ("--device", header.get("device")),
-        ("--dtype", header["dtype"]),
-        ("--quantize", header.get("quantize")),
-    ]
-    return shlex.join(
-        ["unike", "bench", *(str(word) for option in options if option[1] is not None for word in option)]
-    )
-
-
-def _value(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def _commit(git: Mapping[str, Any] | None) -> str:

@@ -10,14 +10,15 @@ from typing import Any
 from unike.backbones.adapter import Backbone
 from unike.backbones.forward.hooks import Args, Hooks, Kwargs, text_input
 from unike.bench.replay import questions
+from unike.bench.spec import RunSpec
 from unike.core.files import replace_file
 from unike.data.queries import EditCase, Query
 from unike.editors.base import Editor
 from unike.edits.edit import Edit
 from unike.edits.edited import EditedModel
 from unike.report import Measurement, Table
-from unike.report.tables import Cell
-from unike.studies.base import Lab, Variant
+from unike.report.cells import Cell
+from unike.studies.lab import Lab, Variant
 
 CASES = 4
 """Whose questions are timed, one at a time."""
@@ -42,7 +43,7 @@ class Cost:
     edit_bytes: float
 
 
-def cost_of(lab: Lab, variant: Variant, max_new_tokens: int) -> Cost:
+def cost_of(lab: Lab, variant: Variant, spec: RunSpec) -> Cost:
     """The cost of a variant, measured once and kept beside its run."""
     path = lab.out / variant.folder / FILE
     if path.is_file():
@@ -50,8 +51,9 @@ def cost_of(lab: Lab, variant: Variant, max_new_tokens: int) -> Cost:
             return Cost(**json.loads(path.read_text(encoding="utf-8")))
         except (ValueError, TypeError):
             pass  # cut short, or of another version: it is measured anew
-    cases = [case for source in lab.sources for case in source.cases][:CASES]
-    cost = measure(lab.backbone, lab.editor(variant), cases, max_new_tokens)
+    cases = [case for task in lab.tasks for case in task.cases][:CASES]
+    assert spec.max_new_tokens is not None  # a run that is there leaves nothing open
+    cost = measure(lab.backbone, lab.editor(variant), cases, spec.max_new_tokens)
     replace_file(path, json.dumps(asdict(cost)).encode())
     return cost
 
@@ -95,7 +97,7 @@ def cost_table(measurements: Sequence[Measurement], costs: Mapping[str, Cost]) -
             cost, edits = costs[m.method], [case.edit_seconds for run in m.runs.values() for case in run.cases]
             told = (cost.prompt_tokens, cost.ask_seconds, fmean(edits), cost.edit_bytes / 1024)
             cells = [f"{told[0]:.0f}", f"{told[1]:.3f}", f"{told[2]:.3f}", f"{told[3]:.0f}"]
-            rows.append((m.method, tuple(Cell(text, source=m) for text in cells)))
+            rows.append((m.method, tuple(Cell(text, measurement=m) for text in cells)))
     timed = next(iter(costs.values())).questions
     return Table(
         "What asking and editing cost",

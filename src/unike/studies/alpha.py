@@ -4,11 +4,14 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import ClassVar
 
-from unike.bench.results import Run
+from unike.bench.results import RunResults
 from unike.core.errors import UnikeError
 from unike.report import Measurement
-from unike.report.figures import Drawing, curves
-from unike.studies.base import Lab, Outcome, Request, Variant, VariantStudy, first_view, scores_of, told
+from unike.report.drawing import Drawing
+from unike.report.figures import curves
+from unike.studies.base import Outcome, VariantStudy, first_view, scores_of, told
+from unike.studies.lab import Lab, Variant
+from unike.studies.request import Request
 
 VALUES = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.8)
 
@@ -36,7 +39,7 @@ class Alpha(VariantStudy):
         fixed = [Variant(f"fixed {value:g}", {"fixed_alpha": value}) for value in request.numbers or VALUES]
         return [*fixed, Variant(DYNAMIC)]
 
-    def followers(self, runs: Mapping[str, Run]) -> list[Variant]:
+    def followers(self, runs: Mapping[str, RunResults]) -> list[Variant]:
         """The constant mean of what the dynamic run logged."""
         return [Variant(CONSTANT, {"fixed_alpha": mean_alpha(runs[DYNAMIC])})]
 
@@ -47,14 +50,14 @@ class Alpha(VariantStudy):
         for m in measurements:
             if m.method != DYNAMIC:
                 line = lines[CONSTANT if m.method == CONSTANT else "fixed"]
-                line[m.header["config"]["fixed_alpha"]] = scores_of(m, view)
+                line[m.header.config["fixed_alpha"]] = scores_of(m, view)
         (dynamic,) = (m for m in measurements if m.method == DYNAMIC)
         figure = curves(lines, "alpha", view, levels={DYNAMIC: scores_of(dynamic, view)})
         caption = told(lab, dynamic, "Scores against a fixed alpha, beside the dynamic one (Figure 4b)")
         return Outcome(drawings=[Drawing("alpha", caption, figure)])
 
 
-def mean_alpha(run: Run) -> float:
+def mean_alpha(run: RunResults) -> float:
     """The mean alpha of all questions that were asked, before the gate, to four digits.
 
     Raises:

@@ -7,23 +7,17 @@ states do not.
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
+from matplotlib.figure import Figure
+
 from unike.editors.ike import IKEConfig
 from unike.editors.unike.config import UniKEConfig
 from unike.report import Measurement
-from unike.report.figures import Drawing, Scores, curves, pair_of_axes
+from unike.report.drawing import COLOURS, MARKERS, Drawing, Scores, legend, styled
+from unike.report.figures import curves
 from unike.studies._costs import Cost, cost_of, cost_table
-from unike.studies.base import (
-    INTRINSIC_IKE,
-    Lab,
-    Outcome,
-    Request,
-    Variant,
-    VariantStudy,
-    first_view,
-    scores_of,
-    told,
-    whole,
-)
+from unike.studies.base import Outcome, VariantStudy, first_view, scores_of, told, whole
+from unike.studies.lab import INTRINSIC_IKE, Lab, Variant
+from unike.studies.request import Request
 
 SIZES = (0, 1, 2, 4, 8, 16, 32, 64)
 
@@ -44,7 +38,7 @@ class ContextSize(VariantStudy):
         sizes = whole(request.numbers or SIZES, "a number of examples", least=0)
         return [
             *(Variant(f"{IKE}, {size}", {"ike": demonstrations(size)}, INTRINSIC_IKE) for size in sizes),
-            *(Variant(f"{LATENT}, {size}", states(size, request.settings)) for size in sizes),
+            *(Variant(f"{LATENT}, {size}", states(size, request.spec.settings)) for size in sizes),
         ]
 
     def show(self, lab: Lab, measurements: Sequence[Measurement]) -> Outcome:
@@ -56,12 +50,12 @@ class ContextSize(VariantStudy):
         costs: dict[str, Cost] = {}
         for m in measurements:
             method, _, size = m.method.rpartition(", ")
-            costs[m.method] = cost = cost_of(lab, variants[m.method], m.header["max_new_tokens"])
+            costs[m.method] = cost = cost_of(lab, variants[m.method], m.header.spec)
             lines[method][int(size)] = scores_of(m, view)
             tokens[method][int(size)], seconds[method][int(size)] = cost.prompt_tokens, cost.ask_seconds
-        x, header = "demonstrations, or states of the memory", measurements[0].header
+        x, spec = "demonstrations, or states of the memory", measurements[0].header.spec
         what = told(lab, measurements[0], "Scores and the number of examples (Figure 4a)")
-        costing = f"Length of prompts, and time to answer. {header['model']} ({header['dtype']}) on {header['device']}"
+        costing = f"Length of prompts, and time to answer. {spec.model} ({spec.dtype}) on {spec.device}"
         axes = ("prompt, tokens", "asking, seconds")
         return Outcome(
             tables=[cost_table(measurements, costs)],
@@ -89,3 +83,35 @@ def states(count: int, settings: Mapping[str, Any]) -> dict[str, Any]:
     memory = config.memory
     own = (config.pairs.n if memory.entry == "every" else 1) if memory.own_entry else 0
     return {"no_collaboration": True, "memory_size": count, "k": max(1, count + own)}
+
+
+def pair_of_axes(
+    left: Mapping[str, Mapping[float, float]], right: Mapping[str, Mapping[float, float]], x: str, y: str, other_y: str
+) -> Figure:
+    """Two quantities against one number, at even distances: one on the left, the other, dashed, on the right.
+
+    Args:
+        left: Name to number to value.
+        right: The same names and numbers.
+        x: What the numbers are.
+        y: The quantity on the left.
+        other_y: That on the right.
+    """
+    numbers = sorted({number for line in left.values() for number in line})
+    with styled():
+        figure = Figure(figsize=(5.5, 3.0), layout="constrained")
+        axes = figure.add_subplot()
+        other = axes.twinx()
+        for scale, lines, dash, quantity in ((axes, left, "-", y), (other, right, "--", other_y)):
+            for index, (name, line) in enumerate(lines.items()):
+                places = [numbers.index(number) for number in line]
+                style: dict[str, Any] = {"color": COLOURS[index], "marker": MARKERS[index], "linestyle": dash}
+                label = f"{name}: {quantity}"
+                scale.plot(places, list(line.values()), markersize=4, linewidth=1, label=label, **style)
+            scale.set_ylabel(quantity)
+            scale.set_ylim(bottom=0)
+        other.spines["right"].set_visible(True)
+        axes.set_xticks(range(len(numbers)), [f"{number:g}" for number in numbers])
+        axes.set_xlabel(x)
+        legend(figure, columns=2)
+        return figure

@@ -5,20 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
-from unike.bench.results import Run
+from unike.bench.results import RunResults
 from unike.report import Measurement, Table, arrange, named, score_table
-from unike.report.figures import Drawing, dots
+from unike.report.drawing import Drawing
+from unike.report.figures import dots
 from unike.studies._costs import cost_of, cost_table
-from unike.studies.base import (
-    Lab,
-    Outcome,
-    Request,
-    Variant,
-    VariantStudy,
-    first_view,
-    scores_of,
-    told,
-)
+from unike.studies.base import Outcome, VariantStudy, first_view, scores_of, told
+from unike.studies.lab import Lab, Variant
+from unike.studies.request import Request
 
 METHODS = (
     Variant("UniKE"),
@@ -49,7 +43,7 @@ class Domains(VariantStudy):
             for blocks in arrange(parts, view)
             for table in [score_table(blocks, view)]
         ]
-        costs = {m.method: cost_of(lab, variants[m.method], m.header["max_new_tokens"]) for m in measurements}
+        costs = {m.method: cost_of(lab, variants[m.method], m.header.spec) for m in measurements}
         figure = dots({part.method: scores_of(part, view) for part in parts}, view)
         return Outcome(
             tables=[*tables, cost_table(measurements, costs)],
@@ -57,7 +51,7 @@ class Domains(VariantStudy):
         )
 
 
-def by_domain(measurement: Measurement) -> Mapping[str, Mapping[Path, Run]]:
+def by_domain(measurement: Measurement) -> Mapping[str, Mapping[Path, RunResults]]:
     """``"UniKE: flag"`` to what its runs measured on flags; a data set without domains has one, ``"all"``."""
     runs = measurement.runs
     found = sorted({case.domain for run in runs.values() for case in run.cases})
@@ -67,7 +61,7 @@ def by_domain(measurement: Measurement) -> Mapping[str, Mapping[Path, Run]]:
     }
 
 
-def only(run: Run, domain: str) -> Run:
+def only(run: RunResults, domain: str) -> RunResults:
     """The part of a one-step run whose cases are of one domain; it counts as finished as far as it goes."""
     units = {name: cases for name, cases in run.units.items() if cases[0].domain == domain}
-    return Run(run.header | {"counts": run.header["counts"] | {"edited": len(units)}}, units)
+    return RunResults(replace(run.header, counts=replace(run.header.counts, edited=len(units))), units)

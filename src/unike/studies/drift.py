@@ -7,13 +7,14 @@ how many answers are still the same text, and how far the distribution of an ans
 
 import json
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 from typing_extensions import Self
 
@@ -21,27 +22,25 @@ from unike.backbones.adapter import Backbone
 from unike.backbones.answers import Answers
 from unike.backbones.forward.functional import kl
 from unike.bench.replay import TOGETHER
-from unike.bench.results import interval
-from unike.bench.runner import cases_hash, choose, room
+from unike.bench.selection import cases_hash, choose, room
+from unike.bench.summary import interval
 from unike.core import registry
 from unike.core.errors import UnikeError
 from unike.core.files import check_writable, replace_file
 from unike.data.matching import exact_match
-from unike.data.queries import EditCase, Query
+from unike.data.queries import GENERALITY, LOCALITY, EditCase, Query
 from unike.edits.edit import Edit
 from unike.edits.stack import attached
 from unike.report import Table
-from unike.report.figures import Drawing, drifts
-from unike.report.tables import Cell
-from unike.studies.base import Lab, Outcome, Study, Variant, whole
+from unike.report.cells import Cell
+from unike.report.drawing import COLOURS, MARKERS, Drawing, in_percent, legend, styled
+from unike.studies.base import Outcome, Study, whole
+from unike.studies.lab import Lab, Variant
 
 EDITS = (1, 10, 100)
 
 QUESTIONS = 200
 """In the probe set, unless another number is asked for."""
-
-ASKED = ("reliability", "t_locality", "m_locality")
-"""Kinds of questions in the probe set: of a case that is not edited, all are about something else."""
 
 METHODS = (
     Variant("UniKE"),
@@ -90,9 +89,9 @@ class Drift(Study):
         if request.count is not None and request.count < 1:
             raise UnikeError(f"--count {request.count} asks nothing; ask at least 1 question")
         for variant in METHODS:
-            registry.editors.get(variant.editor).config_class.parse(variant.with_base(request.settings))
+            registry.editors.get(variant.editor).config_class.parse(variant.with_base(request.spec.settings))
         check_writable(lab.out)
-        _ = lab.sources
+        _ = lab.tasks
 
     def conduct(self, lab: Lab) -> Outcome:
         """Edit with every method, unless that has been done."""
@@ -100,17 +99,16 @@ class Drift(Study):
         sequence, probes = draw(lab, at[-1])
         before = cache(lambda: Unedited.ask(lab, probes))  # only if something is left to measure
         found = {variant.name: self._probed(lab, variant, sequence, probes, before, at) for variant in METHODS}
-        rows = [
-            row for name, each in found.items() for probed in each for row in summary(name, probed, lab.request.seed)
-        ]
-        backbone, source = lab.backbone, lab.sources[0]
+        seed = lab.request.spec.seed
+        rows = [row for name, each in found.items() for probed in each for row in summary(name, probed, seed)]
+        backbone, task = lab.backbone, lab.tasks[0]
         caption = (
-            f"Answers to {len(probes)} questions about other things, against the number of edits. {source.dataset} "
-            f"{source.split}, {backbone.source} ({backbone.fingerprint()}), one sequence, seed {lab.request.seed}; "
+            f"Answers to {len(probes)} questions about other things, against the number of edits. {task.dataset} "
+            f"{task.split}, {backbone.source} ({backbone.fingerprint()}), one sequence, seed {seed}; "
             "greedy answers, bootstrap 95 % intervals over questions"
         )
         return Outcome(
-            tables=[table(found, lab.request.seed, caption)],
+            tables=[table(found, seed, caption)],
             drawings=[Drawing(self.name, caption, drifts(rows, {key: name for key, (name, _) in QUANTITIES.items()}))],
             numbers=rows,
         )
@@ -133,7 +131,7 @@ class Drift(Study):
             "config": editor.config.model_dump(mode="json"),
             "learned": editor.learned(backbone),
             "max_new_tokens": longest(lab),
-            "cases": cases_hash(lab.sources),
+            "cases": cases_hash(lab.tasks),
             "sequence": [case.case_id for case in sequence],
             "probes": [query.prompt for query in probes],
             "edits": list(at),
@@ -162,15 +160,14 @@ def draw(lab: Lab, count: int) -> tuple[list[EditCase], list[Query]]:
     Raises:
         UnikeError: There are too few of either.
     """
-    request, everything = lab.request, [case for source in lab.sources for case in source.cases]
+    request, everything = lab.request, [case for task in lab.tasks for case in task.cases]
     answers = Answers(lab.backbone, longest(lab))
     (sequence,), _ = choose(
         lab.backbone,
         lab.editor(METHODS[0]),
-        lab.sources,
-        lab.plan(limit=count),
+        lab.tasks,
+        replace(request.spec, limit=count),
         answers,
-        skip_bad=request.skip_bad,
         progress=lab.progress,
     )
     if len(sequence) < count:
@@ -184,22 +181,22 @@ def draw(lab: Lab, count: int) -> tuple[list[EditCase], list[Query]]:
     if not known:
         raise UnikeError(f"no questions are left beside {count} edits; make fewer edits with --at")
     wanted = request.count or QUESTIONS
-    return sequence, random.Random(request.seed).sample(known, min(wanted, len(known)))
+    return sequence, random.Random(request.spec.seed).sample(known, min(wanted, len(known)))
 
 
 def longest(lab: Lab) -> int:
     """The longest answer, in tokens."""
-    return lab.request.max_new_tokens or room(lab.backbone, [case for source in lab.sources for case in source.cases])
+    return lab.request.spec.max_new_tokens or room(lab.backbone, [case for task in lab.tasks for case in task.cases])
 
 
 def related(case: EditCase) -> list[Query]:
     """What an edit is about: its own question, in other words and about other pictures too."""
-    return [case.edit, *(probe.query for probe in case.probes if probe.kind in ("t_generality", "m_generality"))]
+    return [case.edit, *(probe.query for probe in case.probes if probe.kind in GENERALITY)]
 
 
 def about(case: EditCase) -> list[Query]:
-    """The questions of a case that may be in a probe set."""
-    return [case.edit, *(probe.query for probe in case.probes if probe.kind in ASKED)]
+    """The questions that may be in a probe set, of a case that is not edited: all are about something else."""
+    return [case.edit, *(probe.query for probe in case.probes if probe.kind in LOCALITY)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -327,3 +324,33 @@ def write(path: Path, made_from: dict[str, Any], found: Sequence[Probed]) -> Non
         raise UnikeError(f"cannot write {path.parent}: {error.strerror}; choose another folder") from None
     text = json.dumps({"made_from": made_from, "probed": [asdict(probed) for probed in found]})
     replace_file(path, text.encode())
+
+
+def drifts(rows: Sequence[Mapping[str, Any]], quantities: Mapping[str, str]) -> Figure:
+    """Several quantities against the number of edits, each in a panel and a unit of its own, with 95 % intervals.
+
+    Args:
+        rows: With ``editor``, ``edits``, ``quantity``, ``value``, ``low``, ``high``; shares from 0 to 1 are shown in
+            percent if the quantity's name says so.
+        quantities: Their names.
+    """
+    numbers = sorted({row["edits"] for row in rows})
+    methods = list(dict.fromkeys(row["editor"] for row in rows))
+    with styled():
+        figure = Figure(figsize=(2.5 * len(quantities), 3.0), layout="constrained")
+        for axes, (quantity, name) in zip(figure.subplots(1, len(quantities)), quantities.items(), strict=True):
+            for index, method in enumerate(methods):
+                own = [row for row in rows if (row["editor"], row["quantity"]) == (method, quantity)]
+                values, ends = in_percent(own)
+                scale = 1.0 if "percent" in name else 0.01
+                places = [numbers.index(row["edits"]) + 0.06 * index for row in own]  # intervals beside each other
+                style: dict[str, Any] = {"color": COLOURS[index], "marker": MARKERS[index]}
+                scaled = [[scale * end for end in side] for side in ends]
+                heights = [scale * value for value in values]
+                axes.errorbar(places, heights, yerr=scaled, markersize=4, linewidth=1, label=method, **style)
+            axes.set_title(name, fontsize=9)
+            axes.set_xticks(range(len(numbers)), [str(number) for number in numbers])
+            axes.set_ylim((-4, 104) if "percent" in name else (0, None))
+        figure.supxlabel("edits so far", fontsize=9)
+        legend(figure)
+        return figure

@@ -1,12 +1,14 @@
 """Beyond the paper: how scores hold while edits pile up, one after another in a sequence (section 4.3 stops at 20)."""
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from unike.bench.runner import Plan
 from unike.report import Measurement
-from unike.report.figures import Drawing, curves
-from unike.studies.base import Lab, Outcome, Request, Variant, VariantStudy, first_view, scores_of, told, whole
+from unike.report.drawing import Drawing
+from unike.report.figures import curves
+from unike.studies.base import Outcome, VariantStudy, first_view, scores_of, told, whole
+from unike.studies.lab import Lab, Variant
+from unike.studies.request import Request
 
 EDITS = (1, 10, 100)
 
@@ -32,10 +34,10 @@ class Lifelong(VariantStudy):
         """The methods."""
         return list(METHODS)
 
-    def plan(self, lab: Lab) -> Plan:
+    def changes(self, request: Request) -> dict[str, Any]:
         """Sequences as long as the largest number."""
-        at = edits(lab.request)
-        return lab.plan(setting="sequential", k=at[-1], evaluate_at=at)
+        at = edits(request)
+        return {"setting": "sequential", "k": at[-1], "evaluate_at": at}
 
     def show(self, lab: Lab, measurements: Sequence[Measurement]) -> Outcome:
         """Scores against the number of edits."""

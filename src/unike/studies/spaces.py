@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar
 
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from unike.core.errors import UnikeError
@@ -18,9 +19,10 @@ from unike.data.matching import normalise
 from unike.editors.unike.knowledge import Knowledge, as_attention_output, evenly, knowledge_of
 from unike.editors.unike.spaces import probe_accuracy, split_by_answer
 from unike.report import Table
-from unike.report.figures import Drawing, clouds
-from unike.report.tables import Cell
-from unike.studies.base import UNIKE, Lab, Outcome, Study, Variant, whole
+from unike.report.cells import Cell
+from unike.report.drawing import COLOURS, Drawing, legend, styled
+from unike.studies.base import Outcome, Study, whole
+from unike.studies.lab import UNIKE, Lab, Variant
 
 STATES = 300
 """Triplets in a picture, unless another number is asked for."""
@@ -59,7 +61,7 @@ class Spaces(Study):
             found = probed(knowledge, layer, spaces)
             probes += found.values()
             pictures[f"layer {layer}"] = {
-                found[name].title: laid_out(pos[chosen], neg[chosen], lab.request.seed)
+                found[name].title: laid_out(pos[chosen], neg[chosen], lab.request.spec.seed)
                 for name, (pos, neg) in spaces.items()
             }
         lab.progress("laying out layers", len(layers), len(layers))
@@ -67,7 +69,7 @@ class Spaces(Study):
         caption = (
             f"t-SNE of states behind true and false answers, raw and encoded (Figure 5a). {source['source']} "
             f"({source['fingerprint']}), {len(chosen)} of {len(knowledge)} triplets of its knowledge "
-            f"({knowledge.fingerprint}), seed {lab.request.seed}; probe: accuracy of a linear probe in percent on "
+            f"({knowledge.fingerprint}), seed {lab.request.spec.seed}; probe: accuracy of a linear probe in percent on "
             "answers that neither it nor the encoder has seen, chance is 50. Axes have no unit"
         )
         return Outcome(
@@ -123,8 +125,8 @@ def probed(knowledge: Knowledge, layer: int, spaces: Mapping[str, tuple[Tensor, 
     triplets = knowledge.triplets[: len(knowledge)]
     known: dict[str, tuple[float | None, int]] = dict.fromkeys(spaces, (None, 0))
     try:
-        split = split_by_answer([normalise(t.positive) for t in triplets], [normalise(t.negative) for t in triplets])
-        known = {name: probe_accuracy(*pair, split) for name, pair in spaces.items()}
+        folds = split_by_answer([normalise(t.positive) for t in triplets], [normalise(t.negative) for t in triplets])
+        known = {name: probe_accuracy(*pair, folds) for name, pair in spaces.items()}
     except UnikeError:
         pass  # a few triplets make a memory, but no test
     return {
@@ -156,3 +158,26 @@ def laid_out(pos: Tensor, neg: Tensor, seed: int) -> dict[str, Any]:
     perplexity = min(30.0, (len(states) - 1) / 3)
     points = TSNE(perplexity=perplexity, init="pca", learning_rate="auto", random_state=seed).fit_transform(states)
     return {"true answers": points[: len(pos)], "false answers": points[len(pos) :]}
+
+
+def clouds(rows: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> Figure:
+    """Points in a plane: a row of panels each with one or more clouds.
+
+    Args:
+        rows: Title of a row to title of a panel to name of a cloud to its points ``[n, 2]``. Axes have no unit.
+    """
+    with styled():
+        columns = max(map(len, rows.values()))
+        figure = Figure(figsize=(2.4 * columns, 0.5 + 2.3 * len(rows)), layout="constrained")
+        grid = figure.subplots(len(rows), columns, squeeze=False)
+        for line, (row, panel) in zip(grid, rows.items(), strict=True):
+            line[0].set_ylabel(row)
+            for axes, (title, found) in zip(line, panel.items(), strict=True):
+                for index, (name, points) in enumerate(found.items()):
+                    style: dict[str, Any] = {"color": COLOURS[index], "marker": "ox^v"[index % 4], "linewidths": 0.8}
+                    axes.scatter(*points.T, s=8, alpha=0.7, label=name, **style)
+                axes.set_title(title, fontsize=8)
+                axes.set_xticks([])
+                axes.set_yticks([])
+        legend(figure)
+        return figure

@@ -4,8 +4,11 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from unike.report import Measurement
-from unike.report.figures import Drawing, dots
-from unike.studies.base import Lab, Outcome, Request, Variant, VariantStudy, first_view, scores_of, told
+from unike.report.drawing import Drawing
+from unike.report.figures import dots
+from unike.studies.base import Outcome, VariantStudy, first_view, scores_of, told
+from unike.studies.lab import Lab, Variant
+from unike.studies.request import Request
 
 SEEDS = 3
 """Of random directions."""

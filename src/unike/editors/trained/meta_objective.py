@@ -14,9 +14,9 @@ from torch import Tensor
 from unike.backbones.adapter import Backbone
 from unike.backbones.forward.functional import all_right, kl, target_positions, target_tokens, token_nll
 from unike.backbones.forward.split import SplitState
-from unike.data.queries import EditCase, Query
+from unike.data.queries import GENERALITY, LOCALITY, EditCase, Query
 
-FACT, REPHRASED, UNRELATED = "fact", ("t_generality", "m_generality"), ("t_locality", "m_locality")
+FACT, REPHRASED, UNRELATED = "fact", GENERALITY, LOCALITY
 KINDS = (FACT, *REPHRASED, *UNRELATED)
 """What is asked about a case."""
 
