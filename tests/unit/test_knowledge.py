@@ -203,6 +203,13 @@ def test_knowledge_is_found_in_its_place_and_read_once(
         knowledge_of(tinies()["llava"](seed=1))
 
 
+def test_other_knowledge_in_its_place_is_read(llava: Backbone, make_knowledge: Callable[..., Knowledge]) -> None:
+    """Prepared anew in the same process."""
+    for seed in (0, 1):
+        make_knowledge(llava, seed=seed).save_pretrained(place(llava))
+        assert knowledge_of(llava).description["seed"] == seed
+
+
 def test_a_folder_may_be_chosen(llava: Backbone, make_knowledge: Callable[..., Knowledge], tmp_path: Path) -> None:
     make_knowledge(llava).save_pretrained(place(llava))
     make_knowledge(llava, seed=1).save_pretrained(tmp_path / "other")

@@ -12,9 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from unike.core.errors import UnikeError
+from unike.core.memo import Memo, file_stamp
 
 WORK = ".work"
 """Where a folder that is being made keeps what a run that was cut off goes on from."""
+
+
+_HASHES: Memo[Path, str] = Memo(limit=100_000)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, which are read once, and again when the file has changed.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    return _HASHES.get(path, lambda: hashlib.sha256(path.read_bytes()).hexdigest(), stamp=file_stamp(path))
 
 
 def replace_file(path: Path, content: bytes) -> None:

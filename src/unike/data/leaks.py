@@ -4,7 +4,6 @@ Two questions leak if they are about the same picture, or about pictures that lo
 question and say by themselves what they are about. "What is this?" is asked about everything and says nothing.
 """
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from unike.core import home
 from unike.core.errors import UnikeError
-from unike.core.files import replace_file
+from unike.core.files import file_hash, replace_file
 from unike.core.images import load_image
 from unike.data.queries import Query
 
@@ -49,7 +48,7 @@ def content_hash(image: Path) -> str:
         UnikeError: It cannot be read.
     """
     try:
-        return hashlib.sha256(image.read_bytes()).hexdigest()[:16]
+        return file_hash(image)[:16]
     except OSError:
         load_image(image)  # says what is wrong with it
         raise

@@ -6,6 +6,7 @@ The loop writes such a folder (``unike train``): ``trained.json``, ``trained.saf
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from unike.backbones.adapter import Backbone
 from unike.core import home
 from unike.core.errors import UnikeError
 from unike.core.files import SealedFolder
+from unike.core.memo import MemoOf, file_stamp
 from unike.data.leaks import ImageHashes
 from unike.data.queries import Query
 
@@ -153,15 +155,21 @@ def stamp(editor: str, backbone: Backbone, folder: str | Path | None = None) -> 
         UnikeError: There is none.
     """
     path = _where(editor, backbone, folder) / CONFIG_FILE
-    try:
-        there = path.stat()
-    except OSError:
-        raise UnikeError(f"no trained network in {path.parent}: {path.name} is missing") from None
-    return path, there.st_ino, there.st_mtime_ns
+    found = file_stamp(path)
+    if found is None:
+        raise UnikeError(f"no trained network in {path.parent}: {path.name} is missing")
+    return found
+
+
+_PLACES: MemoOf[tuple[str, Path], Path] = MemoOf()
+"""For each cache folder, because the fingerprint in a place's name takes longer to find than the file."""
 
 
 def _where(editor: str, backbone: Backbone, folder: str | Path | None) -> Path:
-    where = place(editor, backbone) if folder is None else Path(folder)
+    if folder is None:
+        where = _PLACES.of(backbone).get((editor, home.folder()), partial(place, editor, backbone))
+    else:
+        where = Path(folder)
     if folder is None and not (where / CONFIG_FILE).is_file():
         raise UnikeError(f"{editor} has not been trained for {backbone.source!r} yet; {how_to_train(editor, backbone)}")
     return where

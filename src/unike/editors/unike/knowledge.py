@@ -6,11 +6,10 @@ from it. On disk it is a folder with ``knowledge.json`` and ``knowledge.safetens
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from safetensors import SafetensorError
@@ -22,6 +21,7 @@ from unike.backbones.adapter import DTYPES, AttentionSite, Backbone
 from unike.core import home
 from unike.core.errors import UnikeError
 from unike.core.files import SealedFolder, replace_folder
+from unike.core.memo import MemoOf, file_stamp
 from unike.editors.unike.gate import Relevance
 from unike.editors.unike.memory import DynamicAlpha, LatentMemory, SiteName, project_memory
 from unike.editors.unike.spaces import Encoder
@@ -295,8 +295,14 @@ def place(backbone: Backbone) -> Path:
     return home.folder() / "knowledge" / backbone.fingerprint()
 
 
+_PLACES: MemoOf[Path, Path] = MemoOf()
+"""For each cache folder, because the fingerprint in a place's name takes longer to find than the file."""
+
+_READ: MemoOf[str | None, Knowledge] = MemoOf()
+
+
 def knowledge_of(backbone: Backbone, folder: str | Path | None = None) -> Knowledge:
-    """The knowledge of a backbone, on its device; read once.
+    """The knowledge of a backbone, on its device; read once, and again when other knowledge lies there.
 
     Args:
         backbone: The model.
@@ -305,16 +311,17 @@ def knowledge_of(backbone: Backbone, folder: str | Path | None = None) -> Knowle
     Raises:
         UnikeError: There is none, or it was made for another backbone.
     """
-    known = _READ.setdefault(backbone, {})
-    key = None if folder is None else str(folder)
-    if key not in known:
-        knowledge = Knowledge.from_pretrained(folder) if folder else _find(backbone)
+    if folder is None:
+        key, where = None, _PLACES.of(backbone).get(home.folder(), partial(place, backbone))
+    else:
+        key, where = str(folder), Path(folder)
+
+    def read() -> Knowledge:
+        knowledge = Knowledge.from_pretrained(where) if folder else _find(backbone)
         knowledge.check(backbone)
-        known[key] = knowledge.to(backbone.device)
-    return known[key]
+        return knowledge.to(backbone.device)
 
-
-_READ: WeakKeyDictionary[Backbone, dict[str | None, Knowledge]] = WeakKeyDictionary()
+    return _READ.of(backbone).get(key, read, stamp=file_stamp(where / CONFIG_FILE))
 
 
 def _find(backbone: Backbone) -> Knowledge:
