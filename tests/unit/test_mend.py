@@ -190,7 +190,7 @@ def save_new_network(backbone: Backbone, settings: MENDNetworkSettings) -> None:
         "editor": "mend",
         "backbone": {"source": backbone.source, "fingerprint": backbone.fingerprint()},
         "network": settings.model_dump(mode="json"),
-        "sources": {"images": {}, "questions": []},
+        "sources": [],
     }
     replace_folder(place("mend", backbone), Trained(described, network.state_dict()).files(), known_by="trained.json")
 

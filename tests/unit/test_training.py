@@ -19,8 +19,9 @@ from unike.cli import _shared
 from unike.cli.train import split_cases
 from unike.core import registry
 from unike.core.errors import UnikeError
+from unike.core.files import WORK
 from unike.data.datasets.pocket import Pocket
-from unike.data.leaks import content_hash
+from unike.data.leaks import Trace, read_hashes
 from unike.data.queries import EditCase, Probe, Query
 from unike.editors.common.low_rank import install_low_rank
 from unike.editors.ft import FT
@@ -33,7 +34,6 @@ from unike.editors.trained.base import matrix
 from unike.editors.trained.loop import Readings, TrainConfig, batches_of, choose, parse_settings, train, trainable
 from unike.editors.trained.meta_objective import KINDS, UNRELATED, probes_of
 from unike.editors.trained.token_gradients import token_gradients
-from unike.editors.unike.preparation import WORK
 
 FAST: dict[str, Any] = {
     "mend": MENDNetworkSettings(layers=(-2, -1), rank=4, step_size=1e-2, lr=1e-3, lr_step_size=1e-2),
@@ -328,11 +328,9 @@ def test_nothing_of_the_evaluation_is_learned_from(
     clean = [c for c in learned if secret not in {q.image for q in (c.edit, *(p.query for p in c.probes))}]
     assert found.description["report"]["without leaks"] == len(clean) < len(learned)
     asked = {query for case in clean for query in (probes_of(case) or {}).values()}
-    expected = {(q.prompt, q.image and content_hash(q.image)) for q in asked}
-    assert {(source.prompt, source.image_hash) for source in found.sources} == expected
-    for source in found.sources:
-        assert (source.image_hash is None) == (source.perceptual_hash is None)
-        assert source.perceptual_hash is None or len(source.perceptual_hash) == 192
+    hashes = read_hashes([q.image for q in asked if q.image is not None])
+    expected = {Trace(q.prompt, None if q.image is None else hashes[q.image]) for q in asked}
+    assert len(found.sources) == len(expected) and {*found.sources} == expected
 
 
 def test_batches_do_not_mix_questions_with_and_without_a_picture(learned: list[EditCase]) -> None:

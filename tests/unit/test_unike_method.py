@@ -24,12 +24,13 @@ from unike.backbones.forward.hooks import inject, trace
 from unike.backbones.forward.split import Batch
 from unike.core.errors import UnikeError
 from unike.data.queries import Query
+from unike.data.sampling import evenly
 from unike.editors.base import Edit, attached
 from unike.editors.common.anchors import Anchors
 from unike.editors.unike import editor as method
 from unike.editors.unike.editor import PAPER, PLAIN_ALPHA, UniKE, UniKEConfig, UniKEEdit, wrong_positions
 from unike.editors.unike.gate import Ramp
-from unike.editors.unike.knowledge import Knowledge, LayerKnowledge, evenly, knowledge_of
+from unike.editors.unike.knowledge import Knowledge, LayerKnowledge, knowledge_of
 from unike.editors.unike.memory import LatentInjection, RecallLog
 
 LAYERS = (-2, -1)

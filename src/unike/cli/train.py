@@ -104,7 +104,7 @@ def split_cases(
     if "dev" in registry.datasets.get(data).splits:
         validation, _, _ = read_cases(data, "dev", task, data_dir)
         return cases, validation, against
-    from unike.editors.unike.spaces import hold_out
+    from unike.data.sampling import hold_out
 
     held_out = hold_out([str(case.edit.image) for case in cases], HELD_OUT_PART).tolist()
     learned = [case for case, aside in zip(cases, held_out, strict=True) if not aside]

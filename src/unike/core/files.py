@@ -138,6 +138,7 @@ class SealedFolder:
         tensors: Name of the safetensors file.
         version: Of the format.
         keys: What a description has to say, beside ``format`` and ``sha256``.
+        older: Earlier versions that are read too.
     """
 
     what: str
@@ -145,6 +146,7 @@ class SealedFolder:
     tensors: str
     version: int
     keys: frozenset[str]
+    older: frozenset[int] = frozenset()
 
     def files(self, described: Mapping[str, Any], content: bytes) -> dict[str, bytes]:
         """Both files, for `replace_folder`."""
@@ -168,7 +170,7 @@ class SealedFolder:
         try:
             described = json.loads(path.read_text(encoding="utf-8"))
             found = described["format"]
-            if found != self.version:
+            if found not in {self.version, *self.older}:
                 remedy = "update unike" if found > self.version else f"make the {self.what} anew"
                 raise UnikeError(f"{path} has format {found}, this version reads {self.version}; {remedy}")
             if not self.keys | {"sha256"} <= described.keys():

@@ -6,14 +6,16 @@ question and say by themselves what they are about. "What is this?" is asked abo
 
 import json
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
+from typing_extensions import Self
 
 from unike.core import home
 from unike.core.errors import UnikeError
@@ -90,6 +92,22 @@ class Trace:
 
     prompt: str
     image: ImageHashes | None
+
+    def to_json(self) -> dict[str, Any]:
+        """As files keep it."""
+        content, perceptual = (None, None) if self.image is None else astuple(self.image)
+        return {"prompt": self.prompt, "image_hash": content, "perceptual_hash": perceptual}
+
+    @classmethod
+    def from_json(cls, kept: Mapping[str, Any]) -> Self:
+        """The reverse of `to_json`; a subclass finds the values of its further fields under their names.
+
+        Raises:
+            LookupError: Something is missing.
+        """
+        content, perceptual = kept["image_hash"], kept["perceptual_hash"]
+        further = {each.name: kept[each.name] for each in fields(cls) if each.name not in ("prompt", "image")}
+        return cls(kept["prompt"], None if content is None else ImageHashes(content, perceptual), **further)
 
 
 class LeakGuard:

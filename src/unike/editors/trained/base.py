@@ -14,7 +14,7 @@ from unike.backbones.forward.hooks import Hooks
 from unike.core.errors import UnikeError
 from unike.core.memo import MemoOf
 from unike.core.settings import Settings
-from unike.data.leaks import ImageHashes, Trace
+from unike.data.leaks import Trace
 from unike.data.queries import EditCase, Query
 from unike.editors.base import Edit, Editor, EditorConfig, side_by_side
 from unike.editors.common.low_rank import install_low_rank
@@ -97,15 +97,7 @@ class TrainedEditor(Editor[TrainedConfigT]):
 
     def sources(self, backbone: Backbone) -> Sequence[Trace]:
         """Every question that the network was trained on."""
-        return [
-            Trace(
-                source.prompt,
-                None
-                if source.image_hash is None or source.perceptual_hash is None
-                else ImageHashes(source.image_hash, source.perceptual_hash),
-            )
-            for source in find(self.name, backbone, self.config.trained).sources
-        ]
+        return find(self.name, backbone, self.config.trained).sources
 
     def learned(self, backbone: Backbone) -> str:
         """The hash of the network."""

@@ -36,7 +36,7 @@ from unike.data.leaks import LeakGuard
 from unike.data.matching import exact_match
 from unike.data.provenance import describe_data, every_query
 from unike.data.queries import EditCase
-from unike.editors.trained.artifact import CONFIG_FILE, LOG_FILE, SAVED, Trained, compact
+from unike.editors.trained.artifact import CONFIG_FILE, LOG_FILE, SAVED, Trained
 from unike.editors.trained.base import Readable, TrainedEditor
 from unike.editors.trained.meta_objective import probes_of
 
@@ -132,10 +132,10 @@ def train(
     run.resume(out / WORK, {key: described[key] for key in MADE_FROM} | {"config": loop, "dtype": str(backbone.dtype)})
     run.finish(partial(progress, "training"))
 
-    asked = [query for case in learned for query in (probes_of(case) or {}).values()]
+    asked = (query for case in learned for query in (probes_of(case) or {}).values())
     described |= {
         "report": {"cases": len(cases), "without leaks": len(clean), "learned from": len(learned), "best": run.best},
-        "sources": compact(asked, guard.hashes),
+        "sources": [trace.to_json() for trace in dict.fromkeys(map(guard.trace, asked))],
     }
     trained = Trained(described, run.best_tensors)
     replace_folder(out, trained.files() | {LOG_FILE: run.log_lines()}, known_by=WORK)

@@ -5,7 +5,7 @@ from it. On disk it is a folder with ``knowledge.json`` and ``knowledge.safetens
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import cached_property, partial
 from importlib import resources
 from pathlib import Path
@@ -22,6 +22,8 @@ from unike.core import home
 from unike.core.errors import UnikeError
 from unike.core.files import SealedFolder, replace_folder
 from unike.core.memo import MemoOf, file_stamp
+from unike.data.leaks import ImageHashes, Trace
+from unike.data.sampling import evenly
 from unike.editors.unike.gate import Relevance
 from unike.editors.unike.memory import DynamicAlpha, LatentMemory, SiteName, project_memory
 from unike.editors.unike.spaces import Encoder
@@ -37,24 +39,39 @@ SAVED = SealedFolder(
 
 
 @dataclass(frozen=True)
-class Triplet:
-    """A question about a picture, its answer, and what the unedited backbone says instead.
+class Triplet(Trace):
+    """A question about a picture that was learned from, its answer, and what the unedited backbone says instead.
 
     Args:
         prompt: The question.
-        image_hash: Of the picture's file, see `unike.data.leaks.content_hash`.
-        perceptual_hash: See `unike.data.leaks.perceptual_hash`.
+        image: Of its picture.
         positive: The true answer.
         negative: The false one.
         tag: Why the backbone may be wrong (Appendix C, Figure 6), or the empty string.
     """
 
-    prompt: str
-    image_hash: str
-    perceptual_hash: str
+    image: ImageHashes
     positive: str
     negative: str
     tag: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """As files keep it."""
+        return super().to_json() | {"positive": self.positive, "negative": self.negative, "tag": self.tag}
+
+    def values(self) -> list[str]:
+        """Everything it says, in a fixed order: what is made from it is known by this."""
+        return list(self.to_json().values())
+
+    @property
+    def image_hash(self) -> str:
+        """Of the picture's file."""
+        return self.image.content
+
+    @property
+    def perceptual_hash(self) -> str:
+        """Of what the picture looks like."""
+        return self.image.perceptual
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,7 +266,7 @@ class Knowledge:
             **self.description,
             "layers": list(self.layers),
             "gate": self.gate and self.gate.settings(),
-            "triplets": [asdict(triplet) for triplet in self.triplets],
+            "triplets": [triplet.to_json() for triplet in self.triplets],
         }
         dtype = DTYPES[self.description["dtype"]]
         tensors = {
@@ -278,7 +295,7 @@ class Knowledge:
                 layers[int(index)] = LayerKnowledge.from_tensors(
                     {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
                 )
-            triplets = tuple(Triplet(**triplet) for triplet in described.pop("triplets"))
+            triplets = tuple(map(Triplet.from_json, described.pop("triplets")))
             found = described.pop("gate")
             gate = found and Relevance.of(found, {name: tensors[f"gate.{name}"] for name in Relevance.TENSORS})
         except (LookupError, TypeError, ValueError, AttributeError, SafetensorError) as error:
@@ -354,8 +371,3 @@ def as_attention_output(site: AttentionSite, states: Tensor) -> Tensor:
     _, values = project_memory(site, states.unsqueeze(1))  # [T, n_heads, 1, head_dim]
     output: Tensor = site.o_proj.forward(values.flatten(1))
     return output.float()
-
-
-def evenly(total: int, count: int | None) -> list[int]:
-    """``count`` of the indices below ``total``, evenly spread; all of them if there are no more."""
-    return list(range(total)) if count is None or count >= total else [i * total // count for i in range(count)]
