@@ -26,8 +26,9 @@ from unike.editors.base import Edit, answer
 from unike.editors.serac import networks as serac
 from unike.editors.serac.editor import SERAC, SERACConfig, SERACEdit, networks_of
 from unike.editors.serac.networks import SeracModel, SERACNetworkSettings, counterfactual_query, with_layers_copied
-from unike.editors.trained.artifact import CONFIG_FILE, SAVED, Trained, place
-from unike.editors.trained.loop import TrainConfig, read_log, train
+from unike.editors.trained.artifact import CONFIG_FILE, SAVED, Trained, place, read_log
+from unike.editors.trained.config import TrainConfig
+from unike.editors.trained.loop import train
 
 SETTINGS = SERACNetworkSettings(n_layers=2, lr=1e-2, lr_scope=1e-2)
 HAMLET = Query("Who wrote Hamlet?", None, "Bacon")

@@ -49,21 +49,22 @@ def train(
     if steps is not None and "steps" in chosen:
         raise UnikeError("--steps and --set steps say the same; give it once")
     with shared.working("starting"):
-        from unike.editors.trained import loop as training
-        from unike.editors.trained.artifact import place
+        from unike.editors.trained import loop
+        from unike.editors.trained.artifact import place, read_log
+        from unike.editors.trained.config import parse_settings, trainable
 
-        method = training.trainable(registry.editors.get(editor)())
-        loop = chosen if steps is None else chosen | {"steps": steps}
-        network_settings, config = training.parse_settings(method, loop)
+        method = trainable(registry.editors.get(editor)())
+        given = chosen if steps is None else chosen | {"steps": steps}
+        network_settings, config = parse_settings(method, given)
         shared.check_hardware(device, dtype, quantize)
         if out is not None:
-            training.check_place(out)
+            loop.check_place(out)
         cases, validation, against = split_cases(data, task, data_dir)
     backbone, load_seconds = shared.load(model, device, dtype, quantize)
     out = out or place(method.name, backbone)
     start = time.perf_counter()
     with shared.progress_bars() as progress:
-        trained = training.train(
+        trained = loop.train(
             backbone,
             method,
             cases,
@@ -74,7 +75,7 @@ def train(
             against=against,
             progress=progress,
         )
-    seconds, log = time.perf_counter() - start, training.read_log(out)
+    seconds, log = time.perf_counter() - start, read_log(out)
     if as_json:
         shared.print_json(
             {

@@ -21,7 +21,8 @@ from unike.core import home
 from unike.core.errors import UnikeError
 from unike.core.files import file_hash, replace_file
 from unike.core.images import load_image
-from unike.data.queries import Query
+from unike.data.provenance import every_query
+from unike.data.queries import EditCase, Query
 
 SIDE = 16
 """Thumbnails are of so many pixels a side."""
@@ -158,6 +159,10 @@ class LeakGuard:
             if ((self._bits != _as_bits([trace.image.perceptual])).sum(dim=1) <= NEAR).any():
                 return LEAKS[1]
         return LEAKS[2] if worded(trace.prompt) in self._questions else None
+
+    def clean(self, cases: Sequence[EditCase]) -> list[EditCase]:
+        """The cases none of whose queries, edit or probe, leaks."""
+        return [case for case in cases if not any(self.leak(query) for query in every_query([case]))]
 
 
 def generic_questions(asked: Iterable[tuple[str, Hashable]]) -> set[str]:

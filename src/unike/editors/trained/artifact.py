@@ -4,7 +4,8 @@ The loop writes such a folder (``unike train``): ``trained.json``, ``trained.saf
 ``log.jsonl``. Never a pickle.
 """
 
-from collections.abc import Hashable, Mapping
+import json
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -99,6 +100,23 @@ def sources_of_format_1(kept: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
         Trace(prompt, None if content is None else pictures[content]).to_json() for prompt, content in kept["questions"]
     ]
+
+
+def log_lines(log: Sequence[Mapping[str, Any]]) -> bytes:
+    """The log of a training as JSON, a line for each validation."""
+    return "".join(json.dumps(entry) + "\n" for entry in log).encode()
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The validations of a finished training.
+
+    Raises:
+        UnikeError: They cannot be read.
+    """
+    try:
+        return [json.loads(line) for line in (folder / LOG_FILE).read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise UnikeError(f"cannot read {folder / LOG_FILE}: {error}") from None
 
 
 def place(editor: str, backbone: Backbone) -> Path:

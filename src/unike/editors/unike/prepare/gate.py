@@ -12,7 +12,6 @@ from unike.backbones.adapter import Backbone
 from unike.backbones.forward.hooks import trace
 from unike.core.errors import UnikeError
 from unike.data.leaks import LeakGuard
-from unike.data.provenance import every_query
 from unike.data.queries import EditCase, Query
 from unike.data.sampling import evenly
 from unike.editors.unike.gate import OTHER_FACTS, RELATED, Relevance, calibrate, separation
@@ -28,7 +27,7 @@ def find_gate(work: Work, cases: Sequence[EditCase], guard: LeakGuard) -> tuple[
         where there are no cases, or these have no rephrasings or nothing that is to stay as it is.
     """
     config = work.config
-    clean = [case for case in cases if not any(guard.leak(query) for query in every_query([case]))]
+    clean = guard.clean(cases)
     chosen = [clean[i] for i in evenly(len(clean), config.gate_cases)]
     kinds = {probe.kind for case in chosen for probe in case.probes}
     if not all(kinds & set(needed) for needed in (RELATED, OTHER_FACTS)):
