@@ -250,6 +250,15 @@ def test_the_rank_is_never_more_than_a_side_of_the_matrix() -> None:
     assert MENDNetworkSettings().rank == 1920
 
 
+def test_a_network_that_was_trained_anew_is_seen(tiny: Backbone, at_own_home: Path) -> None:
+    """In the same process, and by the editor that has read the one before."""
+    editor = MEND()
+    for layers in ((-1,), (-2, -1)):
+        save_new_network(tiny, MENDNetworkSettings(layers=layers))
+        assert editor.network(tiny).layers == list(layers)
+        assert MEND().network(tiny) is editor.network(tiny), "and read once"
+
+
 # ---------------------------------------------------------------------- without a network
 
 

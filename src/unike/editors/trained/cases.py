@@ -37,20 +37,20 @@ def choose(
     order = [case for case in cases if probes_of(case)]
     random.Random(seed).shuffle(order)
     answers = Answers(backbone, backbone.room([case.edit.target or "" for case in order]))
-    found: list[EditCase] = []
+    wrong: list[EditCase] = []
     for start in range(0, len(order), ASKED_TOGETHER):
         part = order[start : start + ASKED_TOGETHER]
         answers.ask([case.edit for case in part])
-        found += [case for case in part if not exact_match(answers[case.edit], case.edit.target or "")]
-        progress(min(len(found), count), count)
-        if len(found) >= count:
+        wrong += [case for case in part if not exact_match(answers[case.edit], case.edit.target or "")]
+        progress(min(len(wrong), count), count)
+        if len(wrong) >= count:
             break
-    if not found:
+    if not wrong:
         raise UnikeError(
             f"none of {len(cases)} cases can be trained with: {len(order)} have both rephrasings and unrelated "
             f"questions with answers, and {backbone.source} gets all of those right"
         )
-    return found[:count]
+    return wrong[:count]
 
 
 def batches_of(cases: Sequence[EditCase], size: int) -> list[list[EditCase]]:

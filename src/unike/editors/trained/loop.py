@@ -276,24 +276,24 @@ class Training:
     def validate(self, train: Mapping[str, float], step: int = 0) -> None:
         """Measure the network on the cases it does not learn from, log it, and leave a checkpoint."""
         self.network.eval()
-        found: dict[str, dict[str, float]] = {"losses": {}, "scores": {}}
+        means: dict[str, dict[str, float]] = {"losses": {}, "scores": {}}
         for number in self.judged:
             outcome = self.editor.outcome(self.backbone, self.network, self.readings[number])
             for what, values in (("losses", outcome.losses), ("scores", outcome.scores)):
                 for kind, value in values.items():
-                    found[what][kind] = found[what].get(kind, 0.0) + value.sum().item() / self.n_judged
-        loss = sum(weight * found["losses"][kind] for kind, weight in self.editor.weights.items())
+                    means[what][kind] = means[what].get(kind, 0.0) + value.sum().item() / self.n_judged
+        loss = sum(weight * means["losses"][kind] for kind, weight in self.editor.weights.items())
         check_finite(loss, step)
         entry = {
             "step": step,
             "train": rounded(train),
-            "validation": {"loss": loss, "losses": rounded(found["losses"]), "scores": rounded(found["scores"])},
+            "validation": {"loss": loss, "losses": rounded(means["losses"]), "scores": rounded(means["scores"])},
             "seconds": round(time.monotonic() - self.started, 1),
         }
         self.log.append(entry)
         if self._best_entry is entry:
             self.best_tensors = {name: t.detach().cpu().clone() for name, t in self.network.state_dict().items()}
-        self.editor.validated(self.network, self.network_settings, found["scores"])
+        self.editor.validated(self.network, self.network_settings, means["scores"])
         if self.checkpoints is not None:
             self.checkpoints.save(self.network, self.optimizer, self.best_tensors, self.log)
 

@@ -109,28 +109,28 @@ class LayerKnowledge:
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything by name, an encoder's weights as ``semantic.inner.weight``."""
-        found: dict[str, Tensor] = {}
-        for each in fields(self):
-            value = getattr(self, each.name)
+        tensors: dict[str, Tensor] = {}
+        for part in fields(self):
+            value = getattr(self, part.name)
             if isinstance(value, Encoder):
-                found |= {f"{each.name}.{name}": weight for name, weight in value.state_dict().items()}
+                tensors |= {f"{part.name}.{name}": weight for name, weight in value.state_dict().items()}
             else:
-                found[each.name] = value
-        return found
+                tensors[part.name] = value
+        return tensors
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
         """The reverse of `tensors`, from any float dtype."""
         values: dict[str, Any] = {}
-        for each in fields(cls):
-            if each.type is Encoder:
-                prefix = f"{each.name}."
+        for part in fields(cls):
+            if part.type is Encoder:
+                prefix = f"{part.name}."
                 weights = {
                     name.removeprefix(prefix): t.float() for name, t in tensors.items() if name.startswith(prefix)
                 }
-                values[each.name] = Encoder.from_weights(weights)
+                values[part.name] = Encoder.from_weights(weights)
             else:
-                values[each.name] = tensors[each.name].float()
+                values[part.name] = tensors[part.name].float()
         return cls(**values)
 
     def to(self, device: torch.device | str) -> Self:
@@ -201,9 +201,9 @@ class Knowledge:
             UnikeError: That layer was not prepared.
         """
         n_layers = self.description["backbone"]["n_layers"]
-        for index, found in self.layers.items():
+        for index, known in self.layers.items():
             if index == i or index % n_layers == i:
-                return found
+                return known
         there = ", ".join(map(str, self.layers))
         raise UnikeError(
             f"the knowledge holds nothing of layer {i}, only of {there}; run unike prepare with that layer"
@@ -296,8 +296,8 @@ class Knowledge:
                     {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
                 )
             triplets = tuple(map(Triplet.from_json, described.pop("triplets")))
-            found = described.pop("gate")
-            gate = found and Relevance.of(found, {name: tensors[f"gate.{name}"] for name in Relevance.TENSORS})
+            settings = described.pop("gate")
+            gate = settings and Relevance.of(settings, {name: tensors[f"gate.{name}"] for name in Relevance.TENSORS})
         except (LookupError, TypeError, ValueError, AttributeError, SafetensorError) as error:
             raise SAVED.damaged(folder, repr(error)) from None
         rest = {key: described[key] for key in described if key not in ("format", "sha256")}
@@ -345,10 +345,11 @@ def _find(backbone: Backbone) -> Knowledge:
     bundled = resources.files("unike.editors.unike").joinpath("knowledge_data")
     with resources.as_file(bundled) as folder:
         there = sorted(folder.iterdir()) if folder.is_dir() else []
-        places = [place(backbone), *(found for found in there if found.is_dir())]
-        for found in filter(lambda each: (each / CONFIG_FILE).is_file(), places):
-            if SAVED.describe(found)["backbone"]["fingerprint"] == backbone.fingerprint():
-                return Knowledge.from_pretrained(found)
+        for where in [place(backbone), *there]:
+            if not (where / CONFIG_FILE).is_file():
+                continue
+            if SAVED.describe(where)["backbone"]["fingerprint"] == backbone.fingerprint():
+                return Knowledge.from_pretrained(where)
     raise UnikeError(
         f"there is no in-context knowledge of {backbone.source!r} yet; run: unike prepare --model {backbone.source}, "
         "or edit with only_intrinsic=true"

@@ -35,7 +35,7 @@ def find_candidates(
     Raises:
         UnikeError: There is none.
     """
-    found: dict[tuple[str, str, str], Candidate] = {}
+    candidates: dict[tuple[str, str, str], Candidate] = {}
     dropped: Counter[str] = Counter(dict.fromkeys(("no picture", *LEAKS, "repeated"), 0))
     for case in cases:
         if case.edit.image is None:
@@ -45,17 +45,17 @@ def find_candidates(
         else:
             candidate = Candidate(case.edit, guard.hashes[case.edit.image], tags.get(case.case_id, ""))
             same = (worded(case.edit.prompt), candidate.hashes.content, normalise(case.edit.target or ""))
-            dropped["repeated"] += same in found
-            found.setdefault(same, candidate)
-    if not found:
+            dropped["repeated"] += same in candidates
+            candidates.setdefault(same, candidate)
+    if not candidates:
         reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items() if count)
         raise UnikeError(f"none of {len(cases)} cases can be learned from: {reasons}")
-    return list(found.values()), dict(dropped)
+    return list(candidates.values()), dict(dropped)
 
 
 def text_questions(cases: Sequence[EditCase], against: Sequence[EditCase]) -> list[str]:
     """What the cases ask without a picture, each question once, without those that ``against`` asks too."""
     protected = {worded(query.prompt) for query in every_query(against)}
     asked = {worded(query.prompt): query.prompt for query in every_query(cases) if query.image is None}
-    found = [prompt for question, prompt in asked.items() if question not in protected]
-    return [found[i] for i in evenly(len(found), TEXTS)]
+    prompts = [prompt for question, prompt in asked.items() if question not in protected]
+    return [prompts[i] for i in evenly(len(prompts), TEXTS)]

@@ -52,11 +52,11 @@ def collect(work: Work, candidates: Sequence[Candidate]) -> tuple[list[Mistake],
         work.progress("asking", done, len(batches))
         if config.limit is not None and counts["wrong"] >= config.limit:
             break
-    found = [mistake for index in sorted(mistakes) for mistake in mistakes[index]]
-    if not found:
+    in_order = [mistake for index in sorted(mistakes) for mistake in mistakes[index]]
+    if not in_order:
         raise UnikeError(f"{backbone.source} has no clear mistake among {counts.total()} answers; there is no triplet")
-    kept = [found[i] for i in evenly(len(found), config.limit)]
-    return kept, {"asked": counts.total(), **counts, "beyond the limit": len(found) - len(kept)}
+    kept = [in_order[i] for i in evenly(len(in_order), config.limit)]
+    return kept, {"asked": counts.total(), **counts, "beyond the limit": len(in_order) - len(kept)}
 
 
 def ask(work: Work, batch: Sequence[Candidate], known: dict[str, str]) -> list[str]:

@@ -14,7 +14,7 @@ from unike.editors.unike.knowledge import LayerKnowledge, Triplet, as_attention_
 from unike.editors.unike.prepare.config import PrepareConfig
 from unike.editors.unike.prepare.probe import probe_accuracy, retrieval_accuracy, split_by_answer
 from unike.editors.unike.prepare.states import States
-from unike.editors.unike.prepare.train import Epoch, train_encoder
+from unike.editors.unike.prepare.train import Epoch, best_epoch, train_encoder
 from unike.editors.unike.spaces import Encoder, fit_w_zeta, semantic_loss, truthfulness_loss, zeta
 
 
@@ -92,7 +92,7 @@ def train_both(
     ) -> tuple[Encoder, list[Epoch]]:
         encoder = Encoder(width, config.hidden, out, seed=config.seed).to(held_out.device)
         return train_encoder(
-            encoder.standardise(torch.cat([each[~held_out] for each in answers])),
+            encoder.standardise(torch.cat([states_behind[~held_out] for states_behind in answers])),
             loss,
             [*anchors, *answers],
             held_out,
@@ -120,7 +120,7 @@ def train_both(
 
 def summary(history: Sequence[Epoch]) -> dict[str, Any]:
     """The losses before training and at the epoch that was kept."""
-    best = min(range(len(history)), key=lambda epoch: history[epoch].held_out)
+    best = best_epoch(history)
     before, kept = history[0], history[best]
     return {
         "epoch": best,

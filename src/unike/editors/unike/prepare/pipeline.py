@@ -63,11 +63,7 @@ def prepare(
     check_layers(backbone, config)
     check_place(out)
     if is_prepared(out, backbone.source, cases, config, against=against):
-        knowledge = Knowledge.from_pretrained(out)
-        knowledge.check(backbone)
-        return knowledge
-    if backbone.edits:
-        raise UnikeError("the knowledge is that of the unedited model; detach the edits first")
+        return read_prepared(out, backbone)
 
     work = Work(out, backbone, config, progress)
     guard = LeakGuard(every_query(against), every_query(cases), partial(progress, "reading pictures"))
@@ -80,16 +76,18 @@ def prepare(
     layers, learned = learn_layers(work, triplets, texts, states, read_means(work, texts, states))
     gate, opened = find_gate(work, cases, guard)
 
-    report = {
-        "candidates": {"cases": len(cases), "dropped": dropped, "left": len(candidates)},
-        "answers": answers,
-        "tags": dict(Counter(triplet.tag or "untagged" for triplet in triplets)),
-        "answer_tokens": tokens,
-        "text_questions": len(texts),
-        "layers": learned,
-        "gate": opened,
+    described = describe(backbone, cases, against, config) | {
+        "report": {
+            "candidates": {"cases": len(cases), "dropped": dropped, "left": len(candidates)},
+            "answers": answers,
+            "tags": dict(Counter(triplet.tag or "untagged" for triplet in triplets)),
+            "answer_tokens": tokens,
+            "text_questions": len(texts),
+            "layers": learned,
+            "gate": opened,
+        }
     }
-    knowledge = Knowledge(layers, triplets, describe(backbone, cases, against, config) | {"report": report}, gate)
+    knowledge = Knowledge(layers, triplets, described, gate)
     replace_folder(out, knowledge.files(), known_by=WORK)
     return knowledge
 
@@ -145,6 +143,13 @@ def is_prepared(
     except UnikeError:
         return False
     return (there["backbone"]["source"], there.get("config"), there.get("data")) == wanted
+
+
+def read_prepared(out: Path, backbone: Backbone) -> Knowledge:
+    """The knowledge in a folder, if it is that of the backbone."""
+    knowledge = Knowledge.from_pretrained(out)
+    knowledge.check(backbone)
+    return knowledge
 
 
 def check_layers(backbone: Backbone, config: PrepareConfig) -> None:

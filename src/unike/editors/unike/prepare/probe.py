@@ -59,9 +59,9 @@ def split_by_answer(
     generator = torch.Generator().manual_seed(seed)
 
     def some(mask: Tensor, count: int) -> Tensor:
-        found = mask.nonzero()[:, 0]
+        places = mask.nonzero()[:, 0]
         kept = torch.zeros_like(mask)
-        kept[found[torch.randperm(len(found), generator=generator)[:count]]] = True
+        kept[places[torch.randperm(len(places), generator=generator)[:count]]] = True
         return kept
 
     train, count = ~(pos | neg), min(int(pos.sum()), int(neg.sum()))

@@ -17,6 +17,16 @@ class Epoch:
     held_out: float
 
 
+def best_epoch(history: Sequence[Epoch]) -> int:
+    """The one with the least loss on held-out triplets."""
+    return min(range(len(history)), key=lambda epoch: history[epoch].held_out)
+
+
+def weights_of(encoder: Encoder) -> dict[str, Tensor]:
+    """A copy of them."""
+    return {name: weight.detach().clone() for name, weight in encoder.state_dict().items()}
+
+
 def train_encoder(
     encoder: Encoder,
     loss: Callable[..., Tensor],
@@ -55,16 +65,10 @@ def train_encoder(
     def measured(rows: Tensor) -> Tensor:
         return loss(encoder, *(column[rows] for column in columns))
 
-    def best_of(history: Sequence[Epoch]) -> int:
-        return min(range(len(history)), key=lambda epoch: history[epoch].held_out)
-
-    def copied() -> dict[str, Tensor]:
-        return {name: weight.detach().clone() for name, weight in encoder.state_dict().items()}
-
     with torch.no_grad():
         parts = train.tensor_split(steps)
         history = [Epoch(sum(measured(part).item() for part in parts) / steps, measured(test).item())]
-    best = copied()
+    best = weights_of(encoder)
     for epoch in range(1, max_epochs + 1):
         total = 0.0
         for rows in train[torch.randperm(len(train), generator=generator).to(train.device)].tensor_split(steps):
@@ -76,9 +80,9 @@ def train_encoder(
         with torch.no_grad():
             history.append(Epoch(total / steps, measured(test).item()))
         progress(epoch)
-        if best_of(history) == epoch:
-            best = copied()
-        elif epoch - best_of(history) >= patience:
+        if best_epoch(history) == epoch:
+            best = weights_of(encoder)
+        elif epoch - best_epoch(history) >= patience:
             break
     encoder.load_state_dict(best)
     return encoder.eval().requires_grad_(False), history

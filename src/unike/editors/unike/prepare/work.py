@@ -29,9 +29,14 @@ class Work:
         backbone: Whose answers and states are kept; those of others are not found.
         config: Settings.
         progress: Told about every stage.
+
+    Raises:
+        UnikeError: The backbone has an edit on it.
     """
 
     def __init__(self, out: Path, backbone: Backbone, config: PrepareConfig, progress: Progress = silent) -> None:
+        if backbone.edits:
+            raise UnikeError("the knowledge is that of the unedited model; detach the edits first")
         self.folder = out / WORK
         self.backbone, self.config, self.progress = backbone, config, progress
 
