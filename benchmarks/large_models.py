@@ -40,11 +40,12 @@ import unike
 from unike.backbones.families.blip2 import MINIGPT4_TEMPLATE, Blip2
 from unike.backbones.forward.functional import target_positions
 from unike.backbones.loading import DTYPES, resolve_device
+from unike.data.leaks import ImageHashes
 from unike.data.queries import Query
 from unike.editors.common.anchors import Anchors
 from unike.editors.unike.gate import Gate, Ramp, RisingRamp
 from unike.editors.unike.knowledge import Knowledge, LayerKnowledge, Triplet
-from unike.editors.unike.preparation import PrepareConfig
+from unike.editors.unike.prepare.config import PrepareConfig
 from unike.editors.unike.spaces import Encoder
 
 WORDS = [f"w{number}" for number in range(200)]
@@ -134,7 +135,7 @@ def knowledge(model: Blip2) -> Knowledge:
     }
     gate_layer = min(3 * model.n_layers // 4, model.layer_index(min(LAYERS)))
     gate = Gate(gate_layer, draw(width), torch.eye(width), Ramp(0.4, 0.7), RisingRamp(low=(0.1,), high=(0.15,)))
-    triplets = [Triplet(f"{i}", f"{i:016x}", "0f" * 96, "this", "that") for i in range(TRIPLETS)]
+    triplets = [Triplet(f"{i}", ImageHashes(f"{i:016x}", "0f" * 96), "this", "that") for i in range(TRIPLETS)]
     made_for = {"source": model.source, "fingerprint": model.fingerprint()}
     made_for |= {"template": model.template, "n_layers": model.n_layers}
     return Knowledge(layers, triplets, {"unike": "0", "backbone": made_for, "dtype": "float16", "seed": 0}, gate)

@@ -12,6 +12,7 @@ from unike.backbones import tinies
 from unike.backbones.adapter import Backbone
 from unike.core import registry
 from unike.core.files import replace_folder
+from unike.data.leaks import ImageHashes
 from unike.data.queries import Query
 from unike.editors.ke.conditioned_update import ConditionedUpdates
 from unike.editors.trained.artifact import Trained
@@ -102,7 +103,9 @@ def some_knowledge(
     whitening, mean = torch.eye(width) + spread @ spread.T, 0.3 * draw(width)
     question, (low, high) = ramps
     gate = Gate(gate_layer, mean, whitening, Ramp(*question), RisingRamp((low,), (high,)))
-    triplets = tuple(Triplet(f"What is {i}?", f"{i:016x}", "0f" * 96, "this", f"that {i}") for i in range(TRIPLETS))
+    triplets = tuple(
+        Triplet(f"What is {i}?", ImageHashes(f"{i:016x}", "0f" * 96), "this", f"that {i}") for i in range(TRIPLETS)
+    )
     made_for = {"source": backbone.source, "fingerprint": backbone.fingerprint()}
     made_for |= {"template": backbone.template, "n_layers": backbone.n_layers}
     description = {"unike": "0", "backbone": made_for, "dtype": "float32", "seed": seed}
@@ -135,7 +138,7 @@ def some_network(editor: str, backbone: Backbone, seed: int = 0) -> Trained:
         "editor": editor,
         "backbone": {"source": backbone.source, "fingerprint": backbone.fingerprint()},
         "network": settings.model_dump(mode="json"),
-        "sources": {"images": {}, "questions": []},
+        "sources": [],
     }
     return Trained(description, network.state_dict())
 

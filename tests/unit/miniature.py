@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from unike.backbones import tinies
@@ -34,6 +35,25 @@ def case(number: int, pictures: list[Path]) -> EditCase:
         Probe("specificity", Query("Where is it?", picture, None)),
     ]
     return EditCase(f"case-{number}", Query(f"What is {number}?", picture, target), tuple(probes), domain="photo")
+
+
+def paint_gallery(folder: Path) -> list[Path]:
+    """Twelve pictures that nobody would mix up."""
+    generator = torch.Generator().manual_seed(1)
+    for number in range(10, 22):
+        pixels = torch.randint(0, 256, (4, 4, 3), generator=generator, dtype=torch.uint8)
+        Image.fromarray(pixels.numpy()).resize((32, 32), Image.Resampling.NEAREST).save(folder / f"{number}.png")
+    return sorted(folder.iterdir())
+
+
+def learned_cases(gallery: list[Path]) -> list[EditCase]:
+    """About eight pictures, so that what all ask says nothing about one of them."""
+    return [case(number, [gallery[(number + i) % 8] for i in range(3)]) for number in range(6)]
+
+
+def judged_cases(gallery: list[Path]) -> list[EditCase]:
+    """About others."""
+    return [case(number, gallery[8:11]) for number in range(20, 23)]
 
 
 def teach(cases: Sequence[EditCase]) -> Backbone:

@@ -1,6 +1,7 @@
 """Answers of the unedited model are asked once, whoever asks again, and survive a kill."""
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -70,6 +71,20 @@ def test_pictures_count_by_their_content(taught: Backbone, tmp_path: Path, some:
     assert keys[0] == keys[1] and len(set(keys)) == 3
     with pytest.raises(UnikeError, match="cannot read"):
         content_key(Query("?", tmp_path / "none.png"))
+
+
+def test_a_picture_that_was_overwritten_is_another(taught: Backbone, tmp_path: Path, asked: list[Query]) -> None:
+    """Within one process, under the same name, and of the same size."""
+    question, contents = Query("?", tmp_path / "it.bmp"), []
+    for colour in ("red", "blue", "red"):
+        Image.new("RGB", (8, 8), colour).save(tmp_path / "it.bmp")
+        contents.append(content_key(question))
+        answers = Answers(taught, 8)
+        answers.ask([question])
+        assert answers[question]
+        time.sleep(0.05)  # longer than the clock of a file system ticks
+    assert contents[0] == contents[2] != contents[1]
+    assert len(asked) == 2, "the first picture's answer is known when it is back"
 
 
 @pytest.mark.parametrize("change", ["model", "length", "template"])

@@ -48,3 +48,12 @@ def test_one_that_does_not_exist_would_be_found() -> None:
         parse("bench --editor ft --model mini --out x --dataset y --set no_such_setting=1")
     with pytest.raises(KeyError):
         parse("models chekc x")
+
+
+def test_the_files_that_are_an_equation_are_there() -> None:
+    """Those that docs/method.md has in its headings."""
+    headings = [line for line in (ROOT / "docs" / "method.md").read_text().splitlines() if line.startswith("## ")]
+    named = [path for line in headings for path in re.findall(r"`([\w/.]+)`", line)]
+    assert len(named) >= 6
+    for path in named:
+        assert (ROOT / "src" / "unike" / path).exists(), path

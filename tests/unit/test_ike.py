@@ -198,7 +198,7 @@ def test_a_pool_is_a_train_split(monkeypatch: pytest.MonkeyPatch) -> None:
             return [case(f"{self.name}?", "x")]
 
     monkeypatch.setattr(demonstrations, "open_dataset", Data)
-    find = demonstrations.pool_of.__wrapped__
+    find = demonstrations.read_pool
     assert [fact.prompt for fact in find("pocket", None, None).facts] == ["pocket-vqa?", "pocket-caption?"]
     assert len(find("mmedit-vqa", "there", None).facts) == 1
     assert asked[1:] == [("pocket-caption", None, "train"), ("mmedit-vqa", Path("there"), "train")]

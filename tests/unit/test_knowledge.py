@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+import unike
 from unike.backbones import tinies
 from unike.backbones.adapter import Backbone
 from unike.core.errors import UnikeError
 from unike.core.files import seal
+from unike.data.leaks import ImageHashes
 from unike.editors.unike.gate import Gate, Ramp, RisingRamp
 from unike.editors.unike.injection import project_memory, projected_attention
 from unike.editors.unike.knowledge import (
@@ -22,7 +24,6 @@ from unike.editors.unike.knowledge import (
     LayerKnowledge,
     Triplet,
     as_attention_output,
-    evenly,
     knowledge_of,
     place,
 )
@@ -47,7 +48,9 @@ def some_knowledge(
     dtype: str = "float16", fingerprint: str = "0123456789abcdef", template: str = "{image}{prompt}"
 ) -> Knowledge:
     layers = {i: some_layer(seed=10 * i).rounded(getattr(torch, dtype)) for i in (1, 2)}
-    triplets = tuple(Triplet(f"Wo ist {i}?", f"{i:016x}", "0f" * 96, "Köln", f"Bonn {i}", "tag") for i in range(T))
+    triplets = tuple(
+        Triplet(f"Wo ist {i}?", ImageHashes(f"{i:016x}", "0f" * 96), "Köln", f"Bonn {i}", "tag") for i in range(T)
+    )
     backbone = {"source": "some/model", "fingerprint": fingerprint, "template": template, "n_layers": 4}
     description = {"unike": "0", "backbone": backbone, "dtype": dtype, "report": {"loss": 0.25}}
     return Knowledge({index - 3: layer for index, layer in layers.items()}, triplets, description)
@@ -80,6 +83,22 @@ def test_round_trip(tmp_path: Path, dtype: str) -> None:
     size = (tmp_path / "again" / TENSOR_FILE).stat().st_size
     numbers = sum(tensor.numel() for layer in found.layers.values() for tensor in layer.tensors().values())
     assert 0 < size - numbers * getattr(torch, dtype).itemsize < 4096
+
+
+def test_what_comes_with_the_package_is_read_bit_for_bit() -> None:
+    """Edits that were made with it hold on to its fingerprint."""
+    folder = Path(unike.__file__).parent / "editors" / "unike" / "knowledge_data" / "mini"
+    known = Knowledge.from_pretrained(folder)
+    for name, content in known.files().items():
+        assert content == (folder / name).read_bytes(), name
+    first = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))["triplets"][0]
+    assert known.triplets[0] == Triplet(
+        first["prompt"],
+        ImageHashes(first["image_hash"], first["perceptual_hash"]),
+        first["positive"],
+        first["negative"],
+        first["tag"],
+    )
 
 
 def test_what_does_not_fit_into_half_precision_is_refused() -> None:
@@ -203,6 +222,13 @@ def test_knowledge_is_found_in_its_place_and_read_once(
         knowledge_of(tinies()["llava"](seed=1))
 
 
+def test_other_knowledge_in_its_place_is_read(llava: Backbone, make_knowledge: Callable[..., Knowledge]) -> None:
+    """Prepared anew in the same process."""
+    for seed in (0, 1):
+        make_knowledge(llava, seed=seed).save_pretrained(place(llava))
+        assert knowledge_of(llava).description["seed"] == seed
+
+
 def test_a_folder_may_be_chosen(llava: Backbone, make_knowledge: Callable[..., Knowledge], tmp_path: Path) -> None:
     make_knowledge(llava).save_pretrained(place(llava))
     make_knowledge(llava, seed=1).save_pretrained(tmp_path / "other")
@@ -285,8 +311,3 @@ def test_what_attention_makes_of_a_lone_state(family: str) -> None:
     queries = draw(3, 1, site.n_heads * site.head_dim, seed=1)
     expected = projected_attention(site, queries, *project_memory(site, states.unsqueeze(1))).squeeze(1)
     assert torch.allclose(as_attention_output(site, states), expected, atol=1e-5)
-
-
-def test_evenly() -> None:
-    assert evenly(3, None) == evenly(3, 3) == evenly(3, 9) == [0, 1, 2]
-    assert evenly(10, 3) == [0, 3, 6]

@@ -1,5 +1,6 @@
 """The bench refuses a method that learned from what it would be evaluated on."""
 
+import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 from miniature import Scatter
 from PIL import Image
+from preparing import paint_gallery
 
 from unike.backbones import tinies
 from unike.backbones.adapter import Backbone
@@ -15,7 +17,7 @@ from unike.bench.runner import evaluate
 from unike.bench.selection import Task, check_leaks
 from unike.core.errors import UnikeError
 from unike.data import leaks as leak_guard
-from unike.data.leaks import LEAKS, ImageHashes, LeakGuard, Trace, read_hashes
+from unike.data.leaks import LEAKS, ImageHashes, LeakGuard, Trace, perceptual_hash, read_hashes
 from unike.data.queries import EditCase, Query
 from unike.editors.unike.editor import UniKE
 from unike.editors.unike.knowledge import Knowledge, Triplet
@@ -111,7 +113,7 @@ def test_unike_learned_from_its_triplets(
     asked = [replace(case, edit=replace(case.edit, prompt=f"Why {case.case_id}?"), probes=()) for case in cases]
     source = Task("miniature", "eval", asked)
     (hashes,) = read_hashes(pictures_of(cases)[:1]).values()
-    leaking = Triplet("Who is there?", hashes.content, hashes.perceptual, "this", "that")
+    leaking = Triplet("Who is there?", hashes, "this", "that")
     knowledge = {"clean": clean, "leaking": replace(clean, triplets=(*clean.triplets, leaking))}
     for name, known in knowledge.items():
         known.save_pretrained(tmp_path / name)
@@ -144,3 +146,54 @@ def test_a_damaged_cache_is_made_again(cache: Path, pictures: list[Path], damage
     file.write_text(damage)
     assert read_hashes(pictures) == first
     assert len(json.loads(file.read_text())) == 3
+
+
+# ---------------------------------------------------------------------- what is learned from
+
+
+def test_what_is_evaluated_is_not_learned_from(tmp_path: Path) -> None:
+    gallery = paint_gallery(tmp_path)
+    copied = tmp_path / "copied.png"
+    copied.write_bytes(gallery[1].read_bytes())
+    again = tmp_path / "again.jpg"
+    Image.open(gallery[2]).resize((40, 40)).save(again, quality=70)
+    generic, telling, text = "What is this?", "Is this the famous cat of Downing Street?", "What is 2 + 2?"
+    candidates = [Query(generic, picture, "x") for picture in gallery[:8]]
+    candidates += [Query(telling, gallery[8], "x"), Query("And who  is THAT?", gallery[9], "x")]
+    evaluated = [
+        Query(generic, copied),
+        Query("Something else", again),
+        Query(telling, gallery[20]),
+        Query(text),
+        Query("and who is that?", None),
+    ]
+    seen = []
+    guard = LeakGuard(evaluated, candidates, lambda done, total: seen.append((done, total)))
+    found = [guard.leak(query) for query in candidates]
+    assert found == [None, LEAKS[0], LEAKS[1], *[None] * 5, LEAKS[2], LEAKS[2]]
+    assert seen[-1] == (13, 13)
+    assert guard.leak(Query(text)) == LEAKS[2]
+    assert LeakGuard([], candidates).leak(candidates[0]) is None
+
+
+def flag(*colours: str, size: tuple[int, int] = (90, 60)) -> Image.Image:
+    stripes = Image.new("RGB", (3, 1))
+    for i, colour in enumerate(colours):
+        stripes.paste(colour, (i, 0, i + 1, 1))
+    return stripes.resize(size, Image.Resampling.NEAREST)
+
+
+def bits_apart(one: str, other: str) -> int:
+    return (int(one, 16) ^ int(other, 16)).bit_count()
+
+
+def test_pictures_are_alike_in_their_colours_too() -> None:
+    france, italy = flag("#0055a4", "white", "#ef4135"), flag("#008c45", "white", "#cd212a")
+    stored = io.BytesIO()
+    france.resize((150, 100)).save(stored, "JPEG", quality=60)
+    again = bits_apart(perceptual_hash(france), perceptual_hash(Image.open(stored).convert("RGB")))
+    assert again <= 12 < 60 < bits_apart(perceptual_hash(france), perceptual_hash(italy))
+    assert perceptual_hash(Image.new("RGB", (9, 9), "black")) == 192 * "0"
+    assert perceptual_hash(Image.new("RGB", (9, 9), "white")) == 192 * "f"
+    grey = [perceptual_hash(Image.new("RGB", (9, 9), (value,) * 3)) for value in (100, 106)]
+    assert bits_apart(*grey) == pytest.approx(6 / 255 * 768, abs=3)

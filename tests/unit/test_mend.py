@@ -190,7 +190,7 @@ def save_new_network(backbone: Backbone, settings: MENDNetworkSettings) -> None:
         "editor": "mend",
         "backbone": {"source": backbone.source, "fingerprint": backbone.fingerprint()},
         "network": settings.model_dump(mode="json"),
-        "sources": {"images": {}, "questions": []},
+        "sources": [],
     }
     replace_folder(place("mend", backbone), Trained(described, network.state_dict()).files(), known_by="trained.json")
 
@@ -248,6 +248,15 @@ def test_the_rank_is_never_more_than_a_side_of_the_matrix() -> None:
     blocks = [m for m in GradientTransforms({"0.a": (3, 5)}).modules() if isinstance(m, ResidualBlock)]
     assert [block.v.shape for block in blocks] == [(3, 8), (3, 8)]
     assert MENDNetworkSettings().rank == 1920
+
+
+def test_a_network_that_was_trained_anew_is_seen(tiny: Backbone, at_own_home: Path) -> None:
+    """In the same process, and by the editor that has read the one before."""
+    editor = MEND()
+    for layers in ((-1,), (-2, -1)):
+        save_new_network(tiny, MENDNetworkSettings(layers=layers))
+        assert editor.network(tiny).layers == list(layers)
+        assert MEND().network(tiny) is editor.network(tiny), "and read once"
 
 
 # ---------------------------------------------------------------------- without a network

@@ -1,9 +1,8 @@
 """SERAC: what is in scope, who answers, and what its networks learn."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import miniature
 import pytest
@@ -28,8 +27,9 @@ from unike.editors.base import answer
 from unike.editors.serac import networks as serac
 from unike.editors.serac.editor import SERAC, SERACConfig, SERACEdit, networks_of
 from unike.editors.serac.networks import SeracModel, SERACNetworkSettings, counterfactual_query, with_layers_copied
-from unike.editors.trained.artifact import CONFIG_FILE, SAVED, Trained, place
-from unike.editors.trained.loop import TrainConfig, read_log, train
+from unike.editors.trained.artifact import CONFIG_FILE, SAVED, Trained, place, read_log
+from unike.editors.trained.config import TrainConfig
+from unike.editors.trained.loop import train
 from unike.edits.edit import Edit
 from unike.edits.edited import EditedModel
 
@@ -43,12 +43,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
-def save(backbone: Backbone, tensors: dict[str, Tensor], folder: Path, sources: Any = None) -> None:
+def save(backbone: Backbone, tensors: dict[str, Tensor], folder: Path, sources: Sequence[Trace] = ()) -> None:
     description = {
         "editor": "serac",
         "backbone": {"source": backbone.source, "fingerprint": backbone.fingerprint()},
         "network": SETTINGS.model_dump(mode="json"),
-        "sources": sources or {"images": {}, "questions": []},
+        "sources": [trace.to_json() for trace in sources],
     }
     replace_folder(folder, Trained(description, tensors).files(), known_by=CONFIG_FILE)
 
@@ -285,11 +285,10 @@ def test_the_classifier_may_be_blind(backbone: Backbone, pictures: list[Path]) -
 
 def test_an_edit_belongs_to_its_networks(backbone: Backbone, facts: list[Query], tmp_path: Path) -> None:
     tensors = SeracModel(backbone, SETTINGS, seed=5).state_dict()
-    sources = {"images": {"ab" * 8: "0f" * 96}, "questions": [["What?", "ab" * 8], ["Who?", None]]}
+    sources = (Trace("What?", ImageHashes("ab" * 8, "0f" * 96)), Trace("Who?", None))
     save(backbone, tensors, tmp_path / "mine", sources)
     mine, other = SERAC(trained=str(tmp_path / "mine")), SERAC()
-    assert mine.sources(backbone) == [Trace("What?", ImageHashes("ab" * 8, "0f" * 96)), Trace("Who?", None)]
-    assert other.sources(backbone) == []
+    assert mine.sources(backbone) == sources and other.sources(backbone) == ()
     edit = other.edit(backbone, facts[0])
     assert EditedModel(backbone, [edit]).generate(facts[:1], max_new_tokens=2)
     save(backbone, tensors, place("serac", backbone))

@@ -10,13 +10,13 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 
 from unike.backbones.adapter import Backbone
 from unike.backbones.forward.context import UNEDITED, attached_to
 from unike.core import home
 from unike.core.errors import UnikeError
+from unike.core.files import file_hash
 from unike.data.queries import Query
 
 BATCH = 16
@@ -156,7 +156,6 @@ def content_key(query: Query) -> str:
     return hashlib.sha256(f"{picture}\n{query.prompt}".encode()).hexdigest()
 
 
-@lru_cache(maxsize=100_000)
 def image_hash(path: Path) -> str:
     """SHA-256 of a picture's file.
 
@@ -164,6 +163,6 @@ def image_hash(path: Path) -> str:
         UnikeError: It cannot be read.
     """
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return file_hash(path)
     except OSError as error:
         raise UnikeError(f"cannot read {path}: {error.strerror}") from None

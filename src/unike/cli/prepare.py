@@ -64,20 +64,21 @@ def prepare(
     if limit is not None and "limit" in chosen:
         raise UnikeError("--limit and --set limit say the same; give it once")
     with shared.working("starting"):
-        from unike.editors.unike import preparation
         from unike.editors.unike.knowledge import Knowledge, place
+        from unike.editors.unike.prepare import pipeline
+        from unike.editors.unike.prepare.config import PrepareConfig
 
-        config = preparation.PrepareConfig.parse(chosen if limit is None else chosen | {"limit": limit})
+        config = PrepareConfig.parse(chosen if limit is None else chosen | {"limit": limit})
         shared.check_hardware(device, dtype, quantize)
         if out is not None:
-            preparation.check_place(out)
+            pipeline.check_place(out)
         cases, against, tags = read_cases(data, split, task, data_dir)
     backbone = None
     if out is None:
         backbone, _ = shared.load(model, device, dtype, quantize)
         out = place(backbone)
     start = time.perf_counter()
-    there = preparation.is_prepared(out, model, cases, config, against=against)
+    there = pipeline.is_prepared(out, model, cases, config, against=against)
     if there:
         known = Knowledge.from_pretrained(out)
     else:
@@ -85,7 +86,7 @@ def prepare(
             backbone, load_seconds = shared.load(model, device, dtype, quantize)
             start += load_seconds
         with shared.progress_bars() as progress:
-            known = preparation.prepare(backbone, cases, out, config, against=against, tags=tags, progress=progress)
+            known = pipeline.prepare(backbone, cases, out, config, against=against, tags=tags, progress=progress)
     seconds = time.perf_counter() - start
     result = {
         "model": model,

@@ -52,28 +52,29 @@ def train(
     if steps is not None and "steps" in chosen:
         raise UnikeError("--steps and --set steps say the same; give it once")
     with shared.working("starting"):
-        from unike.editors.trained import loop as training
-        from unike.editors.trained.artifact import place
+        from unike.editors.trained import loop
+        from unike.editors.trained.artifact import place, read_log
+        from unike.editors.trained.config import split_settings, trainable
 
-        method = training.trainable(registry.editors.get(editor)())
-        loop = chosen if steps is None else chosen | {"steps": steps}
-        network_settings, config = training.parse_settings(method, loop)
+        method = trainable(registry.editors.get(editor)())
+        given = chosen if steps is None else chosen | {"steps": steps}
+        network_settings, config = split_settings(method, given)
         shared.check_hardware(device, dtype, quantize)
         if out is not None:
-            training.check_place(out)
+            loop.check_place(out)
         cases, validation, against = split_cases(data, task, data_dir)
     backbone, load_seconds = shared.load(model, device, dtype, quantize)
     out = out or place(method.name, backbone)
     start = time.perf_counter()
     with shared.progress_bars() as progress:
         more: dict[str, Any] = {"network_settings": network_settings, "config": config, "against": against}
-        trained = training.train(backbone, method, cases, validation, out, progress=progress, **more)
+        trained = loop.train(backbone, method, cases, validation, out, progress=progress, **more)
     result = {
         "model": model,
         "editor": editor,
         "saved": str(out),
         "report": trained.description["report"],
-        "log": training.read_log(out),
+        "log": read_log(out),
         "load_seconds": round(load_seconds, 1),
         "seconds": round(time.perf_counter() - start, 1),
     }
@@ -98,7 +99,7 @@ def split_cases(
     if "dev" in registry.datasets.get(data).splits:
         validation, _, _ = read_cases(data, "dev", task, data_dir)
         return cases, validation, against
-    from unike.editors.unike.spaces import hold_out
+    from unike.data.sampling import hold_out
 
     held_out = hold_out([str(case.edit.image) for case in cases], HELD_OUT_PART).tolist()
     learned = [case for case, aside in zip(cases, held_out, strict=True) if not aside]

@@ -12,9 +12,22 @@ from pathlib import Path
 from typing import Any
 
 from unike.core.errors import UnikeError
+from unike.core.memo import Memo, file_stamp
 
 WORK = ".work"
 """Where a folder that is being made keeps what a run that was cut off goes on from."""
+
+
+_HASHES: Memo[Path, str] = Memo(limit=100_000)
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, which are read once, and again when the file has changed.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    return _HASHES.get(path, lambda: hashlib.sha256(path.read_bytes()).hexdigest(), stamp=file_stamp(path))
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -125,6 +138,7 @@ class SealedFolder:
         tensors: Name of the safetensors file.
         version: Of the format.
         keys: What a description has to say, beside ``format`` and ``sha256``.
+        older: Earlier versions that are read too.
     """
 
     what: str
@@ -132,6 +146,7 @@ class SealedFolder:
     tensors: str
     version: int
     keys: frozenset[str]
+    older: frozenset[int] = frozenset()
 
     def files(self, described: Mapping[str, Any], content: bytes) -> dict[str, bytes]:
         """Both files, for `replace_folder`."""
@@ -155,7 +170,7 @@ class SealedFolder:
         try:
             described = json.loads(path.read_text(encoding="utf-8"))
             found = described["format"]
-            if found != self.version:
+            if found not in {self.version, *self.older}:
                 remedy = "update unike" if found > self.version else f"make the {self.what} anew"
                 raise UnikeError(f"{path} has format {found}, this version reads {self.version}; {remedy}")
             if not self.keys | {"sha256"} <= described.keys():

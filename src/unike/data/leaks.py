@@ -4,23 +4,25 @@ Two questions leak if they are about the same picture, or about pictures that lo
 question and say by themselves what they are about. "What is this?" is asked about everything and says nothing.
 """
 
-import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
+from typing_extensions import Self
 
 from unike.core import home
 from unike.core.errors import UnikeError
-from unike.core.files import replace_file
+from unike.core.files import file_hash, replace_file
 from unike.core.images import load_image
-from unike.data.queries import Query
+from unike.data.provenance import every_query
+from unike.data.queries import EditCase, Query
 
 SIDE = 16
 """Thumbnails are of so many pixels a side."""
@@ -49,7 +51,7 @@ def content_hash(image: Path) -> str:
         UnikeError: It cannot be read.
     """
     try:
-        return hashlib.sha256(image.read_bytes()).hexdigest()[:16]
+        return file_hash(image)[:16]
     except OSError:
         load_image(image)  # says what is wrong with it
         raise
@@ -91,6 +93,22 @@ class Trace:
 
     prompt: str
     image: ImageHashes | None
+
+    def to_json(self) -> dict[str, Any]:
+        """As files keep it."""
+        content, perceptual = (None, None) if self.image is None else astuple(self.image)
+        return {"prompt": self.prompt, "image_hash": content, "perceptual_hash": perceptual}
+
+    @classmethod
+    def from_json(cls, kept: Mapping[str, Any]) -> Self:
+        """The reverse of `to_json`; a subclass finds the values of its further fields under their names.
+
+        Raises:
+            LookupError: Something is missing.
+        """
+        content, perceptual = kept["image_hash"], kept["perceptual_hash"]
+        further = {each.name: kept[each.name] for each in fields(cls) if each.name not in ("prompt", "image")}
+        return cls(kept["prompt"], None if content is None else ImageHashes(content, perceptual), **further)
 
 
 class LeakGuard:
@@ -141,6 +159,10 @@ class LeakGuard:
             if ((self._bits != _as_bits([trace.image.perceptual])).sum(dim=1) <= NEAR).any():
                 return LEAKS[1]
         return LEAKS[2] if worded(trace.prompt) in self._questions else None
+
+    def clean(self, cases: Sequence[EditCase]) -> list[EditCase]:
+        """The cases none of whose queries, edit or probe, leaks."""
+        return [case for case in cases if not any(self.leak(query) for query in every_query([case]))]
 
 
 def generic_questions(asked: Iterable[tuple[str, Hashable]]) -> set[str]:

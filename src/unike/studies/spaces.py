@@ -16,8 +16,9 @@ from torch import Tensor
 from unike.core.errors import UnikeError
 from unike.core.files import check_writable
 from unike.data.matching import normalise
-from unike.editors.unike.knowledge import Knowledge, as_attention_output, evenly, knowledge_of
-from unike.editors.unike.spaces import probe_accuracy, split_by_answer
+from unike.data.sampling import evenly
+from unike.editors.unike.knowledge import Knowledge, as_attention_output, knowledge_of
+from unike.editors.unike.prepare.probe import probe_accuracy, split_by_answer
 from unike.report import Table
 from unike.report.cells import Cell
 from unike.report.drawing import COLOURS, Drawing, legend, styled

@@ -3,8 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from functools import cached_property
-from weakref import WeakKeyDictionary
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from unike.backbones.adapter import Backbone
 from unike.backbones.forward.context import UNEDITED, Acting
 from unike.backbones.forward.hooks import trace
 from unike.backbones.forward.split import IGNORE, SplitState
+from unike.core.memo import MemoOf
 from unike.data.leaks import content_hash
 from unike.data.queries import Query
 
@@ -26,7 +26,7 @@ class Anchors:
 
     def __init__(self, queries: Sequence[Query]) -> None:
         self.queries = tuple(queries)
-        self._read: WeakKeyDictionary[Backbone, dict[int, Tensor]] = WeakKeyDictionary()
+        self._inputs: MemoOf[int, Tensor] = MemoOf()
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -46,11 +46,9 @@ class Anchors:
 
         They are read once, from the model without edits, whatever is attached.
         """
-        known, indices = self._read.setdefault(backbone, {}), {layer: backbone.layer_index(layer) for layer in layers}
-        missing = sorted({index for index in indices.values() if index not in known})
-        if missing:
-            known.update(self._read_layers(backbone, missing))
-        return {layer: known[index] for layer, index in indices.items()}
+        indices = {layer: backbone.layer_index(layer) for layer in layers}
+        read = self._inputs.of(backbone).get_all(sorted(indices.values()), partial(self._read_layers, backbone))
+        return {layer: read[index] for layer, index in indices.items()}
 
     def _read_layers(self, backbone: Backbone, layers: Sequence[int]) -> dict[int, Tensor]:
         parts: dict[int, list[Tensor]] = {layer: [] for layer in layers}

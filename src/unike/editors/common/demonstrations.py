@@ -4,18 +4,19 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass
-from functools import cache, cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from unike.core.errors import UnikeError
+from unike.core.memo import Memo
 from unike.data.datasets.base import all_tasks, open_dataset
 from unike.data.leaks import Trace, generic_questions, worded
 from unike.data.queries import EditCase, Query
+from unike.data.sampling import evenly
 from unike.editors.common.sentence_encoder import sentence_encoder
-from unike.editors.unike.knowledge import evenly
 
 COPY, UPDATE, RETAIN = "copy", "update", "retain"
 
@@ -136,9 +137,16 @@ def fact_of(case: EditCase) -> PoolFact | None:
     return PoolFact(case.edit.prompt, case.edit.target, rephrased.prompt, unrelated.prompt, unrelated.target)
 
 
-@cache
+_POOLS: Memo[tuple[str, str | None, int | None], Pool] = Memo()
+
+
 def pool_of(name: str, folder: str | None, size: int | None) -> Pool:
-    """The train split of a data set, read once.
+    """What `read_pool` reads, once in a process."""
+    return _POOLS.get((name, folder, size), partial(read_pool, name, folder, size))
+
+
+def read_pool(name: str, folder: str | None, size: int | None) -> Pool:
+    """The train split of a data set.
 
     Args:
         name: A data set, or one of its tasks.

@@ -5,17 +5,17 @@ encoder; pictures by the backbone that is edited, so that no further model is ne
 count.
 """
 
-from collections.abc import Iterable, Sequence
-from functools import cache
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from unike.backbones.adapter import Backbone
 from unike.core.errors import UnikeError
+from unike.core.memo import Memo, MemoOf
 from unike.data.leaks import content_hash
 from unike.data.queries import Query
 
@@ -51,24 +51,27 @@ class SentenceEncoder:
         finally:
             if bars:
                 logging.enable_progress_bar()
-        self._known: dict[str, Tensor] = {}
+        self._vectors: Memo[str, Tensor] = Memo()
 
     def embed(self, texts: Sequence[str]) -> Tensor:
         """Texts to unit vectors ``[n, W]`` fp32, on the encoder's device; W is 384 for MiniLM."""
-        missing = sorted({text for text in texts if text not in self._known})
-        if missing:
-            found = self._model.encode(
-                missing, normalize_embeddings=True, convert_to_tensor=True, show_progress_bar=False
-            )
-            # Out of the encoder's inference mode, in which no gradient could ever pass.
-            self._known.update(zip(missing, found.float().clone(), strict=True))
-        return torch.stack([self._known[text] for text in texts])
+        vectors = self._vectors.get_all(sorted(texts), self._read)
+        return torch.stack([vectors[text] for text in texts])
+
+    def _read(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        found = self._model.encode(
+            list(texts), normalize_embeddings=True, convert_to_tensor=True, show_progress_bar=False
+        )
+        # Out of the encoder's inference mode, in which no gradient could ever pass.
+        return dict(zip(texts, found.float().clone(), strict=True))
 
 
-@cache
+_ENCODERS: Memo[tuple[str, str], SentenceEncoder] = Memo()
+
+
 def sentence_encoder(name: str = MINILM, device: str = "cpu") -> SentenceEncoder:
     """An encoder, loaded once in a process."""
-    return SentenceEncoder(name, device)
+    return _ENCODERS.get((name, device), partial(SentenceEncoder, name, device))
 
 
 def _place(name: str) -> str:
@@ -98,16 +101,20 @@ def embed_images(backbone: Backbone, images: Sequence[Path | None]) -> Tensor:
     Raises:
         UnikeError: A picture cannot be read.
     """
-    known = _SEEN.setdefault(backbone, {})
     contents = {image: content_hash(image) for image in images if image is not None}
-    missing = {content: image for image, content in contents.items() if content not in known}
-    for part in _parts(missing, TOGETHER):
-        known.update(zip(part, _read_images(backbone, [missing[content] for content in part]), strict=True))
+    shown = {content: image for image, content in contents.items()}
+
+    def read(missing: Sequence[str]) -> dict[str, Tensor]:
+        parts = [missing[start : start + TOGETHER] for start in range(0, len(missing), TOGETHER)]
+        seen = [_read_images(backbone, [shown[content] for content in part]) for part in parts]
+        return dict(zip(missing, torch.cat(seen), strict=True))
+
+    vectors = _SEEN.of(backbone).get_all(list(contents.values()), read)
     nothing = torch.zeros(backbone.width, device=backbone.device)
-    return torch.stack([nothing if image is None else known[contents[image]] for image in images])
+    return torch.stack([nothing if image is None else vectors[contents[image]] for image in images])
 
 
-_SEEN: WeakKeyDictionary[Backbone, dict[str, Tensor]] = WeakKeyDictionary()
+_SEEN: MemoOf[str, Tensor] = MemoOf()
 """What each backbone saw in pictures, by their content."""
 
 
@@ -119,8 +126,3 @@ def _read_images(backbone: Backbone, images: Sequence[Path]) -> Tensor:
     read = backbone.run_to_split(batch, 0).kwargs["inputs_embeds"].float()
     shown = (batch.inputs["input_ids"] == backbone.image_token_id).unsqueeze(-1)
     return torch.nn.functional.normalize((read * shown).sum(dim=1), dim=-1)
-
-
-def _parts(items: Iterable[str], size: int) -> list[list[str]]:
-    whole = list(items)
-    return [whole[start : start + size] for start in range(0, len(whole), size)]

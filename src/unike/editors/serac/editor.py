@@ -10,9 +10,8 @@ Note:
 """
 
 import hashlib
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, cast
-from weakref import WeakKeyDictionary
 
 import torch
 from pydantic import Field
@@ -22,6 +21,7 @@ from unike.backbones.adapter import Backbone
 from unike.backbones.forward.functional import target_tokens
 from unike.backbones.forward.split import SplitState
 from unike.core.errors import UnikeError
+from unike.core.memo import MemoOf
 from unike.data.queries import EditCase, Query
 from unike.editors.common.demonstrations import stated
 from unike.editors.common.retrieval import IMAGE, TEXT
@@ -153,7 +153,8 @@ def as_classified(query: Query, config: SERACConfig) -> Query:
     return Query(stated(query.prompt, query.target), query.image)
 
 
-_READ: WeakKeyDictionary[Backbone, dict[str | None, tuple[Hashable, SeracModel, Tensor]]] = WeakKeyDictionary()
+_FINGERPRINTS: MemoOf[str | None, Tensor] = MemoOf()
+"""Of the networks of each backbone, by the folder that is not the one of the backbone."""
 
 
 def networks_of(backbone: Backbone, config: SERACConfig) -> tuple[SeracModel, Tensor]:
@@ -164,11 +165,13 @@ def networks_of(backbone: Backbone, config: SERACConfig) -> tuple[SeracModel, Te
     Raises:
         UnikeError: There are none, or others.
     """
-    known, there = _READ.setdefault(backbone, {}), stamp("serac", backbone, config.trained)
-    if config.trained not in known or known[config.trained][0] != there:
-        network = cast(SeracModel, SERAC(config).network(backbone))
-        known[config.trained] = there, network, fingerprint(find("serac", backbone, config.trained))
-    return known[config.trained][1:]
+    there = stamp("serac", backbone, config.trained)
+
+    def read() -> Tensor:
+        return fingerprint(find("serac", backbone, config.trained))
+
+    made_with = _FINGERPRINTS.of(backbone).get(config.trained, read, stamp=there)
+    return cast(SeracModel, SERAC(config).network(backbone)), made_with
 
 
 def fingerprint(trained: Trained) -> Tensor:

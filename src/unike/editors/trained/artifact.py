@@ -4,8 +4,10 @@ The loop writes such a folder (``unike train``): ``trained.json``, ``trained.saf
 ``log.jsonl``. Never a pickle.
 """
 
+import json
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,40 +20,18 @@ from unike.backbones.adapter import Backbone
 from unike.core import home
 from unike.core.errors import UnikeError
 from unike.core.files import SealedFolder
-from unike.data.leaks import ImageHashes
-from unike.data.queries import Query
+from unike.core.memo import MemoOf, file_stamp
+from unike.data.leaks import ImageHashes, Trace
 
 CONFIG_FILE, TENSOR_FILE, LOG_FILE = "trained.json", "trained.safetensors", "log.jsonl"
 SAVED = SealedFolder(
-    "trained network", CONFIG_FILE, TENSOR_FILE, version=1, keys=frozenset({"editor", "backbone", "network", "sources"})
+    "trained network",
+    CONFIG_FILE,
+    TENSOR_FILE,
+    version=2,
+    keys=frozenset({"editor", "backbone", "network", "sources"}),
+    older=frozenset({1}),  # kept pictures apart from the questions about them
 )
-
-
-@dataclass(frozen=True)
-class Source:
-    """A question that a network was trained on.
-
-    Args:
-        prompt: The question.
-        image_hash: Of its picture's file, see `unike.data.leaks.content_hash`, or None.
-        perceptual_hash: See `unike.data.leaks.perceptual_hash`; None without a picture.
-    """
-
-    prompt: str
-    image_hash: str | None
-    perceptual_hash: str | None
-
-
-def compact(queries: Sequence[Query], hashes: Mapping[Path, ImageHashes]) -> dict[str, Any]:
-    """What JSON keeps of the questions a network was trained on: each picture once, each question once."""
-    images, found = {}, {}
-    for query in queries:
-        image = None
-        if query.image is not None:
-            image = hashes[query.image].content
-            images[image] = hashes[query.image].perceptual
-        found[query.prompt, image] = [query.prompt, image]
-    return {"images": images, "questions": list(found.values())}
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,13 +52,9 @@ class Trained:
         return dict(self.description["network"])
 
     @property
-    def sources(self) -> tuple[Source, ...]:
+    def sources(self) -> tuple[Trace, ...]:
         """Every question that was trained on."""
-        kept = self.description["sources"]
-        return tuple(
-            Source(prompt, image, None if image is None else kept["images"][image])
-            for prompt, image in kept["questions"]
-        )
+        return tuple(map(Trace.from_json, self.description["sources"]))
 
     def check(self, editor: str, backbone: Backbone) -> None:
         """Refuse another editor or backbone.
@@ -111,9 +87,36 @@ class Trained:
         described, content = SAVED.read(Path(folder))
         try:
             tensors = load(content)
-        except SafetensorError as error:
+            if described["format"] == 1:
+                described["sources"] = sources_of_format_1(described["sources"])
+        except (SafetensorError, LookupError, TypeError, ValueError) as error:
             raise SAVED.damaged(Path(folder), repr(error)) from None
         return cls({key: value for key, value in described.items() if key not in ("format", "sha256")}, tensors)
+
+
+def sources_of_format_1(kept: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """As they are kept since: then ``questions`` were pairs, with the ``images`` in a dictionary of their own."""
+    pictures = {content: ImageHashes(content, perceptual) for content, perceptual in kept["images"].items()}
+    return [
+        Trace(prompt, None if content is None else pictures[content]).to_json() for prompt, content in kept["questions"]
+    ]
+
+
+def log_lines(log: Sequence[Mapping[str, Any]]) -> bytes:
+    """The log of a training as JSON, a line for each validation."""
+    return "".join(json.dumps(entry) + "\n" for entry in log).encode()
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    """The validations of a finished training.
+
+    Raises:
+        UnikeError: They cannot be read.
+    """
+    try:
+        return [json.loads(line) for line in (folder / LOG_FILE).read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError) as error:
+        raise UnikeError(f"cannot read {folder / LOG_FILE}: {error}") from None
 
 
 def place(editor: str, backbone: Backbone) -> Path:
@@ -153,15 +156,21 @@ def stamp(editor: str, backbone: Backbone, folder: str | Path | None = None) -> 
         UnikeError: There is none.
     """
     path = _where(editor, backbone, folder) / CONFIG_FILE
-    try:
-        there = path.stat()
-    except OSError:
-        raise UnikeError(f"no trained network in {path.parent}: {path.name} is missing") from None
-    return path, there.st_ino, there.st_mtime_ns
+    found = file_stamp(path)
+    if found is None:
+        raise UnikeError(f"no trained network in {path.parent}: {path.name} is missing")
+    return found
+
+
+_PLACES: MemoOf[tuple[str, Path], Path] = MemoOf()
+"""For each cache folder, because the fingerprint in a place's name takes longer to find than the file."""
 
 
 def _where(editor: str, backbone: Backbone, folder: str | Path | None) -> Path:
-    where = place(editor, backbone) if folder is None else Path(folder)
+    if folder is None:
+        where = _PLACES.of(backbone).get((editor, home.folder()), partial(place, editor, backbone))
+    else:
+        where = Path(folder)
     if folder is None and not (where / CONFIG_FILE).is_file():
         raise UnikeError(f"{editor} has not been trained for {backbone.source!r} yet; {how_to_train(editor, backbone)}")
     return where

@@ -3,8 +3,8 @@
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Protocol, TypeVar, cast
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +13,14 @@ from unike.backbones.adapter import Backbone
 from unike.backbones.forward.context import Prefill
 from unike.backbones.forward.hooks import Hooks
 from unike.core.errors import UnikeError
+from unike.core.memo import MemoOf
 from unike.core.settings import Settings
-from unike.data.leaks import ImageHashes, Trace
+from unike.data.leaks import Trace
 from unike.data.queries import EditCase, Query
 from unike.editors.base import Editor
 from unike.editors.common.low_rank import install_low_rank
 from unike.editors.trained import meta_objective
-from unike.editors.trained.artifact import find, fingerprint_of, how_to_train
+from unike.editors.trained.artifact import find, fingerprint_of, how_to_train, stamp
 from unike.editors.trained.hypernetwork import Factors, Hypernetwork
 from unike.editors.trained.meta_objective import FACT, KINDS, Outcome, Reading
 from unike.editors.trained.token_gradients import TokenGradients, token_gradients
@@ -51,6 +52,10 @@ class Readable(Protocol):
         """Memory, in bytes: readings are kept as long as they fit."""
 
 
+_NETWORKS: MemoOf[tuple[type, str | None], nn.Module] = MemoOf()
+"""Of each backbone, by the method and the folder that is not the one of the backbone."""
+
+
 class TrainedEditor(Editor[TrainedConfigT]):
     """An editing method with a network that has to be trained for each backbone.
 
@@ -67,28 +72,27 @@ class TrainedEditor(Editor[TrainedConfigT]):
     clip: ClassVar[float | None] = None
     """Largest norm of a step's gradient."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._networks: WeakKeyDictionary[Backbone, nn.Module] = WeakKeyDictionary()
-
     def network(self, backbone: Backbone) -> nn.Module:
-        """The trained network for a backbone, ready to be used; read once.
+        """The trained network for a backbone, ready to be used; read once, and again when another lies there.
 
         Raises:
             UnikeError: There is none; the message says what to run.
         """
-        if backbone not in self._networks:
-            trained = find(self.name, backbone, self.config.trained)
-            network = self.build(backbone, self.network_settings.parse(trained.settings))
-            try:
-                network.load_state_dict(trained.tensors)
-            except RuntimeError:
-                raise UnikeError(
-                    f"the trained network of {self.name} is not of the form that its settings say; "
-                    f"{how_to_train(self.name, backbone)}"
-                ) from None
-            self._networks[backbone] = network.eval().requires_grad_(False)
-        return self._networks[backbone]
+        there = stamp(self.name, backbone, self.config.trained)
+        key = type(self), self.config.trained
+        return _NETWORKS.of(backbone).get(key, partial(self._read_network, backbone), stamp=there)
+
+    def _read_network(self, backbone: Backbone) -> nn.Module:
+        trained = find(self.name, backbone, self.config.trained)
+        network = self.build(backbone, self.network_settings.parse(trained.settings))
+        try:
+            network.load_state_dict(trained.tensors)
+        except RuntimeError:
+            raise UnikeError(
+                f"the trained network of {self.name} is not of the form that its settings say; "
+                f"{how_to_train(self.name, backbone)}"
+            ) from None
+        return network.eval().requires_grad_(False)
 
     def prepare(self, backbone: Backbone) -> None:
         """Read the network."""
@@ -96,15 +100,7 @@ class TrainedEditor(Editor[TrainedConfigT]):
 
     def sources(self, backbone: Backbone) -> Sequence[Trace]:
         """Every question that the network was trained on."""
-        return [
-            Trace(
-                source.prompt,
-                None
-                if source.image_hash is None or source.perceptual_hash is None
-                else ImageHashes(source.image_hash, source.perceptual_hash),
-            )
-            for source in find(self.name, backbone, self.config.trained).sources
-        ]
+        return find(self.name, backbone, self.config.trained).sources
 
     def learned(self, backbone: Backbone) -> str:
         """The hash of the network."""

@@ -7,22 +7,11 @@ import torch
 from torch import Tensor
 
 from unike.backbones.forward.context import Reading
+from unike.editors.common.covariance import whitening
 from unike.editors.unike.gate import MIN_RAMP, Gate, Ramp, RisingRamp
 
 RELATED, OTHER_FACTS = ("t_generality", "m_generality"), ("m_locality", "t_locality")
 """Kinds of probes that an edit is about, and that are about something else."""
-
-
-def whitening(states: Tensor, shrinkage: float = 0.1) -> tuple[Tensor, Tensor]:
-    """Mean ``[D]`` of states ``[T, D]``, and of their covariance ``((1 - s) C + s tr(C) / D I)^(-1/2)``, ``[D, D]``."""
-    states = states.double()
-    mean = states.mean(dim=0)
-    covariance = (states - mean).T @ (states - mean) / len(states)
-    identity = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
-    variances, directions = torch.linalg.eigh(
-        (1 - shrinkage) * covariance + shrinkage * covariance.diagonal().mean().clamp(min=1e-8) * identity
-    )
-    return mean.float(), (directions * variances.clamp(min=1e-12).rsqrt() @ directions.T).float()
 
 
 SIZES = 11

@@ -34,7 +34,7 @@ from unike.backbones.forward.functional import cycle, target_positions, token_nl
 from unike.backbones.forward.hooks import Hooks, trace
 from unike.backbones.forward.split import SplitState
 from unike.core.errors import UnikeError
-from unike.data.leaks import ImageHashes, Trace
+from unike.data.leaks import Trace
 from unike.data.queries import Query
 from unike.editors.base import Editor
 from unike.editors.common.optimise import optimise
@@ -213,10 +213,7 @@ class UniKE(Editor[UniKEConfig]):
         """The triplets of the knowledge."""
         if not self.config.needs_knowledge:
             return ()
-        return [
-            Trace(triplet.prompt, ImageHashes(triplet.image_hash, triplet.perceptual_hash))
-            for triplet in knowledge_of(backbone, self.config.knowledge).triplets
-        ]
+        return knowledge_of(backbone, self.config.knowledge).triplets
 
     def learned(self, backbone: Backbone) -> str | None:
         """The hash of the knowledge."""

@@ -5,12 +5,11 @@ from it. On disk it is a folder with ``knowledge.json`` and ``knowledge.safetens
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
-from functools import cached_property
+from dataclasses import dataclass, fields
+from functools import cached_property, partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from safetensors import SafetensorError
@@ -24,6 +23,9 @@ from unike.backbones.sites import AttentionSite
 from unike.core import home
 from unike.core.errors import UnikeError
 from unike.core.files import SealedFolder, replace_folder
+from unike.core.memo import MemoOf, file_stamp
+from unike.data.leaks import ImageHashes, Trace
+from unike.data.sampling import evenly
 from unike.editors.unike.collaboration import DynamicAlpha
 from unike.editors.unike.gate import Gate
 from unike.editors.unike.injection import project_memory
@@ -41,24 +43,29 @@ SAVED = SealedFolder(
 
 
 @dataclass(frozen=True)
-class Triplet:
-    """A question about a picture, its answer, and what the unedited backbone says instead.
+class Triplet(Trace):
+    """A question about a picture that was learned from, its answer, and what the unedited backbone says instead.
 
     Args:
         prompt: The question.
-        image_hash: Of the picture's file, see `unike.data.leaks.content_hash`.
-        perceptual_hash: See `unike.data.leaks.perceptual_hash`.
+        image: Of its picture.
         positive: The true answer.
         negative: The false one.
         tag: Why the backbone may be wrong (Appendix C, Figure 6), or the empty string.
     """
 
-    prompt: str
-    image_hash: str
-    perceptual_hash: str
+    image: ImageHashes
     positive: str
     negative: str
     tag: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """As files keep it."""
+        return super().to_json() | {"positive": self.positive, "negative": self.negative, "tag": self.tag}
+
+    def values(self) -> list[str]:
+        """Everything it says, in a fixed order: what is made from it is known by this."""
+        return list(self.to_json().values())
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,28 +103,28 @@ class LayerKnowledge:
 
     def tensors(self) -> dict[str, Tensor]:
         """Everything by name, an encoder's weights as ``semantic.inner.weight``."""
-        found: dict[str, Tensor] = {}
-        for each in fields(self):
-            value = getattr(self, each.name)
+        tensors: dict[str, Tensor] = {}
+        for part in fields(self):
+            value = getattr(self, part.name)
             if isinstance(value, Encoder):
-                found |= {f"{each.name}.{name}": weight for name, weight in value.state_dict().items()}
+                tensors |= {f"{part.name}.{name}": weight for name, weight in value.state_dict().items()}
             else:
-                found[each.name] = value
-        return found
+                tensors[part.name] = value
+        return tensors
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Self:
         """The reverse of `tensors`, from any float dtype."""
         values: dict[str, Any] = {}
-        for each in fields(cls):
-            if each.type is Encoder:
-                prefix = f"{each.name}."
+        for part in fields(cls):
+            if part.type is Encoder:
+                prefix = f"{part.name}."
                 weights = {
                     name.removeprefix(prefix): t.float() for name, t in tensors.items() if name.startswith(prefix)
                 }
-                values[each.name] = Encoder.from_weights(weights)
+                values[part.name] = Encoder.from_weights(weights)
             else:
-                values[each.name] = tensors[each.name].float()
+                values[part.name] = tensors[part.name].float()
         return cls(**values)
 
     def to(self, device: torch.device | str) -> Self:
@@ -188,9 +195,9 @@ class Knowledge:
             UnikeError: That layer was not prepared.
         """
         n_layers = self.description["backbone"]["n_layers"]
-        for index, found in self.layers.items():
+        for index, known in self.layers.items():
             if index == i or index % n_layers == i:
-                return found
+                return known
         there = ", ".join(map(str, self.layers))
         raise UnikeError(
             f"the knowledge holds nothing of layer {i}, only of {there}; run unike prepare with that layer"
@@ -253,7 +260,7 @@ class Knowledge:
             **self.description,
             "layers": list(self.layers),
             "gate": self.gate and self.gate.settings(),
-            "triplets": [asdict(triplet) for triplet in self.triplets],
+            "triplets": [triplet.to_json() for triplet in self.triplets],
         }
         dtype = DTYPES[self.description["dtype"]]
         tensors = {
@@ -282,9 +289,9 @@ class Knowledge:
                 layers[int(index)] = LayerKnowledge.from_tensors(
                     {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
                 )
-            triplets = tuple(Triplet(**triplet) for triplet in described.pop("triplets"))
-            found = described.pop("gate")
-            gate = found and Gate.of(found, {name: tensors[f"gate.{name}"] for name in Gate.TENSORS})
+            triplets = tuple(map(Triplet.from_json, described.pop("triplets")))
+            settings = described.pop("gate")
+            gate = settings and Gate.of(settings, {name: tensors[f"gate.{name}"] for name in Gate.TENSORS})
         except (LookupError, TypeError, ValueError, AttributeError, SafetensorError) as error:
             raise SAVED.damaged(folder, repr(error)) from None
         rest = {key: described[key] for key in described if key not in ("format", "sha256")}
@@ -299,8 +306,14 @@ def place(backbone: Backbone) -> Path:
     return home.folder() / "knowledge" / backbone.fingerprint()
 
 
+_PLACES: MemoOf[Path, Path] = MemoOf()
+"""For each cache folder, because the fingerprint in a place's name takes longer to find than the file."""
+
+_READ: MemoOf[str | None, Knowledge] = MemoOf()
+
+
 def knowledge_of(backbone: Backbone, folder: str | Path | None = None) -> Knowledge:
-    """The knowledge of a backbone, on its device; read once.
+    """The knowledge of a backbone, on its device; read once, and again when other knowledge lies there.
 
     Args:
         backbone: The model.
@@ -309,26 +322,28 @@ def knowledge_of(backbone: Backbone, folder: str | Path | None = None) -> Knowle
     Raises:
         UnikeError: There is none, or it was made for another backbone.
     """
-    known = _READ.setdefault(backbone, {})
-    key = None if folder is None else str(folder)
-    if key not in known:
-        knowledge = Knowledge.from_pretrained(folder) if folder else _find(backbone)
+    if folder is None:
+        key, where = None, _PLACES.of(backbone).get(home.folder(), partial(place, backbone))
+    else:
+        key, where = str(folder), Path(folder)
+
+    def read() -> Knowledge:
+        knowledge = Knowledge.from_pretrained(where) if folder else _find(backbone)
         knowledge.check(backbone)
-        known[key] = knowledge.to(backbone.device)
-    return known[key]
+        return knowledge.to(backbone.device)
 
-
-_READ: WeakKeyDictionary[Backbone, dict[str | None, Knowledge]] = WeakKeyDictionary()
+    return _READ.of(backbone).get(key, read, stamp=file_stamp(where / CONFIG_FILE))
 
 
 def _find(backbone: Backbone) -> Knowledge:
     bundled = resources.files("unike.editors.unike").joinpath("knowledge_data")
     with resources.as_file(bundled) as folder:
         there = sorted(folder.iterdir()) if folder.is_dir() else []
-        places = [place(backbone), *(found for found in there if found.is_dir())]
-        for found in filter(lambda each: (each / CONFIG_FILE).is_file(), places):
-            if SAVED.describe(found)["backbone"]["fingerprint"] == backbone.fingerprint():
-                return Knowledge.from_pretrained(found)
+        for where in [place(backbone), *there]:
+            if not (where / CONFIG_FILE).is_file():
+                continue
+            if SAVED.describe(where)["backbone"]["fingerprint"] == backbone.fingerprint():
+                return Knowledge.from_pretrained(where)
     raise UnikeError(
         f"there is no in-context knowledge of {backbone.source!r} yet; run: unike prepare --model {backbone.source}, "
         "or edit with only_intrinsic=true"
@@ -351,8 +366,3 @@ def as_attention_output(site: AttentionSite, states: Tensor) -> Tensor:
     _, values = project_memory(site, states.unsqueeze(1))  # [T, n_heads, 1, head_dim]
     output: Tensor = site.o_proj.forward(values.flatten(1))
     return output.float()
-
-
-def evenly(total: int, count: int | None) -> list[int]:
-    """``count`` of the indices below ``total``, evenly spread; all of them if there are no more."""
-    return list(range(total)) if count is None or count >= total else [i * total // count for i in range(count)]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from unike.backbones.forward.context import Prefill
 from unike.backbones.forward.hooks import Hooks
+from unike.editors.common.covariance import precision
 from unike.editors.common.pairs import FFNPatch, PairGate, install_patch
 from unike.editors.unike.config import PairSettings, UniKEConfig
 from unike.editors.unike.gate import Openings
@@ -103,12 +104,3 @@ def keys_firing_at(q: Tensor, anchors: Tensor | None, settings: PairSettings) ->
     k = d if anchors is None or settings.key_init != "whitened" else d @ precision(anchors, settings.shrinkage)
     k = k / (k * d).sum(dim=-1, keepdim=True).clamp(min=1e-8)
     return k / (1 - settings.threshold), (-(k @ mean) - settings.threshold) / (1 - settings.threshold)
-
-
-def precision(memory: Tensor, shrinkage: float) -> Tensor:
-    """Inverse of the shrunken covariance of ``memory [M, D]``: ``((1 - s) C + s tr(C) / D I)^-1``, ``[D, D]``."""
-    centred = memory - memory.mean(dim=0)
-    covariance = centred.T @ centred / len(memory)
-    identity = torch.eye(len(covariance), device=memory.device)
-    scale = covariance.diagonal().mean().clamp(min=1e-8)  # a single anchor has no spread
-    return torch.linalg.inv((1 - shrinkage) * covariance + shrinkage * scale * identity)

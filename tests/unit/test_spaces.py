@@ -8,18 +8,10 @@ import torch
 from torch import Tensor
 
 from unike.core.errors import UnikeError
-from unike.editors.unike.spaces import (
-    Encoder,
-    fit_w_zeta,
-    hold_out,
-    probe_accuracy,
-    retrieval_accuracy,
-    semantic_loss,
-    split_by_answer,
-    train_encoder,
-    truthfulness_loss,
-    zeta,
-)
+from unike.data.sampling import hold_out
+from unike.editors.unike.prepare.probe import probe_accuracy, retrieval_accuracy, split_by_answer
+from unike.editors.unike.prepare.train import train_encoder
+from unike.editors.unike.spaces import Encoder, fit_w_zeta, semantic_loss, truthfulness_loss, zeta
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
@@ -221,18 +213,6 @@ def test_training_is_seeded_and_takes_equal_steps(triplets: Set) -> None:
 
 
 # ---------------------------------------------------------------------- splits and probes
-
-
-def test_whole_groups_are_held_out() -> None:
-    groups = [f"image {i % 50}" for i in range(200)]
-    held = hold_out(groups, 0.1)
-    assert 20 <= held.sum() < 24
-    inside = {group for group, is_held in zip(groups, held.tolist(), strict=True) if is_held}
-    outside = {group for group, is_held in zip(groups, held.tolist(), strict=True) if not is_held}
-    assert not inside & outside
-    assert torch.equal(held, hold_out(groups, 0.1)) and not torch.equal(held, hold_out(groups, 0.1, seed=1))
-    with pytest.raises(UnikeError, match="4 of 1 kinds are too few to hold some out"):
-        hold_out(["same"] * 4)
 
 
 def words(count: int, kinds: int, seed: int) -> list[str]:

@@ -1,0 +1,55 @@
+"""Models and editors for the tests of UniKE."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from unike_parts import Make, editors_of
+
+from unike.backbones import tinies
+from unike.backbones.adapter import Backbone
+from unike.data.queries import Query
+from unike.editors.common.anchors import Anchors
+from unike.editors.unike.knowledge import Knowledge
+
+
+@pytest.fixture(scope="module", params=["llava", "qwen3_vl", "blip2-opt"])
+def tiny(request: pytest.FixtureRequest) -> Backbone:
+    """Grouped queries; with head norms; with biases, a flat network and a head for each key."""
+    return tinies()[request.param]()
+
+
+@pytest.fixture(scope="module")
+def llava() -> Backbone:
+    """One of them, for what does not depend on the family."""
+    return tinies()["llava"]()
+
+
+@pytest.fixture(scope="module")
+def knowledge(
+    make_knowledge: Callable[..., Knowledge], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Backbone], str]:
+    """``knowledge(backbone)``: a folder with a gate that is read at layer 1, where prompts differ."""
+    folder = tmp_path_factory.mktemp("knowledge")
+
+    def make(backbone: Backbone) -> str:
+        there = folder / backbone.fingerprint()
+        if not there.exists():
+            ramps = ((-1.0, 1.0), (-1.0, 1.0))
+            make_knowledge(backbone, gate_layer=1, ramps=ramps).save_pretrained(there)
+        return str(there)
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def editor(knowledge: Any) -> Callable[[Backbone], Make]:
+    """``editor(backbone)(**settings)``."""
+    return lambda backbone: editors_of(knowledge(backbone))
+
+
+@pytest.fixture(scope="module")
+def anchors(pictures: list[Path]) -> Anchors:
+    """Three questions, one with a picture."""
+    return Anchors([Query("Is it near?", pictures[1]), Query("Who wrote it?"), Query("1 + 1?")])

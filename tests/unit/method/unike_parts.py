@@ -1,0 +1,119 @@
+"""What the tests of UniKE's parts share: drawn numbers, a gate, and edits with something in every tensor."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from unike.backbones.adapter import Backbone
+from unike.backbones.forward.context import Acting, Prefill, Reading
+from unike.backbones.forward.hooks import Hooks
+from unike.data.queries import Query
+from unike.editors.unike.config import UniKEConfig, merged
+from unike.editors.unike.editor import UniKE, UniKEEdit
+from unike.editors.unike.gate import GATE_LAST, GATE_WHOLE, Gate, Openings, Ramp, RisingRamp
+from unike.edits.edit import Edit
+from unike.edits.group import Group
+
+LAYERS = (-2, -1)
+SETTINGS: dict[str, Any] = {
+    "layers": LAYERS,
+    "memory": {"entry": "last", "k": 5},
+    "pairs": {"n": 4},
+    "collaboration": {"alpha_slope": 0.7, "alpha_offset": 0.3},
+}
+
+Make = Callable[..., UniKE]
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def cosine(a: Tensor, b: Tensor) -> float:
+    a, b = a.double(), b.double()
+    return float((a * b).sum() / (a * a).sum().sqrt() / (b * b).sum().sqrt())
+
+
+def named(settings: Mapping[str, Any]) -> str:
+    """Settings as one word, to call a test by."""
+    dotted = {
+        f"{key}.{own}" if own else key: each
+        for key, value in settings.items()
+        for own, each in (value.items() if isinstance(value, dict) else [("", value)])
+    }
+    return ",".join(f"{key}={value}" for key, value in dotted.items()) or "default"
+
+
+class Together:
+    """Several that act in a pass, one after the other."""
+
+    def __init__(self, *acting: Acting) -> None:
+        self.acting = acting
+        self.rows = max(each.rows for each in acting)
+
+    def install(self, backbone: Backbone, hooks: Hooks, prefill: Prefill) -> None:
+        for each in self.acting:
+            each.install(backbone, hooks, prefill)
+
+
+# ---------------------------------------------------------------------- gates
+
+WIDTH = 24
+
+OPEN, CLOSED = (
+    {"question": Ramp(-3.0, -2.0), "fact": RisingRamp((-3.0,), (-2.0,))},
+    {"question": Ramp(2.0, 3.0), "fact": RisingRamp((2.0,), (3.0,))},
+)
+"""Wherever a cosine may lie."""
+
+
+def some_gate(**settings: Any) -> Gate:
+    spread = draw(WIDTH, WIDTH, seed=1)
+    chosen = {"layer": 1, "mean": draw(WIDTH, seed=2), "whitening": spread @ spread.T}
+    return Gate(**(chosen | {"question": Ramp(-0.2, 0.6), "fact": RisingRamp((-0.5, 0.1), (0.5, 0.6))} | settings))
+
+
+def opened(gate: Gate, keys: Tensor, states: Tensor, present: Tensor | None = None) -> Openings:
+    """Where nothing competes, and so nothing but the prompts' last states counts."""
+    return gate.openings(Reading(keys, keys), Reading(states, states), present=present)
+
+
+def group_of(backbone: Backbone, keys: Reading, rivalry: float | None = None) -> Group:
+    """G edits that have nothing but what the gate compares with, ``[B, G, D]`` each."""
+    config = UniKEConfig.parse({"gate": {"rivalry": rivalry}})
+    facts = [Query("What?")] * len(keys.last)
+    made_for = {"fingerprint": backbone.fingerprint(), "source": backbone.source}
+    columns = zip(*(part.split(1, dim=1) for part in keys), strict=True)
+    edits = [UniKEEdit(config, {GATE_LAST: last, GATE_WHOLE: whole}, facts, **made_for) for last, whole in columns]
+    return Group(backbone, edits)
+
+
+# ---------------------------------------------------------------------- edits
+
+
+def editors_of(knowledge: str) -> Make:
+    """``make(**settings)``: an editor with other settings than `SETTINGS`, part by part."""
+
+    def make(anchors: Any = None, **settings: Any) -> UniKE:
+        return UniKE(anchors=anchors, **merged({**SETTINGS, "knowledge": knowledge}, settings))
+
+    return make
+
+
+def made_for(edit: Edit) -> dict[str, str]:
+    return {"fingerprint": edit.fingerprint, "source": edit.source}
+
+
+def random_edit(editor: UniKE, backbone: Backbone, facts: Sequence[Query], seed: int = 0) -> UniKEEdit:
+    """With the keys of an edit that was made, so that something is near, and everything else drawn."""
+    edit = UniKE(editor.config.model_copy(update={"steps": 0})).edit(backbone, facts)
+    tensors = dict(edit.tensors)
+    for number, (name, tensor) in enumerate(tensors.items()):
+        part, generator = name.rpartition(".")[2], torch.Generator().manual_seed(97 * seed + number)
+        if part in ("values", "bias", "shift", "own_values"):
+            tensors[name] = torch.randn(tensor.shape, generator=generator)
+        elif name != GATE_LAST and part == "keys":
+            tensors[name] = torch.randn(tensor.shape, generator=generator) / tensor.shape[-1] ** 0.5
+    return UniKEEdit(editor.config, tensors, edit.facts, **made_for(edit))
