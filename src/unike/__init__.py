@@ -16,6 +16,7 @@ from unike.core.version import __version__
 if TYPE_CHECKING:
     from unike.api import edit, make_editor
     from unike.backbones import load_backbone
+    from unike.backbones.wrapping import wrap
     from unike.data.queries import EditCase, Probe, Query
     from unike.edits.edit import Edit
     from unike.edits.edited import EditedModel, RowsEdited
@@ -34,6 +35,7 @@ __all__ = [
     "edit",
     "load_backbone",
     "make_editor",
+    "wrap",
 ]
 
 _HOMES = {  # imported on first use, so that `import unike` and `unike --help` do not wait for torch
@@ -47,6 +49,7 @@ _HOMES = {  # imported on first use, so that `import unike` and `unike --help` d
     "edit": "unike.api",
     "load_backbone": "unike.backbones",
     "make_editor": "unike.api",
+    "wrap": "unike.backbones.wrapping",
 }
 
 

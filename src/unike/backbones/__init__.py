@@ -42,14 +42,11 @@ def load_backbone(
             raise UnikeError(f"no folder {source!r}; a backbone is 'mini', a folder or a hub id 'organisation/name'")
         raise UnikeError(f"{registry.did_you_mean('backbone', source, [MINI])}; or give a folder or a hub id")
 
-    from unike.backbones import adapter, loading  # not at the top: torch and transformers take seconds to import
+    from unike.backbones.families import family_of, known_families  # torch and transformers take seconds to import
+    from unike.backbones.loading import read_config
 
-    families: list[type[Backbone]] = [registry.backbones.get(name) for name in registry.backbones.names()]
-    config = loading.read_config(source)  # after the families, which may register model types of their own
-    by_type = {model_type: family for family in families for model_type in family.model_types}
-    vision_type = getattr(getattr(config, "vision_config", None), "model_type", "")
-    family = by_type.get(f"{config.model_type}+{vision_type}") or by_type.get(config.model_type, adapter.Backbone)
-    return family.from_pretrained(source, device=device, dtype=dtype, quantize=quantize)
+    known_families()  # they may register model types of their own
+    return family_of(read_config(source)).from_pretrained(source, device=device, dtype=dtype, quantize=quantize)
 
 
 def quiet() -> None:

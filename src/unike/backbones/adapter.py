@@ -89,6 +89,19 @@ class Backbone(Generation):
         """What turns text and images into tensors, by the names of the constructor's arguments."""
         return {"tokenizer": read_tokenizer(source), "image_processor": read_image_processor(source)}
 
+    @classmethod
+    def processors_of(cls, processor: Any, source: str) -> dict[str, Any]:
+        """The same from a processor that somebody has read.
+
+        Raises:
+            UnikeError: It lacks a part.
+        """
+        found = {part: getattr(processor, part, None) for part in ("tokenizer", "image_processor")}
+        for part, value in found.items():
+            if value is None:
+                raise UnikeError(f"{source}: the processor has no {part}; give AutoProcessor.from_pretrained(...)")
+        return found
+
     @property
     def processors(self) -> dict[str, Any]:
         """What `read_processors` has read."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -88,6 +89,17 @@ def group_of(backbone: Backbone, keys: Reading, rivalry: float | None = None) ->
     columns = zip(*(part.split(1, dim=1) for part in keys), strict=True)
     edits = [UniKEEdit(config, {GATE_LAST: last, GATE_WHOLE: whole}, facts, **made_for) for last, whole in columns]
     return Group(backbone, edits)
+
+
+# ---------------------------------------------------------------------- memories
+
+
+def numpy_search(keys: Tensor, query: Tensor, k: int, mean: Tensor | None = None) -> tuple[np.ndarray, np.ndarray]:
+    shift = np.zeros(keys.shape[1]) if mean is None else mean.numpy().astype(float)
+    a, b = query.numpy().astype(float) - shift, keys.numpy().astype(float) - shift
+    cosines = (a @ b.T) / np.linalg.norm(a, axis=1)[:, None] / np.linalg.norm(b, axis=1)
+    best = np.argsort(-cosines, axis=1)[:, :k]
+    return best, np.take_along_axis(cosines, best, axis=1)
 
 
 # ---------------------------------------------------------------------- edits

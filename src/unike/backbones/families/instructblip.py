@@ -13,6 +13,7 @@ from typing_extensions import Self
 from unike.backbones.families import _tiny
 from unike.backbones.families.blip2 import Blip2
 from unike.backbones.loading import read_tokenizer
+from unike.core.errors import UnikeError
 from unike.data.queries import Query
 
 QFORMER_TOKENIZER = "qformer_tokenizer"
@@ -35,6 +36,14 @@ class InstructBlip(Blip2):
         """The Q-Former's tokenizer, too."""
         own = {"qformer_tokenizer": read_tokenizer(source, subfolder=QFORMER_TOKENIZER)}
         return super().read_processors(source) | own
+
+    @classmethod
+    def processors_of(cls, processor: Any, source: str) -> dict[str, Any]:
+        """The Q-Former's tokenizer, too."""
+        own = getattr(processor, QFORMER_TOKENIZER, None)
+        if own is None:
+            raise UnikeError(f"{source}: the processor has no {QFORMER_TOKENIZER}; give an InstructBlipProcessor")
+        return super().processors_of(processor, source) | {QFORMER_TOKENIZER: own}
 
     @property
     def processors(self) -> dict[str, Any]:
