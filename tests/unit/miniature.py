@@ -19,6 +19,7 @@ from unike.editors.base import Editor
 from unike.editors.common.optimise import optimise
 from unike.editors.ft import FTConfig, FTEdit
 from unike.edits.edit import Edit, EditorConfig
+from unike.edits.edited import EditedModel
 from unike.edits.routing import RoutingEdit
 
 
@@ -108,16 +109,16 @@ class Prefixed(RoutingEdit):
         return [replace(query, prompt=facts + query.prompt) for query in queries]
 
     @classmethod
-    def answer(cls, edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query], **kwargs: Any) -> list[str]:
+    def answer(cls, edits: Sequence[Edit], model: EditedModel, queries: Sequence[Query], **kwargs: Any) -> list[str]:
         cls.asked += queries
-        return backbone.generate(cls.rewritten(edits, queries), **kwargs)
+        return model.generate(cls.rewritten(edits, queries), **kwargs)
 
     @classmethod
     def target_logits(
-        cls, edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query], state: SplitState | None = None
+        cls, edits: Sequence[Edit], model: EditedModel, queries: Sequence[Query], state: SplitState | None = None
     ) -> Tensor:
         assert state is None, "a rewritten question has another state"
-        return Edit.target_logits([], backbone, cls.rewritten(edits, queries))
+        return model.target_logits(cls.rewritten(edits, queries))
 
 
 class Prefix(Editor[EditorConfig]):

@@ -156,8 +156,8 @@ def test_a_cached_answer_has_its_tokens_at_the_positions_of_any_target(backbone:
     assert cached[-1] == end
     for target in ("a cat", "a", "something much longer than that"):
         asked = [replace(facts[0], target=target), Query("Who wrote Hamlet?", None, "Bacon")]
-        logits = type(edit).target_logits([edit], backbone, asked)
-        plain = Edit.target_logits([], backbone, asked)
+        logits = EditedModel(backbone, [edit]).target_logits(asked)
+        plain = EditedModel(backbone).target_logits(asked)
         count = int(target_positions(backbone.encode(asked).labels)[0].sum())
         said = logits[:count].argmax(dim=1).tolist()
         assert said == (cached.tolist() + [end] * count)[:count]
@@ -175,8 +175,8 @@ def test_the_nearest_fact_stands_before_the_question(
     EditedModel(backbone, [edit]).generate([near, far])
     expected = replace(near, prompt="What animal is this? zebra\nWhich animal do you see?")
     assert asked == [expected, far]
-    logits = type(edit).target_logits([edit], backbone, [near, far])
-    assert torch.equal(logits, Edit.target_logits([], backbone, [expected, far]))
+    logits = EditedModel(backbone, [edit]).target_logits([near, far])
+    assert torch.equal(logits, EditedModel(backbone).target_logits([expected, far]))
 
 
 @pytest.mark.parametrize("make", [AnswerCache, RetrievalPrompt])

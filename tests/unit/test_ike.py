@@ -17,10 +17,9 @@ from unike.data.queries import EditCase, Probe, Query
 from unike.editors.common import demonstrations
 from unike.editors.common.demonstrations import Pool
 from unike.editors.ike import IKE, IKEConfig, IKEEdit, limit
-from unike.editors.intrinsic_ike import IntrinsicIKE, IntrinsicIKEEdit
+from unike.editors.intrinsic_ike import IntrinsicIKE
 from unike.edits.edit import Edit
 from unike.edits.edited import EditedModel
-from unike.edits.stack import attached
 
 COUNTS = {"n_copy": 1, "n_update": 1, "n_retain": 1}
 
@@ -122,8 +121,8 @@ def test_rows_have_the_demonstrations_of_their_own_fact(
 
 def test_logits_are_those_behind_the_whole_text(backbone: Backbone, pool: Pool, facts: list[Query]) -> None:
     edit = IKE(n_copy=1, n_update=0, n_retain=0).edit(backbone, facts[0])
-    expected = Edit.target_logits([], backbone, IKEEdit.rewritten([edit], backbone, facts))
-    assert torch.allclose(IKEEdit.target_logits([edit], backbone, facts), expected, atol=1e-5)
+    expected = EditedModel(backbone).target_logits(IKEEdit.rewritten([edit], backbone, facts))
+    assert torch.allclose(EditedModel(backbone, [edit]).target_logits(facts), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen3_vl", "paligemma"])
@@ -132,9 +131,9 @@ def test_demonstrations_are_read_once_for_each_picture(family: str, pool: Pool, 
     backbone = tinies()[family]()
     edit = IKE(**COUNTS).edit(backbone, facts[0])
     asked = [replace(fact, image=facts[number // 2].image) for number, fact in enumerate([*facts, facts[0]])]
-    expected = Edit.target_logits([], backbone, IKEEdit.rewritten([edit], backbone, asked))
+    expected = EditedModel(backbone).target_logits(IKEEdit.rewritten([edit], backbone, asked))
     with trace(backbone.layers[-1], keep_all=True) as record:
-        assert torch.allclose(IKEEdit.target_logits([edit], backbone, asked), expected, atol=1e-4)
+        assert torch.allclose(EditedModel(backbone, [edit]).target_logits(asked), expected, atol=1e-4)
     passes = [(call.args or tuple(call.kwargs.values()))[0].shape[:2] for call in record.calls]
     if backbone.reads_prompts_both_ways:
         assert [rows for rows, _ in passes] == [4]
@@ -151,10 +150,9 @@ def test_beside_new_pairs_too(everywhere: bool, backbone: Backbone, pool: Pool, 
     edit = IntrinsicIKE(ike=COUNTS, intrinsic=settings).edit(backbone, facts[0])
     asked = [facts[0], replace(facts[1], image=facts[0].image)]
     rewritten = IKEEdit.rewritten([edit.half("ike")], backbone, asked)
-    with attached(backbone, [edit.half("unike")]):
-        expected = Edit.target_logits([], backbone, rewritten)
-    assert not torch.allclose(Edit.target_logits([], backbone, rewritten), expected, atol=1e-2)
-    assert torch.allclose(IntrinsicIKEEdit.target_logits([edit], backbone, asked), expected, atol=1e-4)
+    expected = EditedModel(backbone, [edit.half("unike")]).target_logits(rewritten)
+    assert not torch.allclose(EditedModel(backbone).target_logits(rewritten), expected, atol=1e-2)
+    assert torch.allclose(EditedModel(backbone, [edit]).target_logits(asked), expected, atol=1e-4)
 
 
 # ---------------------------------------------------------------------- the pool

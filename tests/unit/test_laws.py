@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from unike.backbones import load_backbone
 from unike.backbones.adapter import Backbone
+from unike.backbones.forward.context import running
 from unike.backbones.forward.split import SplitState
 from unike.cli import app
 from unike.core import registry
@@ -83,7 +84,9 @@ def test_prompts_that_are_read_both_ways_cannot_be_shortened(tmp_path: Path, mon
 
     def logits(state: SplitState) -> torch.Tensor:
         def push(module: Any, args: Any, kwargs: Any, output: torch.Tensor) -> torch.Tensor:
-            return output + tiny.prefill.from_prompt_last(output) * 1.0
+            prefill = running()
+            assert prefill is not None
+            return output + prefill.from_prompt_last(output) * 1.0
 
         with laws.Hooks() as hooks:
             hooks.add(tiny.layers[-3], push)

@@ -17,7 +17,7 @@ from unike.core.errors import UnikeError
 from unike.data.queries import EditCase, Query, probe_kinds
 from unike.editors.base import Editor
 from unike.editors.ft import FT
-from unike.edits.edit import Edit
+from unike.edits.edited import EditedModel
 
 ROOM = 8
 
@@ -51,13 +51,14 @@ def ask(
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[Query]:
     """Every question that is really asked under an edit."""
     found: list[Query] = []
-    original = Edit.answer.__func__  # type: ignore[attr-defined]
+    original = EditedModel.generate
 
-    def spy(cls: type[Edit], edits: Any, backbone: Backbone, queries: Sequence[Query], **kwargs: Any) -> list[str]:
-        found.extend(queries)
-        return original(cls, edits, backbone, queries, **kwargs)
+    def spy(model: EditedModel, queries: Sequence[Query], **kwargs: Any) -> list[str]:
+        if model.edits:
+            found.extend(queries)
+        return original(model, queries, **kwargs)
 
-    monkeypatch.setattr(Edit, "answer", classmethod(spy))
+    monkeypatch.setattr(EditedModel, "generate", spy)
     return found
 
 

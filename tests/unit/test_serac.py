@@ -23,14 +23,12 @@ from unike.core.errors import UnikeError
 from unike.core.files import replace_folder
 from unike.data.leaks import ImageHashes, Trace
 from unike.data.queries import EditCase, Probe, Query
-from unike.editors.base import answer
 from unike.editors.serac import networks as serac
 from unike.editors.serac.editor import SERAC, SERACConfig, SERACEdit, networks_of
 from unike.editors.serac.networks import SeracModel, SERACNetworkSettings, counterfactual_query, with_layers_copied
 from unike.editors.trained.artifact import CONFIG_FILE, SAVED, Trained, place, read_log
 from unike.editors.trained.config import TrainConfig
 from unike.editors.trained.loop import train
-from unike.edits.edit import Edit
 from unike.edits.edited import EditedModel
 
 SETTINGS = SERACNetworkSettings(n_layers=2, lr=1e-2, lr_scope=1e-2)
@@ -91,7 +89,8 @@ def test_edits_are_not_copied_with_the_layers(backbone: Backbone, facts: list[Qu
         SERAC().prepare(backbone)
     other = tinies()["llava"]()
     edit = SERAC().edit(backbone, facts[0])
-    assert answer([tuned, edit], other, facts[:1], max_new_tokens=2), "the command line needs nothing prepared"
+    asked = EditedModel(other, [tuned, edit]).generate(facts[:1], max_new_tokens=2)
+    assert asked, "the command line needs nothing prepared"
 
 
 # ---------------------------------------------------------------------- who answers
@@ -124,8 +123,9 @@ def test_the_similarity_decides_who_answers(backbone: Backbone, pictures: list[P
         for row, query in enumerate(asked)
     }
     assert EditedModel(backbone, [edit]).generate(asked, max_new_tokens=3) == [expected[row] for row in range(3)]
-    logits = SERACEdit.target_logits([edit], backbone, asked[:2])
-    alone = [Edit.target_logits([], backbone, [HAMLET]), Edit.target_logits([], network.counterfactual, [routed[1]])]
+    logits = EditedModel(backbone, [edit]).target_logits(asked[:2])
+    within = EditedModel(network.counterfactual).target_logits([routed[1]])
+    alone = [EditedModel(backbone).target_logits([HAMLET]), within]
     assert torch.allclose(logits, torch.cat(alone), atol=1e-4)
 
 
@@ -175,7 +175,7 @@ def test_a_batch_of_edits_below_is_not_mixed_up(backbone: Backbone, facts: list[
     below = registry.editors.get("ft")(steps=1).edit(backbone, facts)
     edit = SERAC().edit(backbone, facts[0])
     with pytest.raises(UnikeError, match=r"attach one edit: edit\[i\]"):
-        answer([below, edit], backbone, facts, max_new_tokens=2)
+        EditedModel(backbone, [below, edit]).generate(facts, max_new_tokens=2)
 
 
 # ---------------------------------------------------------------------- training
@@ -297,7 +297,7 @@ def test_an_edit_belongs_to_its_networks(backbone: Backbone, facts: list[Query],
     again = tinies()["llava"]()
     save(again, tensors, place("serac", again))
     with pytest.raises(UnikeError, match="was made with other networks of serac") as caught:
-        edit.generate(again, facts[:1])
+        EditedModel(again, [edit]).generate(facts[:1])
     assert "\n" not in str(caught.value)
 
 

@@ -10,11 +10,12 @@ from torch import Tensor
 from unike.backbones import tinies
 from unike.backbones.adapter import Backbone
 from unike.backbones.forward.functional import all_right
+from unike.backbones.forward.hooks import Hooks
 from unike.data.queries import Query
 from unike.editors.common.anchors import Anchors
 from unike.editors.common.pairs import wrong_positions
-from unike.editors.t_patcher import Best, Neurons, TPatcher, TPatcherConfig, first_of
-from unike.edits.stack import attached
+from unike.editors.t_patcher import Best, Neurons, TPatcher, TPatcherConfig, TPatcherEdit, first_of
+from unike.edits.group import Group
 
 B, N, D, M = 2, 3, 6, 8
 
@@ -165,9 +166,9 @@ def test_an_edit_stops_when_it_is_right(llava: Backbone, facts: list[Query]) -> 
 
 def test_a_stack_is_one_patch_a_layer(llava: Backbone, facts: list[Query]) -> None:
     edits = [TPatcher(steps=2, max_neurons=2).edit(llava, fact) for fact in facts]
-    site = llava.ffn(-1)
-    with attached(llava, edits):
-        assert len(site.outputs._forward_hooks) == 1
+    with Hooks() as hooks:
+        TPatcherEdit.install_group(Group(llava, edits), hooks, llava.encode(facts[:1]).prefill())
+        assert len(hooks) == 2, "one that reads what the network is given, and one that adds to what it writes"
 
 
 def test_all_right_asks_for_every_token(llava: Backbone, pictures: list[Path]) -> None:

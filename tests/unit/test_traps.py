@@ -17,10 +17,11 @@ from torch import Tensor
 from unike.backbones import answers, tinies
 from unike.backbones.adapter import Backbone
 from unike.backbones.answers import Answers
+from unike.backbones.forward.context import Prefill
 from unike.backbones.forward.functional import target_positions
 from unike.backbones.forward.hooks import Args, Hooks, Kwargs
 from unike.backbones.forward.split import IGNORE, Batch, SplitState
-from unike.bench import replay as probing
+from unike.bench import replay
 from unike.bench import runner as evaluation
 from unike.bench.outcome import Asked, CaseResult
 from unike.bench.protocols.base import Response, all_protocols
@@ -32,10 +33,13 @@ from unike.bench.spec import RunSpec
 from unike.bench.summary import summarise
 from unike.core.errors import UnikeError
 from unike.data.queries import EditCase, Probe, Query, probe_kinds
-from unike.editors import base
 from unike.editors.base import Editor
 from unike.editors.ft import FT, FTEdit
+from unike.edits import edited
 from unike.edits.edit import Edit
+from unike.edits.edited import EditedModel
+from unike.edits.group import Group
+from unike.edits.stack import attached
 
 NOTICED = (AssertionError, ValueError, RuntimeError)
 """How a mistake shows: a wrong number, or positions that do not line up and are refused."""
@@ -105,7 +109,7 @@ def test_off_by_one(taught: Backbone, pictures: list[Path], mistake: pytest.Monk
         return target_positions(labels).roll(1 - shift, dims=1)
 
     check_own_answers_are_right(taught, pictures)
-    for module in (base, probing):
+    for module in (edited, replay):
         mistake.setattr(module, "target_positions", shifted)
     with pytest.raises(NOTICED):
         check_own_answers_are_right(taught, pictures)
@@ -148,7 +152,7 @@ def test_answers_before_computed_after_the_edit(
     def locality(attached_too_early: bool) -> float:
         known = Answers(taught, 7 + attached_too_early)  # two files
         who = Examiner(taught, editor, known, engine="plain")
-        with base.attached(taught, [edit] if attached_too_early else []):
+        with attached(taught, [edit] if attached_too_early else []):
             known.ask([query for _, query in questions(cases[0])])
             reading = who.read(cases[0])
         (asked,) = who.examine([reading], [edit])
@@ -160,7 +164,7 @@ def test_answers_before_computed_after_the_edit(
     assert locality(attached_too_early=False) < 1.0
     with pytest.raises(UnikeError, match="an edit is attached"):
         locality(attached_too_early=True)
-    for module in (answers, probing):
+    for module in (answers, replay):
         mistake.setattr(module, "check_unedited", lambda backbone: None)
     with pytest.raises(NOTICED):
         assert locality(attached_too_early=True) < 1.0
@@ -207,7 +211,7 @@ def test_sequences_scored_only_right_after_their_own_edit(
         at_end = [result for result in results if result.when == "end"]
         assert [result.case_id for result in at_end] == [case.case_id for case in cases[:3]]
         for result in at_end:
-            with base.attached(taught, edits):
+            with attached(taught, edits):
                 assert [taught.ask(*place(asked, cases), max_new_tokens=8) for asked in result.asked] == [
                     asked.after for asked in result.asked
                 ]
@@ -235,7 +239,7 @@ def test_the_answer_given_to_a_retriever(taught: Backbone, cases: list[EditCase]
         return value if changes == {"target": None} else dataclasses.replace(value, **changes)
 
     check()
-    mistake.setattr(probing, "replace", leak)
+    mistake.setattr(replay, "replace", leak)
     with pytest.raises(NOTICED):
         check()
 
@@ -261,11 +265,12 @@ def test_prefixes_shift_positions(taught: Backbone, pictures: list[Path], mistak
     def unshifted(
         cls: type[Prefixed],
         edits: Sequence[Edit],
-        backbone: Backbone,
+        model: EditedModel,
         queries: Sequence[Query],
         state: SplitState | None = None,
     ) -> Tensor:
         """The long prompts' logits at the short prompts' positions."""
+        backbone = model.backbone
         logits = backbone.forward(backbone.encode(cls.rewritten(edits, queries)))
         short = target_positions(backbone.encode(queries).labels)
         return logits[:, : short.shape[1]][short]
@@ -302,13 +307,13 @@ class Absolute(FTEdit):
     """Acts on the first position it is given; with a cache, that is every new token."""
 
     @classmethod
-    def install_stack(cls, edits: Sequence[Edit], backbone: Backbone, hooks: Hooks) -> None:
+    def install_group(cls, group: Group, hooks: Hooks, prefill: Prefill) -> None:
         def add(module: torch.nn.Module, args: Args, kwargs: Kwargs, output: Tensor) -> Tensor:
             changed = output.clone()
             changed.reshape(-1, output.shape[-1])[0, 0] += 30.0
             return changed
 
-        hooks.add(backbone.ffn(-1).outputs, add)
+        hooks.add(group.backbone.ffn(-1).outputs, add)
 
 
 @pytest.mark.parametrize("name", ["blip2-opt", "blip2-llama"])

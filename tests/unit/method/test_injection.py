@@ -168,28 +168,40 @@ def test_eq_9s_alpha_gives_in_context_attention(pictures: list[Path]) -> None:
 
 def test_recorders_on_the_maps_see_the_models_own_calls(tiny: Backbone, batch: Batch) -> None:
     site = tiny.attention(LAYER)
-    with Hooks() as hooks:
-        LatentInjection(some_memory()).install(tiny, LAYER, hooks)
-        with trace([site.q_proj, site.k_proj, site.v_proj, site.o_proj]) as records:
-            tiny.forward(batch)
+    with trace([site.q_proj, site.k_proj, site.v_proj, site.o_proj]) as records:
+        tiny.forward(batch, Injected(LatentInjection(some_memory())))
     assert [record.count for record in records] == [1, 1, 1, 1]
 
 
 def test_a_trained_own_value_lowers_a_loss(tiny: Backbone, batch: Batch) -> None:
     values = draw(3, 1, D, seed=3).requires_grad_()
     memory = LatentMemory(draw(0, D), draw(0, D)).with_own(draw(3, 1, D), values)
-    with Hooks() as hooks:
-        LatentInjection(memory, k=1, alpha=FixedAlpha(0.5)).install(tiny, LAYER, hooks)
-        state = tiny.run_to_split(batch, LAYER)
-        adam = torch.optim.Adam([values], lr=0.05)
-        losses = []
-        for _ in range(8):
-            adam.zero_grad()
-            loss = tiny.run_from_split(state)[..., 7].square().mean()
-            loss.backward()
-            adam.step()
-            losses.append(loss.item())
+    acting = Injected(LatentInjection(memory, k=1, alpha=FixedAlpha(0.5)))
+    state = tiny.run_to_split(batch, LAYER, acting)
+    adam = torch.optim.Adam([values], lr=0.05)
+    losses = []
+    for _ in range(8):
+        adam.zero_grad()
+        loss = tiny.run_from_split(state, acting=acting)[..., 7].square().mean()
+        loss.backward()
+        adam.step()
+        losses.append(loss.item())
     assert losses[-1] < losses[0]
+
+
+def test_what_cannot_be_injected_is_refused(tiny: Backbone, batch: Batch) -> None:
+    _, h_input = plain(tiny, batch)
+    with pytest.raises(UnikeError, match="memory of layer 2 is empty"):
+        tiny.forward(batch, Injected(LatentInjection(LatentMemory(draw(0, D), draw(0, D)))))
+    assert torch.equal(plain(tiny, batch)[1], h_input), "nothing of it stays on"
+    for make, message in [
+        (lambda: LatentInjection(some_memory(), k=0), "k=0"),
+        (lambda: LatentInjection(some_memory(), site="both"), "unknown site"),
+        (lambda: FixedAlpha(1.5), "alpha=1.5"),
+    ]:
+        refused: Callable[[], object] = make
+        with pytest.raises(ValueError, match=message):
+            refused()
 
 
 def test_a_gate_scales_the_weight(tiny: Backbone, batch: Batch) -> None:
@@ -199,13 +211,8 @@ def test_a_gate_scales_the_weight(tiny: Backbone, batch: Batch) -> None:
     for settings in ({"alpha": FixedAlpha(0.4)}, {"alpha": FixedAlpha(0.6), "literal_eq7": True}):
         injection = LatentInjection(some_memory(), k=4, **settings)
         full, _ = run(tiny, batch, injection)
-        with Hooks() as hooks:
-            log = injection.install(tiny, LAYER, hooks, lambda: gate)
-            with trace(tiny.attention(LAYER).module) as record:
-                tiny.forward(batch)
-        gated = record.output[0]
-        assert log.latest is not None
-        assert torch.allclose(log.latest.weight, 0.4 * gate)
+        gated, recall = run(tiny, batch, injection, lambda: gate)
+        assert torch.allclose(recall.weight, 0.4 * gate)
         assert torch.equal(gated[0], h_input[0])
         assert torch.allclose(gated, h_input + gate[:, None, None] * (full - h_input), atol=1e-5)
 

@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 from unike_parts import draw, numpy_search
 
 from unike.core.errors import UnikeError
@@ -58,11 +57,15 @@ def test_a_large_memory_moves_to_faiss(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("faiss")
     monkeypatch.setattr(nearest, "LARGE", 30)
     keys, query = draw(50, D), draw(4, D, seed=2)
+    search = nearest.Nearest(D)
+    search.append(keys[:25])
+    assert search.units is not None
+    search.append(keys[25:])
+    assert search.units is None
     memory = LatentMemory(keys[:25], keys[:25])
-    assert memory._shared.nearest.units is not None
     memory.append(keys[25:], keys[25:])
-    assert memory._shared.nearest.units is None
-    assert len(memory) == 50
+    assert len(memory) == len(search) == 50
+    assert torch.equal(memory.search(query, 9)[0], search.search(query, 9)[0])
     assert torch.equal(memory.search(query, 9)[0], LatentMemory(keys, keys, index="torch").search(query, 9)[0])
 
 

@@ -4,6 +4,7 @@ Swapping a part of the model itself for the time of a pass would be seen by ever
 """
 
 import copy
+from functools import wraps
 from types import MethodType
 from typing import Any
 
@@ -23,6 +24,7 @@ def replica(module: Any, *, modules: dict[str, nn.Module] | None = None, **attri
     if "forward" in vars(module):  # accelerate has bound the module's own, which would run the parts of that
         hook, own = module._hf_hook, MethodType(type(module).forward, same)
 
+        @wraps(own)
         def forward(*args: Any, **kwargs: Any) -> Any:
             args, kwargs = hook.pre_forward(same, *args, **kwargs)
             return hook.post_forward(same, own(*args, **kwargs))

@@ -1,0 +1,176 @@
+"""What training minimises, by which gradients, and what it leaves alone."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from unike_parts import LAYERS, made_for, random_edit
+
+from unike.backbones import tinies
+from unike.backbones.adapter import Backbone
+from unike.backbones.forward.functional import target_positions, token_nll
+from unike.data.queries import Query
+from unike.editors.unike import editor as method
+from unike.editors.unike.editor import UniKE, UniKEEdit
+from unike.editors.unike.knowledge import Knowledge, LayerKnowledge, knowledge_of
+from unike.edits.edit import Edit
+from unike.edits.stack import attached
+
+# ---------------------------------------------------------------------- gradients
+
+
+def test_gradients_are_those_of_finite_differences(
+    tiny: Backbone, editor: Any, facts: list[Query], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything that is cast to fp32 stays in fp64 for once; LLaMA's norms do not, hence a larger step there."""
+    backbone = tinies()[{"tiny-llava": "llava", "tiny-qwen3-vl": "qwen3_vl"}.get(tiny.source, "blip2-opt")]()
+    chosen = editor(tiny)(entry="every")
+    edit = random_edit(chosen, tiny, facts[:2])
+    known = knowledge_of(tiny, chosen.config.knowledge)
+    backbone.model.double()
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    layers = {i: LayerKnowledge.from_tensors(layer.tensors()) for i, layer in known.layers.items()}
+    for layer in layers.values():
+        layer.semantic.double()
+    gate = replace(known.gate, mean=known.gate.mean.double(), whitening=known.gate.whitening.double())  # type: ignore[type-var, union-attr]
+    monkeypatch.setattr(method, "knowledge_of", lambda *_: Knowledge(layers, known.triplets, known.description, gate))
+
+    names = [f"{layer}.{part}" for layer in LAYERS for part in ("keys", "bias", "values", "shift", "own_values")]
+    tensors = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in edit.tensors.items()}
+    trained = [tensors[name].requires_grad_() for name in names]
+    live = UniKEEdit(
+        chosen.config.model_copy(update={"train_entry": True}),
+        tensors,
+        edit.facts,
+        fingerprint=edit.fingerprint,
+        source=edit.source,
+    )
+    monkeypatch.setattr(method, "check_knowledge", lambda *_: None)
+    batch, exact = backbone.encode(facts[:2]), "opt" in tiny.source
+    width, rel, floor = (1e-5, 1e-5, 1e-8) if exact else (1e-3, 2e-3, 5e-4)
+    with live.attached(backbone):
+        state = backbone.run_to_split(batch, -2)
+
+        def loss(*_: Tensor) -> Tensor:
+            return token_nll(backbone.run_from_split(state, target_positions(state.labels)), state.labels)
+
+        assert loss().dtype == torch.float64
+        for name, gradient in zip(names, torch.autograd.grad(loss().sum(), trained), strict=True):
+            flat, slopes = tensors[name].detach().view(-1), gradient.flatten()
+            assert slopes.abs().max() > 2e-3, name
+            for index in {int(slopes.abs().argmax()), 0, len(flat) // 2, len(flat) - 1}:
+                value, ends = flat[index].item(), []
+                for step in (width, -width):
+                    flat[index] = value + step
+                    with torch.no_grad():
+                        ends.append(loss().sum().item())
+                flat[index] = value
+                slope = (ends[0] - ends[1]) / 2 / width
+                assert slopes[index].item() == pytest.approx(slope, rel=rel, abs=floor), name
+
+
+# ---------------------------------------------------------------------- training
+
+
+@contextmanager
+def training(seen: list[tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """The loss that is minimised, before and after."""
+    optimise = method.optimise
+
+    def watched(parameters: Sequence[Tensor], loss: Callable[[], Tensor], **settings: Any) -> Tensor:
+        before = loss().detach()
+        history = optimise(parameters, loss, **settings)
+        seen.append((before, loss().detach()))
+        return history
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(method, "optimise", watched)
+        yield
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"train_entry": True}, {"zeta": "learned"}, {"only_latent": True, "train_entry": True}, {"gate": False}],
+)
+@pytest.mark.parametrize("older", [False, True])
+def test_what_is_minimised_is_the_loss_under_the_installed_edit(
+    tiny: Backbone, editor: Any, facts: list[Query], settings: dict[str, Any], older: bool
+) -> None:
+    """So the memory, alpha, zeta and the gate are active while training, and so are older edits; and the hooks see
+    the parameters as they are now, not copies that were made when they were installed."""
+    chosen = editor(tiny)(steps=4, lr=2e-2, locality=0.0, rivalry=8.0, **settings)
+    stack: list[Edit] = [random_edit(chosen, tiny, facts[2:])] if older else []
+    batch, seen = tiny.encode(facts[:2]), []
+    before = [{name: t.clone() for name, t in edit.tensors.items()} for edit in stack]
+    with attached(tiny, stack):
+        start = UniKE(chosen.config.model_copy(update={"steps": 0})).edit(tiny, facts[:2])
+        with training(seen):
+            edit = chosen.edit(tiny, facts[:2])
+    for old, was in zip(stack, before, strict=True):
+        assert all(torch.equal(old.tensors[name], tensor) for name, tensor in was.items()), "older edits are frozen"
+        assert not any(tensor.requires_grad or tensor.grad is not None for tensor in old.tensors.values())
+    for new, minimised in zip((start, edit), seen[0], strict=True):
+        with attached(tiny, [*stack, UniKEEdit(chosen.config, new.tensors, new.facts, **made_for(new))]):
+            assert torch.allclose(token_nll(tiny.forward(batch), batch.labels), minimised, atol=1e-4)
+    assert (seen[0][1] < seen[0][0]).all()
+    if older:
+        with edit.attached(tiny):
+            assert not torch.allclose(token_nll(tiny.forward(batch), batch.labels), seen[0][1], atol=1e-3)
+
+
+def made_for(edit: Edit) -> dict[str, str]:
+    return {"fingerprint": edit.fingerprint, "source": edit.source}
+
+
+def test_the_memory_shapes_what_is_learned(llava: Backbone, editor: Any, facts: list[Query]) -> None:
+    alone, beside = (
+        editor(llava)(steps=3, zeta="off", gate=False, fixed_alpha=alpha).edit(llava, facts[0]) for alpha in (0, 0.4)
+    )
+    start = editor(llava)(steps=0, zeta="off", gate=False, fixed_alpha=0.4).edit(llava, facts[0])
+    assert not torch.allclose(alone.tensors["-2.values"], beside.tensors["-2.values"], atol=1e-3)
+    assert not start.tensors["-2.values"].any()
+
+
+def test_hooks_see_live_parameters(llava: Backbone, editor: Any, facts: list[Query]) -> None:
+    """A regression: parts put side by side when hooks were installed are copies, which go stale while training."""
+    chosen = editor(llava)(train_entry=True, zeta="learned")
+    older, edit = random_edit(chosen, llava, facts[1:2], 1), random_edit(chosen, llava, facts[:1])
+    names = [f"{layer}.{part}" for layer in LAYERS for part in ("keys", "bias", "values", "shift", "own_values")]
+    batch = llava.encode(facts[:1])
+    for name in names:
+        edit.tensors[name].requires_grad_()
+    with attached(llava, [older, edit]):
+        for name in names:
+            old = llava.forward(batch).detach()
+            with torch.no_grad():
+                edit.tensors[name] += 0.5
+            live = llava.forward(batch)
+            assert not torch.allclose(live, old, atol=1e-3), name
+            frozen = UniKEEdit(
+                chosen.config, {n: t.detach().clone() for n, t in edit.tensors.items()}, edit.facts, **made_for(edit)
+            )
+            again = tinies()["llava"]()
+            with attached(again, [older, frozen]):
+                assert torch.equal(again.forward(batch), live), name
+
+
+def test_only_the_new_edit_is_trained_on_top_of_older_ones(llava: Backbone, editor: Any, facts: list[Query]) -> None:
+    """The shape of its tensors, and that an edit of another config or method may lie below."""
+    below = [
+        editor(llava)(steps=2).edit(llava, facts[0]),
+        editor(llava)(steps=2, k=3, gate=False).edit(llava, facts[1]),
+        editor(llava)(steps=2, only_intrinsic=True, layers=(0, 1)).edit(llava, facts[2]),
+    ]
+    for settings in ({}, {"gate": False}, {"only_intrinsic": True, "layers": (-1,)}, {"only_latent": True}):
+        chosen = editor(llava)(steps=2, **settings)
+        alone = chosen.edit(llava, facts[0])
+        with attached(llava, below):
+            edit = chosen.edit(llava, facts[0])
+            with edit.attached(llava):
+                llava.forward(llava.encode(facts[:1]))
+        assert {name: t.shape for name, t in edit.tensors.items()} == {n: t.shape for n, t in alone.tensors.items()}
+        assert not all(torch.equal(edit.tensors[name], tensor) for name, tensor in alone.tensors.items())
