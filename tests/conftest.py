@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from tinies import TINIES
 
-from unike.backbones import tinies
 from unike.backbones.adapter import Backbone
 from unike.core import registry
 from unike.core.files import replace_folder
@@ -19,8 +19,6 @@ from unike.editors.trained.base import TrainedEditor
 from unike.editors.unike.gate import Ramp, Relevance, RisingRamp
 from unike.editors.unike.knowledge import Knowledge, LayerKnowledge, Triplet
 from unike.editors.unike.spaces import Encoder
-
-TINIES: dict[str, Callable[..., Backbone]] = tinies()
 
 TRIPLETS = 12
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from test_backbones import greedy_without_cache, hooks_on
+from tinies import tiny_backbone
 from torch import Tensor
 
 from unike.backbones.adapter import Backbone
@@ -295,10 +296,10 @@ def test_a_saved_edit_does_the_same(edits: Edit, backbone: Backbone, facts: list
 NEW_PROCESS = """
 import sys, torch
 from safetensors.torch import save_file
-from unike.core import registry
+from tinies import tiny_backbone
 from unike.editors.base import Edit
 torch.set_num_threads(int(sys.argv[3]))
-edit, backbone = Edit.from_pretrained(sys.argv[1]), registry.backbones.get("llava").tiny()
+edit, backbone = Edit.from_pretrained(sys.argv[1]), tiny_backbone("llava")
 with edit.attached(backbone):
     save_file({"logits": backbone.forward(backbone.encode(edit.facts))}, sys.argv[2])
 """
@@ -307,7 +308,7 @@ with edit.attached(backbone):
 def test_a_saved_edit_does_the_same_in_a_new_process(
     make_editor: Callable[..., Editor[Any]], facts: list[Query], tmp_path: Path
 ) -> None:
-    backbone = registry.backbones.get("llava").tiny()
+    backbone = tiny_backbone("llava")
     edit = few(make_editor).edit(backbone, facts)
     edit.save_pretrained(tmp_path / "edit")
     with edit.attached(backbone):

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 from test_backbones import hooks_on
+from tinies import TINIES, tiny_backbone
 from torch import Tensor
 
-from unike.backbones import tinies
 from unike.backbones.adapter import Backbone
 from unike.core import registry
 from unike.core.errors import UnikeError
@@ -43,7 +43,7 @@ FAR = Query("Which city is Tajikistan's capital?")
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def make_backbone(request: pytest.FixtureRequest) -> Callable[..., Backbone]:
-    make: Callable[..., Backbone] = tinies()[request.param]
+    make: Callable[..., Backbone] = TINIES[request.param]
     return make
 
 
@@ -192,10 +192,10 @@ def test_a_saved_edit_does_the_same(edits: Edit, backbone: Backbone, facts: list
 NEW_PROCESS = """
 import json, sys, torch
 from pathlib import Path
-from unike.core import registry
+from tinies import tiny_backbone
 from unike.editors.base import Edit
 torch.set_num_threads(int(sys.argv[2]))
-backbone, found = registry.backbones.get("llava").tiny(), {}
+backbone, found = tiny_backbone("llava"), {}
 for folder in Path(sys.argv[1]).iterdir():
     edit = Edit.from_pretrained(folder)
     logits = type(edit).target_logits([edit], backbone, edit.facts)
@@ -205,7 +205,7 @@ print(json.dumps(found))
 
 
 def test_saved_edits_do_the_same_in_a_new_process(facts: list[Query], tmp_path: Path) -> None:
-    backbone = registry.backbones.get("llava").tiny()
+    backbone = tiny_backbone("llava")
     made = {name: registry.editors.get(name)(**SETTINGS.get(name, {})).edit(backbone, facts) for name in ROUTING}
     for name, edit in made.items():
         edit.save_pretrained(tmp_path / name)

@@ -10,9 +10,9 @@ from pathlib import Path
 import miniature
 import pytest
 from PIL import Image
+from tinies import tiny_backbone
 
 from unike import api
-from unike.backbones import tinies
 from unike.backbones.adapter import Backbone
 from unike.cli import _shared, main
 from unike.data.queries import EditCase, Query
@@ -38,7 +38,7 @@ class Result:
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model on disk, for ``--model``."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    tinies()["llava"]().save_pretrained(folder)
+    tiny_backbone("llava").save_pretrained(folder)
     return folder
 
 
@@ -63,6 +63,17 @@ def cli(
         return Result(code if isinstance(code, int) else 0, *capsys.readouterr())
 
     return call
+
+
+@pytest.fixture
+def early(cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """The command line, which may not get as far as loading a model."""
+
+    def loaded(*args: object) -> None:
+        raise AssertionError("the model was loaded before the mistake was found")
+
+    monkeypatch.setattr(_shared, "load", loaded)
+    return cli
 
 
 # ---------------------------------------------------------------------- a benchmark in miniature

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from miniature import Scatter
 from PIL import Image
+from tinies import tiny_backbone
 
-from unike.backbones import tinies
 from unike.backbones.adapter import Backbone
 from unike.bench.runner import Source, check_leaks, evaluate
 from unike.core.errors import UnikeError
@@ -105,7 +105,7 @@ def test_a_bad_picture_is_left_to_those_who_name_its_case(
 def test_unike_learned_from_its_triplets(
     make_knowledge: Callable[..., Knowledge], cases: list[EditCase], tmp_path: Path
 ) -> None:
-    backbone = tinies()["llava"]()
+    backbone = tiny_backbone("llava")
     clean = make_knowledge(backbone)
     asked = [replace(case, edit=replace(case.edit, prompt=f"Why {case.case_id}?"), probes=()) for case in cases]
     source = Source("miniature", "eval", asked)

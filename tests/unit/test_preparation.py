@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from tinies import tiny_backbone
 from torch import Tensor
 
-from unike.backbones import tinies
 from unike.backbones.adapter import Backbone
 from unike.backbones.forward.hooks import trace
 from unike.core.errors import UnikeError
@@ -98,7 +98,7 @@ class Scripted:
 
 @pytest.fixture
 def backbone(monkeypatch: pytest.MonkeyPatch) -> Backbone:
-    tiny = tinies()["llava"]()
+    tiny = tiny_backbone("llava")
     monkeypatch.setattr(tiny, "generate", Scripted())
     return tiny
 
@@ -190,7 +190,7 @@ def check_directions(backbone: Backbone, known: Knowledge, layer: int, cases: li
 
 @pytest.mark.parametrize("family", ["blip2-opt", "qwen3_vl"])
 def test_other_families(family: str, cases: list[EditCase], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    backbone = tinies()[family]()
+    backbone = tiny_backbone(family)
     monkeypatch.setattr(backbone, "generate", Scripted())
     known = prepare(backbone, cases[:12], tmp_path / "out", CONFIG)
     wrong = [case for case in cases[:12] if Scripted().usual(case.edit) != case.edit.target]
@@ -241,7 +241,7 @@ def test_the_gate_is_calibrated_where_it_separates_best(
     family: str, cases: list[EditCase], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Against reading every prompt alone; some families cannot even mix those with and without a picture."""
-    backbone, chosen = tinies()[family](), probed(cases[:12])
+    backbone, chosen = tiny_backbone(family), probed(cases[:12])
     monkeypatch.setattr(backbone, "generate", Scripted())
     known = prepare(backbone, chosen, tmp_path / "out", PrepareConfig(**{**FAST, "rows": 4}, gate_layers=(1, -2)))
     report = known.description["report"]["gate"]
@@ -276,7 +276,7 @@ def test_the_gate_is_calibrated_where_it_separates_best(
 
 
 def test_where_the_gate_may_be_read() -> None:
-    backbone = tinies()["llava"]()
+    backbone = tiny_backbone("llava")
     assert gate_layers(backbone, PrepareConfig(layers=(-1,))) == [2, 3]
     assert gate_layers(backbone, PrepareConfig(layers=(-4, -1))) == [0]
     assert gate_layers(backbone, PrepareConfig(layers=(-2, -1), gate_layers=(-4, 2, 1))) == [0, 1, 2]
@@ -467,7 +467,7 @@ def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
     ],
 )
 def test_verdicts(answer: str, verdict: str) -> None:
-    assert judge(tinies()["llava"](), answer, "grand piano", 25) == verdict
+    assert judge(tiny_backbone("llava"), answer, "grand piano", 25) == verdict
 
 
 def test_answers_end_alike(backbone: Backbone, cases: list[EditCase], tmp_path: Path) -> None:

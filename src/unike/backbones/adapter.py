@@ -13,7 +13,7 @@ import hashlib
 import importlib.util
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Iterator, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -206,16 +206,6 @@ class Backbone:
             raise UnikeError(
                 f"{source}: {config.model_type} reads images with two-way attention; it has no adapter yet"
             )
-
-    @classmethod
-    def tiny(cls, seed: int = 0) -> Self:
-        """A random model of 4 layers in fp32, built from a config without any download."""
-        raise NotImplementedError(f"{cls.__name__} has no tiny model")
-
-    @classmethod
-    def tinies(cls) -> dict[str, Callable[..., "Backbone"]]:
-        """The tiny models that cover this family; one function ``(seed=0) -> Backbone`` each."""
-        return {cls.name: cls.tiny}
 
     # ------------------------------------------------------------------ the model's parts
 
