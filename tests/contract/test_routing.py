@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from matrix import FEW, ROUTING
 from test_backbones import hooks_on
 from tinies import TINIES, tiny_backbone
 from torch import Tensor
@@ -19,7 +20,7 @@ from unike.backbones.adapter import Backbone
 from unike.core import registry
 from unike.core.errors import UnikeError
 from unike.data.queries import Query
-from unike.editors.base import Edit, Editor, RoutingEdit, answer, attached
+from unike.editors.base import Edit, Editor, answer, attached
 
 pytestmark = pytest.mark.usefixtures("at_home")
 
@@ -29,11 +30,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 """What makes an editor quick on a tiny model; one that is not named is run as it comes."""
 
-ROUTING = [name for name in registry.editors.names() if issubclass(registry.editors.get(name).edit_class, RoutingEdit)]
-
-FAMILIES = ("blip2-opt", "llava", "qwen3_vl")
-"""What these methods see of a model differs only in how it reads pictures, so that a few families are enough."""
-
 ATOL = 5e-4
 """Between logits of rows of a batch and of the same rows alone."""
 
@@ -41,7 +37,7 @@ FAR = Query("Which city is Tajikistan's capital?")
 """Nothing that the facts are about: they have pictures."""
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=FEW)
 def make_backbone(request: pytest.FixtureRequest) -> Callable[..., Backbone]:
     make: Callable[..., Backbone] = TINIES[request.param]
     return make

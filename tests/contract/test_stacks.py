@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import torch
+from matrix import STACKS, WITHIN
 from safetensors.torch import load_file
 from test_backbones import hooks_on
-from test_editors import WITHIN
 from tinies import TINIES, tiny_backbone
 from torch import Tensor
 
@@ -44,6 +44,16 @@ TARGETS = ("a cat", "red", "bob", "7")
 
 def fact(number: int) -> Query:
     return Query(f"What is {number}{'?' * (number % 3 + 1)}", target=TARGETS[number % 4])
+
+
+@pytest.fixture(scope="module", params=STACKS)
+def make_backbone(request: pytest.FixtureRequest) -> Callable[..., Backbone]:
+    return TINIES[request.param]
+
+
+@pytest.fixture(scope="module")
+def backbone(make_backbone: Callable[..., Backbone]) -> Backbone:
+    return make_backbone()
 
 
 @pytest.fixture(scope="module")
