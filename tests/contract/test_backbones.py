@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from decoding import greedy_without_cache
+from processor import needs_bfloat16
 from tinies import tiny_backbone
 from torch import Tensor, nn
 
@@ -454,6 +455,12 @@ def test_save_load_and_fingerprint(
     assert torch.equal(batch.inputs["input_ids"], again.inputs["input_ids"])
     assert torch.equal(backbone.forward(batch), loaded.forward(again))
     assert loaded.generate(queries, max_new_tokens=4) == backbone.generate(queries, max_new_tokens=4)
+
+
+@needs_bfloat16
+def test_half_precision(backbone: Backbone, queries: list[Query], tmp_path: Path) -> None:
+    """Of every family; `unit/test_laws.py` measures every law on one, whatever the processor."""
+    backbone.save_pretrained(tmp_path)
     half = load_backbone(tmp_path, device="cpu", dtype="bfloat16")
     assert half.dtype == torch.bfloat16
     assert half.fingerprint() == backbone.fingerprint()

@@ -35,7 +35,7 @@ pytestmark = pytest.mark.usefixtures("at_home")
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "ft": {"lr": 1e-2, "steps": 30},
-    "t_patcher": {"lr": 3e-2, "steps": 120, "max_neurons": 8, "amplify": 2.0, "memory_weight": 0.0, "layers": (-2, -1)},
+    "t_patcher": {"lr": 6e-2, "steps": 60, "max_neurons": 8, "amplify": 2.0, "memory_weight": 0.0, "layers": (-2, -1)},
     "unike": {
         "lr": 3e-2,
         "steps": 80,

@@ -1,4 +1,7 @@
-"""``mini``: its glue around a random language model of 4 layers and a random, shallow EfficientNet."""
+"""``mini``: its glue around a random language model of 4 layers and a random, shallow EfficientNet.
+
+Its pictures are smaller than those of the real one, or looking at them would cost more than all the rest.
+"""
 
 from typing import Any
 
@@ -19,7 +22,12 @@ from unike.backbones.families.mini import (
 
 def mini(seed: int = 0) -> Mini:
     tokenizer = tiny_tokenizer(["<|im_start|>", IMAGE_TOKEN], bos=False)
-    return Mini(build(lambda: glued(tokenizer), seed), tokenizer, image_processor(), source="tiny-mini")
+    pictures = image_processor()
+    pictures.size, pictures.crop_size = (
+        {"shortest_edge": 64},
+        {"height": 64, "width": 64},
+    )  # or they cost more than the rest
+    return Mini(build(lambda: glued(tokenizer), seed), tokenizer, pictures, source="tiny-mini")
 
 
 def glued(tokenizer: Any) -> Any:

@@ -42,12 +42,18 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def known(home: Path) -> Path:
+    """The knowledge of the model in `tiny_folder`."""
+    return home / "knowledge" / tiny_backbone("llava").fingerprint()
+
+
 @pytest.fixture
 def cli(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, home: Path
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, known: Path
 ) -> Callable[..., Result]:
     """``cli("ask", "--prompt", "x")``: `main` in this process, in an empty folder, with two anchors instead of 96."""
-    shutil.copytree(home / "knowledge", tmp_path / "home" / "knowledge")
+    shutil.copytree(known, tmp_path / "home" / "knowledge" / known.name)
     monkeypatch.setenv("UNIKE_HOME", str(tmp_path / "home"))
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
