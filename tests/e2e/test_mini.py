@@ -19,8 +19,6 @@ from unike.data.datasets.pocket import Pocket, image, read
 from unike.editors import checks as laws
 from unike.editors.ft import FT
 
-pytestmark = pytest.mark.xdist_group("mini")  # one worker loads it, once
-
 
 @pytest.fixture(scope="module")
 def model():
