@@ -37,8 +37,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "ft": {"lr": 1e-2, "steps": 30},
     "t_patcher": {"lr": 6e-2, "steps": 60, "max_neurons": 8, "amplify": 2.0, "memory_weight": 0.0, "layers": (-2, -1)},
     "unike": {
-        "lr": 3e-2,
-        "steps": 80,
+        "lr": 4e-2,
+        "steps": 60,
         "n_pairs": 6,
         "threshold": 0.0,
         "layers": (-3, -2, -1),
