@@ -19,7 +19,7 @@ types: $(READY)
 	$(BIN)/mypy
 
 unit: $(READY)
-	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -n 2 --dist loadscope --no-loadscope-reorder
 
 test-slow: $(READY)  ## what takes minutes
 	$(BIN)/pytest -q -m slow

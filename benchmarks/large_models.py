@@ -37,7 +37,8 @@ from transformers import (
 )
 
 import unike
-from unike.backbones.families.blip2 import MINIGPT4_TEMPLATE, Blip2
+from unike.backbones.convert import minigpt4
+from unike.backbones.families.blip2 import Blip2
 from unike.backbones.forward.functional import target_positions
 from unike.backbones.loading import DTYPES, resolve_device
 from unike.data.leaks import ImageHashes
@@ -72,7 +73,7 @@ def config(size: str) -> Blip2Config:
     ids = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
     if size == "7b":
         return Blip2Config(
-            text_config=LlamaConfig(**ids).to_dict(), image_token_index=3, prompt_template=MINIGPT4_TEMPLATE
+            text_config=LlamaConfig(**ids).to_dict(), image_token_index=3, prompt_template=minigpt4.TEMPLATE
         )
     if size == "2.7b":
         wide = {"hidden_size": 2560, "word_embed_proj_dim": 2560, "ffn_dim": 10240}
@@ -84,7 +85,7 @@ def config(size: str) -> Blip2Config:
         qformer_config=small,
         text_config=LlamaConfig(**small, vocab_size=len(WORDS) + 5, **ids).to_dict(),
         image_token_index=3,
-        prompt_template=MINIGPT4_TEMPLATE,
+        prompt_template=minigpt4.TEMPLATE,
     )
 
 

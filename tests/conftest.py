@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
+from matrix import FEW, STACKS, TRAINED
 from PIL import Image
+from tinies import TINIES
 
-from unike.backbones import tinies
 from unike.backbones.adapter import Backbone
 from unike.core import registry
 from unike.core.files import replace_folder
@@ -20,8 +21,6 @@ from unike.editors.trained.base import TrainedEditor
 from unike.editors.unike.gate import Gate, Ramp, RisingRamp
 from unike.editors.unike.knowledge import Knowledge, LayerKnowledge, Triplet
 from unike.editors.unike.spaces import Encoder
-
-TINIES: dict[str, Callable[..., Backbone]] = tinies()
 
 TRIPLETS = 12
 
@@ -150,19 +149,14 @@ def descend(conditioned: Any, step_size: float = 0.7) -> None:
     conditioned.outer.bias[:reads] = -step_size * writes  # times an even softmax of a half
 
 
-def trained_editors() -> list[str]:
-    """Editors with a network."""
-    return [name for name in registry.editors.names() if issubclass(registry.editors.get(name), TrainedEditor)]
-
-
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache folder with knowledge of every tiny model and a network of every editor, for ``UNIKE_HOME``."""
+    """A cache folder for ``UNIKE_HOME``: knowledge of every tiny model, and networks for those that need them."""
     folder = tmp_path_factory.mktemp("home")
-    for make in TINIES.values():
+    for name, make in TINIES.items():
         backbone = make()
         some_knowledge(backbone).save_pretrained(folder / "knowledge" / backbone.fingerprint())
-        for editor in trained_editors():
+        for editor in TRAINED if name in {*FEW, *STACKS} else ():
             network = folder / "trained" / editor / backbone.fingerprint()
             replace_folder(network, some_network(editor, backbone).files(), known_by="trained.json")
     return folder

@@ -10,6 +10,8 @@ import pytest
 import torch
 import transformers
 from decoding import greedy_without_cache
+from processor import needs_bfloat16
+from tinies import tiny_backbone
 from torch import Tensor, nn
 
 from unike.backbones import load_backbone
@@ -81,6 +83,11 @@ class Patch:
 def hooks_on(backbone: Backbone) -> int:
     """How many hooks there are; transformers itself leaves some on LLaVA's vision tower after the first forward."""
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in backbone.model.modules())
+
+
+def generation_configs(backbone: Backbone) -> list[Any]:
+    """The settings of whatever in the model can generate: of BLIP-2 also its language model."""
+    return [module.generation_config for module in backbone.model.modules() if hasattr(module, "generation_config")]
 
 
 # ---------------------------------------------------------------------- the split forward
@@ -230,7 +237,7 @@ def test_everything_is_put_back_when_a_hook_fails(backbone: Backbone, queries: l
         raise ZeroDivisionError
 
     batch, layers = backbone.encode(queries), list(backbone.layers)
-    state, config = backbone.run_to_split(batch, 2), backbone.generator.generation_config
+    state, configs = backbone.run_to_split(batch, 2), generation_configs(backbone)
     before = hooks_on(backbone)
     for run in (
         lambda: backbone.run_from_split(state),
@@ -242,7 +249,7 @@ def test_everything_is_put_back_when_a_hook_fails(backbone: Backbone, queries: l
             run()
     assert hooks_on(backbone) == before
     assert all(a is b for a, b in zip(backbone.layers, layers, strict=True))
-    assert backbone.generator.generation_config is config
+    assert all(a is b for a, b in zip(generation_configs(backbone), configs, strict=True))
 
 
 # ---------------------------------------------------------------------- sites
@@ -393,14 +400,14 @@ def test_what_cannot_be_encoded_is_refused(backbone: Backbone, pictures: list[Pa
 
 @pytest.mark.parametrize("template", ["{image}{question}", "{image} only", "{prompt} only", "{image}{prompt}{", "{}"])
 def test_a_wrong_template_is_refused(template: str) -> None:
-    tiny = registry.backbones.get("llava").tiny()
+    tiny = tiny_backbone("llava")
     with pytest.raises(UnikeError, match="template"):
         type(tiny)(tiny.model, tiny.tokenizer, tiny.image_processor, source="x", template=template)
 
 
 def test_a_prompt_that_is_too_long_is_refused() -> None:
     with pytest.raises(UnikeError, match="at most 512"):
-        registry.backbones.get("llava").tiny().encode([Query("word " * 600)])
+        tiny_backbone("llava").encode([Query("word " * 600)])
 
 
 # ---------------------------------------------------------------------- generation
@@ -423,13 +430,11 @@ def test_generate_ignores_targets_and_a_checkpoints_own_settings(backbone: Backb
     bare = [Query(q.prompt, q.image) for q in queries]
     expected = backbone.generate(bare, max_new_tokens=6)
     assert backbone.generate(queries, max_new_tokens=6) == expected
-    config = backbone.generator.generation_config
-    saved = (config.repetition_penalty, config.do_sample)
-    config.repetition_penalty, config.do_sample = 50.0, True
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        for config in generation_configs(backbone):
+            patch.setattr(config, "repetition_penalty", 50.0)
+            patch.setattr(config, "do_sample", True)
         assert backbone.generate(queries, max_new_tokens=6) == expected
-    finally:
-        config.repetition_penalty, config.do_sample = saved
     assert backbone.generate([]) == []
     assert backbone.ask(queries[0].image, queries[0].prompt, max_new_tokens=6) == expected[0]
     assert backbone.ask(str(queries[0].image), queries[0].prompt, max_new_tokens=6) == expected[0]
@@ -452,6 +457,12 @@ def test_save_load_and_fingerprint(
     assert torch.equal(batch.inputs["input_ids"], again.inputs["input_ids"])
     assert torch.equal(backbone.forward(batch), loaded.forward(again))
     assert loaded.generate(queries, max_new_tokens=4) == backbone.generate(queries, max_new_tokens=4)
+
+
+@needs_bfloat16
+def test_half_precision(backbone: Backbone, queries: list[Query], tmp_path: Path) -> None:
+    """Of every family; `unit/test_laws.py` measures every law on one, whatever the processor."""
+    backbone.save_pretrained(tmp_path)
     half = load_backbone(tmp_path, device="cpu", dtype="bfloat16")
     assert half.dtype == torch.bfloat16
     assert half.fingerprint() == backbone.fingerprint()
@@ -460,7 +471,7 @@ def test_save_load_and_fingerprint(
 
 
 def test_a_family_without_a_file_gets_the_generic_adapter(queries: list[Query], tmp_path: Path) -> None:
-    llava = registry.backbones.get("llava").tiny()
+    llava = tiny_backbone("llava")
     both = {"vision_config": llava.config.vision_config.to_dict(), "text_config": llava.config.text_config.to_dict()}
     config = transformers.VipLlavaConfig(**both, image_token_id=llava.image_token_id, vision_feature_layers=[-1, -2])
     model = transformers.VipLlavaForConditionalGeneration(config)
@@ -479,7 +490,7 @@ def test_two_way_attention_is_refused() -> None:
 
 def test_opt_with_projected_embeddings_is_refused() -> None:
     with pytest.raises(UnikeError, match="word_embed_proj_dim"):
-        registry.backbones.get("blip2").tiny(word_embed_proj_dim=16)
+        tiny_backbone("blip2-opt", word_embed_proj_dim=16)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
-"""What every editor that acts within the model promises, on a tiny random model of every family; both are found, not
-listed. Those that rewrite or route questions instead are in ``test_routing.py``.
+"""What every editor that acts within the model promises, on tiny random models; both are found, not listed.
+
+Which on which is said in ``matrix.py``. Those that rewrite or route questions instead are in ``test_routing.py``.
 """
 
 import json
@@ -9,13 +10,16 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from matrix import PAIRS, WITHIN
 from safetensors.torch import load_file
 from test_backbones import greedy_without_cache, hooks_on
+from tinies import TINIES, tiny_backbone
 from torch import Tensor
 
 from unike.backbones.adapter import Backbone
@@ -28,17 +32,16 @@ from unike.editors.common.anchors import Anchors
 from unike.editors.trained.base import TrainedEditor
 from unike.edits.edit import Edit
 from unike.edits.edited import EditedModel
-from unike.edits.routing import RoutingEdit
 from unike.edits.stack import attached
 
 pytestmark = pytest.mark.usefixtures("at_home")
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "ft": {"lr": 1e-2, "steps": 30},
-    "t_patcher": {"lr": 3e-2, "steps": 120, "max_neurons": 8, "amplify": 2.0, "memory_weight": 0.0, "layers": (-2, -1)},
+    "t_patcher": {"lr": 6e-2, "steps": 60, "max_neurons": 8, "amplify": 2.0, "memory_weight": 0.0, "layers": (-2, -1)},
     "unike": {
-        "lr": 3e-2,
-        "steps": 80,
+        "lr": 4e-2,
+        "steps": 60,
         "n_pairs": 6,
         "threshold": 0.0,
         "layers": (-3, -2, -1),
@@ -50,10 +53,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 ONLY_TRAINED: dict[str, dict[str, Any]] = {"unike": {"only_intrinsic": True}, "t_patcher": {"amplify": 0.0}}
 """What leaves out the parts of an edit that act without any training: a memory, values that start at random."""
-
-WITHIN = [
-    name for name in registry.editors.names() if not issubclass(registry.editors.get(name).edit_class, RoutingEdit)
-]
 
 ATOL, RTOL = 5e-4, 5e-3
 """Between the logits of the same edit in a batch and alone, and between the elements of an edit that was made in a
@@ -79,15 +78,36 @@ def anchors(pictures: list[Path]) -> Anchors:
     )
 
 
-@pytest.fixture(scope="module", params=WITHIN)
-def make_editor(request: pytest.FixtureRequest, anchors: Anchors) -> Callable[..., Editor[Any]]:
-    """A function ``(**settings) -> Editor`` for each editor."""
+@pytest.fixture(scope="module", params=PAIRS, ids="-".join)
+def pair(request: pytest.FixtureRequest) -> tuple[str, str]:
+    """The names of an editor and of a tiny model."""
+    found: tuple[str, str] = request.param
+    return found
 
-    def make(**settings: Any) -> Editor[Any]:
-        chosen = SETTINGS.get(request.param, {}) | settings
-        return registry.editors.get(request.param)(anchors=anchors, **chosen)
 
-    return make
+EVERY_EDITOR = pytest.mark.parametrize("pair", [(name, "llava") for name in WITHIN], indirect=True, ids=WITHIN)
+"""For what no model has a say in."""
+
+
+@pytest.fixture(scope="module")
+def make_editor(pair: tuple[str, str], anchors: Anchors) -> Callable[..., Editor[Any]]:
+    """A function ``(**settings) -> Editor``."""
+    return partial(an_editor, pair[0], anchors)
+
+
+def an_editor(name: str, anchors: Anchors, **settings: Any) -> Editor[Any]:
+    editor: Editor[Any] = registry.editors.get(name)(anchors=anchors, **SETTINGS.get(name, {}) | settings)
+    return editor
+
+
+@pytest.fixture(scope="module")
+def make_backbone(pair: tuple[str, str]) -> Callable[..., Backbone]:
+    return TINIES[pair[1]]
+
+
+@pytest.fixture(scope="module")
+def backbone(make_backbone: Callable[..., Backbone]) -> Backbone:
+    return make_backbone()
 
 
 @pytest.fixture(scope="module")
@@ -300,28 +320,33 @@ def test_a_saved_edit_does_the_same(edits: Edit, backbone: Backbone, facts: list
 
 NEW_PROCESS = """
 import sys, torch
+from pathlib import Path
 from safetensors.torch import save_file
-from unike.core import registry
+from tinies import tiny_backbone
 from unike.edits.edit import Edit
 torch.set_num_threads(int(sys.argv[3]))
-edit, backbone = Edit.from_pretrained(sys.argv[1]), registry.backbones.get("llava").tiny()
-with edit.attached(backbone):
-    save_file({"logits": backbone.forward(backbone.encode(edit.facts))}, sys.argv[2])
+backbone, found = tiny_backbone("llava"), {}
+for folder in Path(sys.argv[1]).iterdir():
+    edit = Edit.from_pretrained(folder)
+    with edit.attached(backbone):
+        found[folder.name] = backbone.forward(backbone.encode(edit.facts))
+save_file(found, sys.argv[2])
 """
 
 
-def test_a_saved_edit_does_the_same_in_a_new_process(
-    make_editor: Callable[..., Editor[Any]], facts: list[Query], tmp_path: Path
-) -> None:
-    backbone = registry.backbones.get("llava").tiny()
-    edit = few(make_editor).edit(backbone, facts)
-    edit.save_pretrained(tmp_path / "edit")
-    with edit.attached(backbone):
-        expected = backbone.forward(backbone.encode(facts))
-    arguments = [str(tmp_path / "edit"), str(tmp_path / "logits.safetensors"), str(torch.get_num_threads())]
+def test_saved_edits_do_the_same_in_a_new_process(anchors: Anchors, facts: list[Query], tmp_path: Path) -> None:
+    backbone, expected = tiny_backbone("llava"), {}
+    for name in WITHIN:
+        edit = few(partial(an_editor, name, anchors)).edit(backbone, facts)
+        edit.save_pretrained(tmp_path / "edits" / name)
+        with edit.attached(backbone):
+            expected[name] = backbone.forward(backbone.encode(facts))
+    arguments = [str(tmp_path / "edits"), str(tmp_path / "logits.safetensors"), str(torch.get_num_threads())]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", NEW_PROCESS, *arguments], check=True, env=environment)
-    assert torch.equal(load_file(tmp_path / "logits.safetensors")["logits"], expected)
+    found = load_file(tmp_path / "logits.safetensors")
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], logits) for name, logits in expected.items())
 
 
 # ---------------------------------------------------------------------- what is refused
@@ -363,6 +388,7 @@ def test_facts_that_cannot_be_edited_are_refused(
             editor.edit(backbone, [facts[1], wrong])
 
 
+@EVERY_EDITOR
 def test_settings_round_trip_and_unknown_ones_are_errors(make_editor: Callable[..., Editor[Any]]) -> None:
     config = make_editor().config
     again = type(config).parse(json.loads(config.model_dump_json()))

@@ -1,14 +1,19 @@
-"""What the latent memory promises on every family: it acts while installed, and only the prompt decides how."""
+"""What the latent memory promises: it acts while installed, and only the prompt decides how.
+
+On a few families; on all of them it is installed by the editor that `test_editors.py` holds to its laws on all.
+"""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 import transformers
+from matrix import FEW, STACKS
 from test_backbones import greedy_without_cache, hooks_on
+from tinies import TINIES
 from torch import Tensor
 
 from unike.backbones.adapter import Backbone
@@ -28,6 +33,16 @@ Memories = dict[int, LatentMemory]
 
 def draw(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module", params=sorted({*FEW, *STACKS}))
+def make_backbone(request: pytest.FixtureRequest) -> Callable[..., Backbone]:
+    return TINIES[request.param]
+
+
+@pytest.fixture(scope="module")
+def backbone(make_backbone: Callable[..., Backbone]) -> Backbone:
+    return make_backbone()
 
 
 @pytest.fixture(scope="module")

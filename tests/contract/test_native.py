@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from tinies import TINIES, tiny_backbone
 from torch import Tensor
 
 import unike
-from unike.backbones import tinies
 from unike.backbones.adapter import Backbone
 from unike.core import registry
 from unike.core.errors import UnikeError
@@ -37,7 +37,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def backbone(request: pytest.FixtureRequest) -> Backbone:
-    return tinies()[request.param]()
+    return tiny_backbone(request.param)
 
 
 def editor(name: str, backbone: Backbone, make_knowledge: Callable[..., Any], folder: Path) -> Any:
@@ -118,7 +118,7 @@ def test_blocks_within_each_other_act_together(backbone: Backbone, facts: list[Q
 
 
 def test_a_generation_without_a_cache_is_refused() -> None:
-    backbone = tinies()["llava"]()
+    backbone = tiny_backbone("llava")
     fact = Query("What is this?", None, "a cat")
     edit = registry.editors.get("ft")(**SETTINGS["ft"]).edit(backbone, fact)
     with edit.attached(backbone), pytest.raises(UnikeError, match="leave use_cache at True"):
@@ -177,7 +177,7 @@ def test_a_loaded_model_is_wrapped(backbone: Backbone, facts: list[Query]) -> No
 
 
 def test_what_cannot_be_wrapped() -> None:
-    backbone = tinies()["llava"]()
+    backbone = tiny_backbone("llava")
     with pytest.raises(UnikeError, match="Linear is not a transformers model"):
         unike.wrap(torch.nn.Linear(2, 2), None)
     with pytest.raises(UnikeError, match="mine: the processor has no image_processor"):
@@ -190,7 +190,7 @@ def test_what_cannot_be_wrapped() -> None:
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # peft calls what transformers has renamed
 def test_a_peft_model_is_wrapped_with_its_adapter(facts: list[Query]) -> None:
     peft = pytest.importorskip("peft")
-    make = tinies()["llava"]
+    make = TINIES["llava"]
     plain, backbone = make(), make()
     config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     tuned = unike.wrap(peft.get_peft_model(backbone.model, config), processor_of(backbone), source="tuned")

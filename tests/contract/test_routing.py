@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from matrix import FEW, ROUTING
 from test_backbones import hooks_on
+from tinies import TINIES, tiny_backbone
 from torch import Tensor
 
-from unike.backbones import tinies
 from unike.backbones.adapter import Backbone
 from unike.core import registry
 from unike.core.errors import UnikeError
@@ -22,7 +23,6 @@ from unike.data.queries import Query
 from unike.editors.base import Editor
 from unike.edits.edit import Edit
 from unike.edits.edited import EditedModel
-from unike.edits.routing import RoutingEdit
 from unike.edits.stack import attached, edits_on
 
 pytestmark = pytest.mark.usefixtures("at_home")
@@ -33,11 +33,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 """What makes an editor quick on a tiny model; one that is not named is run as it comes."""
 
-ROUTING = [name for name in registry.editors.names() if issubclass(registry.editors.get(name).edit_class, RoutingEdit)]
-
-FAMILIES = ("blip2-opt", "llava", "qwen3_vl")
-"""What these methods see of a model differs only in how it reads pictures, so that a few families are enough."""
-
 ATOL = 5e-4
 """Between logits of rows of a batch and of the same rows alone."""
 
@@ -45,9 +40,9 @@ FAR = Query("Which city is Tajikistan's capital?")
 """Nothing that the facts are about: they have pictures."""
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=FEW)
 def make_backbone(request: pytest.FixtureRequest) -> Callable[..., Backbone]:
-    make: Callable[..., Backbone] = tinies()[request.param]
+    make: Callable[..., Backbone] = TINIES[request.param]
     return make
 
 
@@ -198,11 +193,11 @@ def test_a_saved_edit_does_the_same(edits: Edit, backbone: Backbone, facts: list
 NEW_PROCESS = """
 import json, sys, torch
 from pathlib import Path
-from unike.core import registry
+from tinies import tiny_backbone
 from unike.edits.edit import Edit
 from unike.edits.edited import EditedModel
 torch.set_num_threads(int(sys.argv[2]))
-backbone, found = registry.backbones.get("llava").tiny(), {}
+backbone, found = tiny_backbone("llava"), {}
 for folder in Path(sys.argv[1]).iterdir():
     edit = Edit.from_pretrained(folder)
     model = EditedModel(backbone, [edit])
@@ -213,7 +208,7 @@ print(json.dumps(found))
 
 
 def test_saved_edits_do_the_same_in_a_new_process(facts: list[Query], tmp_path: Path) -> None:
-    backbone = registry.backbones.get("llava").tiny()
+    backbone = tiny_backbone("llava")
     made = {name: registry.editors.get(name)(**SETTINGS.get(name, {})).edit(backbone, facts) for name in ROUTING}
     for name, edit in made.items():
         edit.save_pretrained(tmp_path / name)

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 import torch
+from matrix import STACKS, WITHIN
 from safetensors.torch import load_file
 from test_backbones import hooks_on
-from test_editors import WITHIN
+from tinies import TINIES, tiny_backbone
 from torch import Tensor
 
-from unike.backbones import tinies
 from unike.backbones.adapter import Backbone
 from unike.backbones.forward.functional import target_positions
 from unike.core import registry
@@ -46,6 +46,16 @@ TARGETS = ("a cat", "red", "bob", "7")
 
 def fact(number: int) -> Query:
     return Query(f"What is {number}{'?' * (number % 3 + 1)}", target=TARGETS[number % 4])
+
+
+@pytest.fixture(scope="module", params=STACKS)
+def make_backbone(request: pytest.FixtureRequest) -> Callable[..., Backbone]:
+    return TINIES[request.param]
+
+
+@pytest.fixture(scope="module")
+def backbone(make_backbone: Callable[..., Backbone]) -> Backbone:
+    return make_backbone()
 
 
 @pytest.fixture(scope="module")
@@ -314,13 +324,13 @@ NEW_PROCESS = """
 import sys, torch
 from pathlib import Path
 from safetensors.torch import save_file
-from unike.backbones import tinies
+from tinies import tiny_backbone
 from unike.edits.edit import Edit
 from unike.edits.stack import attached
 from unike.data.queries import Query
 torch.set_num_threads(int(sys.argv[3]))
 edits = [Edit.from_pretrained(folder) for folder in sorted(Path(sys.argv[1]).iterdir())]
-backbone = tinies()["llava"]()
+backbone = tiny_backbone("llava")
 with attached(backbone, edits):
     logits = backbone.forward(backbone.encode([edit.facts[0] for edit in edits]))
 save_file({"logits": logits}, sys.argv[2])
@@ -329,7 +339,7 @@ save_file({"logits": logits}, sys.argv[2])
 
 def test_a_saved_stack_does_the_same_in_a_new_process(tmp_path: Path) -> None:
     """Both methods; knowledge is found by the model's fingerprint in ``UNIKE_HOME``, not by a path in the edit."""
-    backbone = tinies()["llava"]()
+    backbone = tiny_backbone("llava")
     mixed = [registry.editors.get(name)(**SETTINGS[name]) for name in ("unike", "ft", "unike", "unike", "ft")]
     assert mixed[0].config.knowledge is None
     edits = one_after_the_other(mixed, backbone)
@@ -348,7 +358,7 @@ def test_an_edit_without_its_knowledge_is_refused_in_one_line(
 ) -> None:
     """Nobody has it; it is another one; it is damaged. The model is left as it was, below it other edits act on."""
     monkeypatch.setenv("UNIKE_HOME", str(tmp_path))
-    make = tinies()["llava"]
+    make = TINIES["llava"]
     place = tmp_path / "knowledge" / make().fingerprint()
     make_knowledge(make()).save_pretrained(place)
     edit = UniKE(**SETTINGS["unike"]).edit(make(), [fact(0), fact(1)])

@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from tinies import tiny_backbone
 
 from unike import api
-from unike.backbones import tinies
 from unike.data.queries import Query
 from unike.editors.common.anchors import Anchors
 
@@ -17,7 +17,7 @@ EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*.py"))
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_example_runs(example, tmp_path, monkeypatch, capsys, home):
-    tinies()["llava"]().save_pretrained(tmp_path / "tiny")
+    tiny_backbone("llava").save_pretrained(tmp_path / "tiny")
     shutil.copytree(home / "knowledge", tmp_path / "home" / "knowledge")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("UNIKE_HOME", str(tmp_path / "home"))

@@ -19,8 +19,6 @@ from unike.data.datasets.pocket import Pocket, image, read
 from unike.editors import checks as laws
 from unike.editors.ft import FT
 
-pytestmark = pytest.mark.xdist_group("mini")  # one worker loads it, once
-
 
 @pytest.fixture(scope="module")
 def model():
@@ -55,7 +53,7 @@ def test_is_built_once_and_loads_as_an_ordinary_model(model):
 
 def test_every_law_holds_of_it(model, tmp_path):
     """`unike models check` on a trained model, not a random one."""
-    findings = laws.check(model, laws.some_questions(tmp_path))
+    findings = laws.check(model, laws.some_questions(tmp_path)[:2])
     assert [finding.law.name for finding in findings if not finding.holds] == []
 
 
@@ -69,15 +67,15 @@ def test_knows_pictures_it_never_saw(model):
     rows = [r for r in read("images", ["image_id", "domain", "concept", "role"]) if r["role"] == "held"]
     right = []
     for domain, (question, kind) in held.items():
-        for row in [r for r in rows if r["domain"] == domain][::8][:12]:
-            answer = model.ask(image(row["image_id"]), question)
+        asked = [r for r in rows if r["domain"] == domain][::8][:12]
+        answers = model.generate([Query(question, image(row["image_id"])) for row in asked])
+        for row, answer in zip(asked, answers, strict=True):
             right.append(answer.lower() == facts[domain, row["concept"]][kind].lower())
     assert sum(right) >= len(right) / 3  # far above chance; the exact figures are in results/mini
 
 
-@pytest.mark.parametrize("split", [0, 1, 15, 26, 29])
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_split_law(model, split, side):
+@pytest.mark.parametrize(("split", "side"), [(1, "left"), (26, "right")])
+def test_the_split_law_with_and_without_pictures(model, split, side):
     queries = [
         Query("What is this?", image("flag/france/openmoji"), "a flag"),
         Query("What is the capital of France?", None, "Paris"),

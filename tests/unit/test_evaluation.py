@@ -365,9 +365,8 @@ for name, spec in {"one-step": RunSpec(batch=2), "sequential": RunSpec(setting="
 @pytest.mark.skipif(os.name == "nt", reason="there is no fork there")
 def test_a_run_that_is_killed_at_random_ends_as_one_that_is_not(pictures: list[Path], tmp_path: Path) -> None:
     """Killed wherever it is, as often as it takes: record for record the same, seconds apart."""
-    here = Path(__file__).parent
     environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join([str(here), str(Path(unike.__file__).parents[1])]),
+        "PYTHONPATH": os.pathsep.join(sys.path),
         "OMP_NUM_THREADS": "1",
     }
     command = [sys.executable, "-c", KILLED, *map(str, pictures), str(tmp_path), str(random.randrange(10**6))]

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from tinies import tiny_backbone
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from unike.backbones import tinies
 from unike.backbones.adapter import Backbone
 from unike.backbones.forward.functional import target_positions, target_tokens
 from unike.core.errors import UnikeError
@@ -28,7 +28,7 @@ SETTINGS = RetrievalSettings(text_threshold=0.5, image_threshold=0.5)
 
 @pytest.fixture(scope="module")
 def backbone() -> Backbone:
-    return tinies()["llava"]()
+    return tiny_backbone("llava")
 
 
 def unit(*values: float) -> Tensor:

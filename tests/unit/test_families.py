@@ -9,9 +9,9 @@ import pytest
 import torch
 import transformers
 from PIL import Image
+from tinies import tiny_backbone
 
 from unike.backbones.adapter import Backbone
-from unike.core import registry
 from unike.data.queries import Query
 
 PROMPT = "What is this?"
@@ -39,7 +39,7 @@ def instructblip(tiny: Any) -> tuple[Any, str]:
 def test_a_question_reads_as_with_the_familys_processor(
     make: Callable[[Backbone], tuple[Any, str]], pictures: list[Path]
 ) -> None:
-    tiny = registry.backbones.get(make.__name__).tiny()
+    tiny = tiny_backbone(make.__name__)
     processor, text = make(tiny)
     expected = processor(images=[Image.open(pictures[1])], text=[text], return_tensors="pt")
     found = tiny.encode([Query(PROMPT, pictures[1])]).inputs
@@ -52,7 +52,7 @@ def test_placeholders_of_families_whose_processor_needs_torchvision(pictures: li
     """Their arithmetic is asked without building them: InternVL counts tiles, LLaVA-OneVision what it packs."""
     images = [Image.open(picture) for picture in pictures]
 
-    tiny = registry.backbones.get("internvl").tiny()
+    tiny = tiny_backbone("internvl")
     own = SimpleNamespace(start_image_token="<img>", end_image_token="</img>", image_token="<IMG_CONTEXT>")
     own.image_seq_length = 4
     tiles = tiny.image_processor(images=images, return_tensors="pt", crop_to_patches=True)
@@ -60,7 +60,7 @@ def test_placeholders_of_families_whose_processor_needs_torchvision(pictures: li
     assert len(set(tiles["num_patches"].tolist())) > 1
     assert tiny.image_inputs(images)[1] == [replaced(own, tiles, number) + "\n" for number in range(3)]
 
-    tiny = registry.backbones.get("llava_onevision").tiny()
+    tiny = tiny_backbone("llava_onevision")
     processor: Any = object.__new__(transformers.LlavaOnevisionProcessor)
     vars(processor).update(image_processor=tiny.image_processor, num_image_tokens=4, image_token="<image>")
     vars(processor).update(vision_aspect_ratio="anyres_max_9", vision_feature_select_strategy="full")
@@ -75,20 +75,20 @@ def test_placeholders_of_families_whose_processor_needs_torchvision(pictures: li
 def test_chat_formats_are_those_of_the_published_templates(family: str) -> None:
     """As the scripts that made the checkpoints wrote them; the instruction for short answers is ours to add."""
     published = "<|im_start|>user\n<image>\nQ<|im_end|>\n<|im_start|>assistant\n"
-    template = registry.backbones.get(family).tiny().template
+    template = tiny_backbone(family).template
     bare = template.replace("\nAnswer the question using a single word or phrase.", "")
     assert bare.format(image="<image>\n", prompt="Q") == published
 
 
 def test_gemma_3_is_asked_in_its_own_turns() -> None:
-    template = registry.backbones.get("gemma3").tiny().template
+    template = tiny_backbone("gemma3").template
     assert template.startswith("<start_of_turn>user\n{image}{prompt}")
     assert template.endswith("<end_of_turn>\n<start_of_turn>model\n")
 
 
 def test_the_q_former_reads_the_question(pictures: list[Path]) -> None:
     """Two questions about one picture: not even its features are the same."""
-    tiny = registry.backbones.get("instructblip").tiny()
+    tiny = tiny_backbone("instructblip")
     batches = [tiny.encode([Query(prompt, pictures[0])]).inputs for prompt in ("Who is it?", "A cat?")]
     features = [
         tiny.model.get_image_features(
@@ -102,7 +102,7 @@ def test_the_q_former_reads_the_question(pictures: list[Path]) -> None:
 
 def test_image_features_see_each_other_and_text_does_not_look_ahead(pictures: list[Path]) -> None:
     """Gemma 3: what comes later in an image is seen by what comes earlier; what comes later in a text is not."""
-    tiny = registry.backbones.get("gemma3").tiny()
+    tiny = tiny_backbone("gemma3")
     batch = tiny.encode([Query(PROMPT, pictures[0])])
     with torch.no_grad():
         state = tiny.run_to_split(batch, 1)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from tinies import tiny_backbone
 
-from unike.backbones import tinies
 from unike.backbones.adapter import Backbone
 from unike.backbones.forward.hooks import trace
 from unike.bench.selection import Task, check_leaks, check_method
@@ -48,7 +48,7 @@ def pool(monkeypatch: pytest.MonkeyPatch) -> Pool:
 
 @pytest.fixture(scope="module")
 def backbone() -> Backbone:
-    return tinies()["llava"]()
+    return tiny_backbone("llava")
 
 
 def read_by(edit: Edit, backbone: Backbone, *queries: Query) -> list[str]:
@@ -128,7 +128,7 @@ def test_logits_are_those_behind_the_whole_text(backbone: Backbone, pool: Pool, 
 @pytest.mark.parametrize("family", ["llava", "qwen3_vl", "paligemma"])
 def test_demonstrations_are_read_once_for_each_picture(family: str, pool: Pool, facts: list[Query]) -> None:
     """Unless what reads them reads both ways."""
-    backbone = tinies()[family]()
+    backbone = tiny_backbone(family)
     edit = IKE(**COUNTS).edit(backbone, facts[0])
     asked = [replace(fact, image=facts[number // 2].image) for number, fact in enumerate([*facts, facts[0]])]
     expected = EditedModel(backbone).target_logits(IKEEdit.rewritten([edit], backbone, asked))

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
+from tinies import tiny_backbone
 from torch import Tensor
 
-from unike.backbones import tinies
 from unike.backbones.adapter import Backbone
 from unike.core.errors import UnikeError
 from unike.data.queries import Query
@@ -26,7 +26,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 @pytest.fixture(scope="module", params=["llava", "blip2-opt"])
 def tiny(request: pytest.FixtureRequest) -> Backbone:
-    return tinies()[request.param]()
+    return tiny_backbone(request.param)
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from tinies import tiny_backbone
 from torch import Tensor
 
 import unike
-from unike.backbones import tinies
 from unike.backbones.adapter import Backbone
 from unike.core.errors import UnikeError
 from unike.core.files import seal
@@ -203,7 +203,7 @@ def test_the_gate_is_kept_in_full_precision(tmp_path: Path) -> None:
 def llava(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Backbone:
     """A model whose cache folder is empty."""
     monkeypatch.setenv("UNIKE_HOME", str(tmp_path / "home"))
-    return tinies()["llava"]()
+    return tiny_backbone("llava")
 
 
 def test_knowledge_is_found_in_its_place_and_read_once(
@@ -217,9 +217,9 @@ def test_knowledge_is_found_in_its_place_and_read_once(
     known.save_pretrained(place(llava))
     assert knowledge_of(llava).fingerprint == known.fingerprint
     assert knowledge_of(llava) is knowledge_of(llava)
-    assert knowledge_of(tinies()["llava"](seed=0)) is not knowledge_of(llava)
+    assert knowledge_of(tiny_backbone("llava", seed=0)) is not knowledge_of(llava)
     with pytest.raises(UnikeError, match="no in-context knowledge"):
-        knowledge_of(tinies()["llava"](seed=1))
+        knowledge_of(tiny_backbone("llava", seed=1))
 
 
 def test_other_knowledge_in_its_place_is_read(llava: Backbone, make_knowledge: Callable[..., Knowledge]) -> None:
@@ -237,7 +237,7 @@ def test_a_folder_may_be_chosen(llava: Backbone, make_knowledge: Callable[..., K
     assert knowledge_of(llava, str(tmp_path / "other")) is knowledge_of(llava, tmp_path / "other")
     with pytest.raises(UnikeError, match=f"no knowledge in {tmp_path}"):
         knowledge_of(llava, tmp_path)
-    make_knowledge(tinies()["llava"](seed=1)).save_pretrained(tmp_path / "anothers")
+    make_knowledge(tiny_backbone("llava", seed=1)).save_pretrained(tmp_path / "anothers")
     with pytest.raises(UnikeError, match="the knowledge was made for 'tiny-llava'"):
         knowledge_of(llava, tmp_path / "anothers")
 
@@ -247,21 +247,21 @@ def test_knowledge_may_come_with_the_package(
 ) -> None:
     monkeypatch.setattr("unike.editors.unike.knowledge.resources.files", lambda package: tmp_path / package)
     bundled = tmp_path / "unike.editors.unike" / "knowledge_data"
-    make_knowledge(tinies()["llava"](seed=1)).save_pretrained(bundled / "another")
+    make_knowledge(tiny_backbone("llava", seed=1)).save_pretrained(bundled / "another")
     (bundled / "notes.txt").write_text("not a folder")
     with pytest.raises(UnikeError, match="no in-context knowledge"):
         knowledge_of(llava)
     make_knowledge(llava).save_pretrained(bundled / "tiny")
     assert knowledge_of(llava).description["seed"] == 0
     make_knowledge(llava, seed=1).save_pretrained(place(llava))
-    assert knowledge_of(tinies()["llava"]()).description["seed"] == 1, "one's own comes first"
+    assert knowledge_of(tiny_backbone("llava")).description["seed"] == 1, "one's own comes first"
 
 
 # ---------------------------------------------------------------------- use
 
 
 def test_only_its_own_backbone_and_template_may_use_it() -> None:
-    backbone = tinies()["llava"]()
+    backbone = tiny_backbone("llava")
     some_knowledge(fingerprint=backbone.fingerprint(), template=backbone.template).check(backbone)
     with pytest.raises(UnikeError, match=r"was made for 'some/model' \(0123456789abcdef\), not for 'tiny-llava'"):
         some_knowledge(template=backbone.template).check(backbone)
@@ -306,7 +306,7 @@ def test_moving_keeps_everything() -> None:
 @pytest.mark.parametrize("family", ["llava", "qwen3_vl", "blip2-opt"])
 def test_what_attention_makes_of_a_lone_state(family: str) -> None:
     """A query with one entry to attend to gets its value, whatever it asks."""
-    backbone: Backbone = tinies()[family]()
+    backbone: Backbone = tiny_backbone(family)
     site, states = backbone.attention(-1), draw(3, backbone.width)
     queries = draw(3, 1, site.n_heads * site.head_dim, seed=1)
     expected = projected_attention(site, queries, *project_memory(site, states.unsqueeze(1))).squeeze(1)

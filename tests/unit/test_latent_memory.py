@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tinies import tiny_backbone
 from torch import Tensor, nn
 
-from unike.backbones import tinies
 from unike.backbones.adapter import Backbone
 from unike.backbones.forward.context import Prefill
 from unike.backbones.forward.hooks import Hooks, trace
@@ -199,7 +199,7 @@ def test_a_prefill_finds_the_prompts_end_also_of_beams() -> None:
 @pytest.fixture(scope="module", params=["llava", "qwen3_vl", "blip2-opt"])
 def tiny(request: pytest.FixtureRequest) -> Backbone:
     """Grouped queries; with head norms; with biases and a head for each key."""
-    return tinies()[request.param]()
+    return tiny_backbone(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -302,7 +302,7 @@ def test_the_papers_alpha_is_the_clamped_cosine(tiny: Backbone, batch: Batch) ->
 
 def test_eq_9s_alpha_gives_in_context_attention(pictures: list[Path]) -> None:
     """Appendix A, Eq. 8: with one head and the alpha of Eq. 9, the shift *is* attention to a longer context."""
-    tiny = tinies()["blip2-opt"](num_attention_heads=1)
+    tiny = tiny_backbone("blip2-opt", num_attention_heads=1)
     batch, memory = tiny.encode([Query("What is this?", pictures[0])]), some_memory(6)
     x, _, _ = run(tiny, batch, None)
     site, x_p = tiny.attention(LAYER), x[0, -1]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tinies import tiny_backbone
 from typer.testing import CliRunner
 
 from unike.backbones import load_backbone
@@ -20,7 +21,7 @@ from unike.editors import checks as laws
 
 @pytest.fixture
 def llava() -> Backbone:
-    tiny: Backbone = registry.backbones.get("llava").tiny()
+    tiny: Backbone = tiny_backbone("llava")
     return tiny
 
 
@@ -52,12 +53,12 @@ def test_a_pass_that_is_resumed_wrongly_is_found(llava: Backbone, tmp_path: Path
 
 
 def test_a_model_that_sees_padding_is_found(llava: Backbone, tmp_path: Path, monkeypatch: Any) -> None:
-    call = llava._call
+    forward = llava.model.forward
 
-    def unmasked(inputs: dict[str, torch.Tensor]) -> Any:
-        return call(inputs | {"attention_mask": torch.ones_like(inputs["attention_mask"])})
+    def unmasked(*args: Any, attention_mask: torch.Tensor, **kwargs: Any) -> Any:
+        return forward(*args, attention_mask=torch.ones_like(attention_mask), **kwargs)
 
-    monkeypatch.setattr(llava, "_call", unmasked)
+    monkeypatch.setattr(llava.model, "forward", unmasked)
     assert "rows" in broken(laws.check(llava, laws.some_questions(tmp_path)))
 
 
@@ -77,7 +78,7 @@ def test_a_network_that_is_elsewhere_is_found(llava: Backbone, tmp_path: Path, m
 
 def test_prompts_that_are_read_both_ways_cannot_be_shortened(tmp_path: Path, monkeypatch: Any) -> None:
     """PaliGemma's: the law of shortening would hold of the bare model, but not of one that is edited at ``p``."""
-    tiny = registry.backbones.get("paligemma").tiny()
+    tiny = tiny_backbone("paligemma")
     state = tiny.run_to_split(tiny.encode(laws.some_questions(tmp_path)), -3)
     monkeypatch.setattr(tiny, "reads_prompts_both_ways", False)
     short = tiny.shorten(state)
@@ -115,7 +116,7 @@ def test_laws_and_patches_in_half_precision(llava: Backbone, tmp_path: Path) -> 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     place = tmp_path_factory.mktemp("model")
-    registry.backbones.get("llava").tiny().save_pretrained(place)
+    tiny_backbone("llava").save_pretrained(place)
     return str(place)
 
 

@@ -10,8 +10,8 @@ import pytest
 from miniature import Scatter
 from PIL import Image
 from preparing import paint_gallery
+from tinies import tiny_backbone
 
-from unike.backbones import tinies
 from unike.backbones.adapter import Backbone
 from unike.bench.runner import evaluate
 from unike.bench.selection import Task, check_leaks
@@ -108,7 +108,7 @@ def test_a_bad_picture_is_left_to_those_who_name_its_case(
 def test_unike_learned_from_its_triplets(
     make_knowledge: Callable[..., Knowledge], cases: list[EditCase], tmp_path: Path
 ) -> None:
-    backbone = tinies()["llava"]()
+    backbone = tiny_backbone("llava")
     clean = make_knowledge(backbone)
     asked = [replace(case, edit=replace(case.edit, prompt=f"Why {case.case_id}?"), probes=()) for case in cases]
     source = Task("miniature", "eval", asked)

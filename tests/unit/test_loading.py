@@ -6,6 +6,7 @@ from pathlib import Path
 import accelerate
 import pytest
 import torch
+from tinies import tiny_backbone
 from typer.testing import CliRunner
 
 from unike.backbones import load_backbone
@@ -19,7 +20,7 @@ from unike.editors import checks as laws
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
     place = tmp_path_factory.mktemp("model")
-    registry.backbones.get("llava").tiny().save_pretrained(place)
+    tiny_backbone("llava").save_pretrained(place)
     return str(place)
 
 

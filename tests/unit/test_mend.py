@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from tinies import tiny_backbone
 from torch import Tensor, nn
 
-from unike.backbones import tinies
 from unike.backbones.adapter import Backbone
 from unike.backbones.forward.functional import token_nll
 from unike.backbones.forward.hooks import Hooks
@@ -33,7 +33,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 @pytest.fixture(scope="module", params=["llava", "blip2-opt"])
 def tiny(request: pytest.FixtureRequest) -> Backbone:
     """A gated and an ungated feed-forward network."""
-    return tinies()[request.param]()
+    return tiny_backbone(request.param)
 
 
 @pytest.fixture
@@ -271,7 +271,7 @@ def test_an_untrained_editor_says_what_to_run(tiny: Backbone, facts: list[Query]
 
 
 def test_networks_that_do_not_fit_are_refused(facts: list[Query], at_own_home: Path) -> None:
-    llava, other = tinies()["llava"](), tinies()["llava"](1)
+    llava, other = tiny_backbone("llava"), tiny_backbone("llava", seed=1)
     save_new_network(llava, MENDNetworkSettings(layers=(-1,), rank=2))
     folder = place("mend", llava)
     with pytest.raises(UnikeError, match=r"was trained for 'tiny-llava' \(.*run: unike train --editor mend"):

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 from preparing import ANSWERS, CONFIG, FAST, QUESTION, Scripted, alone, asked, cases_about, paint, paint_gallery
+from tinies import tiny_backbone
 from torch import Tensor
 
-from unike.backbones import tinies
 from unike.backbones.adapter import Backbone
 from unike.core.errors import UnikeError
 from unike.core.files import WORK
@@ -38,7 +38,7 @@ def cases(gallery: list[Path]) -> list[EditCase]:
 
 @pytest.fixture
 def backbone(monkeypatch: pytest.MonkeyPatch) -> Backbone:
-    tiny = tinies()["llava"]()
+    tiny = tiny_backbone("llava")
     monkeypatch.setattr(tiny, "generate", Scripted())
     return tiny
 
@@ -104,7 +104,7 @@ def check_directions(backbone: Backbone, known: Knowledge, layer: int, cases: li
 
 @pytest.mark.parametrize("family", ["blip2-opt", "qwen3_vl"])
 def test_other_families(family: str, cases: list[EditCase], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    backbone = tinies()[family]()
+    backbone = tiny_backbone(family)
     monkeypatch.setattr(backbone, "generate", Scripted())
     known = prepare(backbone, cases[:12], tmp_path / "out", CONFIG)
     wrong = [case for case in cases[:12] if Scripted().usual(case.edit) != case.edit.target]
@@ -194,7 +194,7 @@ def test_settings_are_checked(settings: dict[str, Any], message: str) -> None:
     ],
 )
 def test_verdicts(answer: str, verdict: str) -> None:
-    assert judge(tinies()["llava"](), answer, "grand piano", 25) == verdict
+    assert judge(tiny_backbone("llava"), answer, "grand piano", 25) == verdict
 
 
 def test_answers_end_alike(backbone: Backbone, cases: list[EditCase], tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from preparing import CONFIG, FAST, QUESTION, Scripted, alone, cases_about, paint_gallery
+from tinies import tiny_backbone
 
-from unike.backbones import tinies
 from unike.backbones.adapter import Backbone
 from unike.core.errors import UnikeError
 from unike.data.provenance import every_query
@@ -32,7 +32,7 @@ def cases(gallery: list[Path]) -> list[EditCase]:
 
 @pytest.fixture
 def backbone(monkeypatch: pytest.MonkeyPatch) -> Backbone:
-    tiny = tinies()["llava"]()
+    tiny = tiny_backbone("llava")
     monkeypatch.setattr(tiny, "generate", Scripted())
     return tiny
 
@@ -60,7 +60,7 @@ def test_the_gate_is_calibrated_where_it_separates_best(
     family: str, cases: list[EditCase], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Against reading every prompt alone; some families cannot even mix those with and without a picture."""
-    backbone, chosen = tinies()[family](), probed(cases[:12])
+    backbone, chosen = tiny_backbone(family), probed(cases[:12])
     monkeypatch.setattr(backbone, "generate", Scripted())
     known = prepare(backbone, chosen, tmp_path / "out", PrepareConfig(**{**FAST, "rows": 4}, gate_layers=(1, -2)))
     report = known.description["report"]["gate"]
@@ -95,7 +95,7 @@ def test_the_gate_is_calibrated_where_it_separates_best(
 
 
 def test_where_the_gate_may_be_read() -> None:
-    backbone = tinies()["llava"]()
+    backbone = tiny_backbone("llava")
     assert gate_layers(backbone, PrepareConfig(layers=(-1,))) == [2, 3]
     assert gate_layers(backbone, PrepareConfig(layers=(-4, -1))) == [0]
     assert gate_layers(backbone, PrepareConfig(layers=(-2, -1), gate_layers=(-4, 2, 1))) == [0, 1, 2]

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from preparing import ANSWERS, CONFIG, Scripted, asked, cases_about, paint_gallery
+from tinies import tiny_backbone
 
-from unike.backbones import tinies
 from unike.backbones.adapter import Backbone
 from unike.core.errors import UnikeError
 from unike.core.files import WORK
@@ -29,7 +29,7 @@ def cases(gallery: list[Path]) -> list[EditCase]:
 
 @pytest.fixture
 def backbone(monkeypatch: pytest.MonkeyPatch) -> Backbone:
-    tiny = tinies()["llava"]()
+    tiny = tiny_backbone("llava")
     monkeypatch.setattr(tiny, "generate", Scripted())
     return tiny
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from decoding import greedy_without_cache
 from PIL import Image
+from tinies import TINIES, tiny_backbone
 from torch import Tensor
 
-from unike.backbones import tinies
 from unike.backbones.adapter import Backbone
 from unike.backbones.answers import Answers
 from unike.backbones.forward.functional import token_nll
@@ -54,7 +54,7 @@ def save(backbone: Backbone, tensors: dict[str, Tensor], folder: Path, sources: 
 @pytest.fixture
 def backbone() -> Backbone:
     """With untrained networks, where SERAC looks for them."""
-    backbone = tinies()["llava"]()
+    backbone = tiny_backbone("llava")
     save(backbone, SeracModel(backbone, SETTINGS).state_dict(), place("serac", backbone))
     return backbone
 
@@ -62,10 +62,10 @@ def backbone() -> Backbone:
 # ---------------------------------------------------------------------- the counterfactual model
 
 
-@pytest.mark.parametrize("family", sorted(tinies()))
+@pytest.mark.parametrize("family", sorted(TINIES))
 def test_of_as_many_layers_it_is_the_backbone(family: str, facts: list[Query]) -> None:
     """Bit for bit, for every family; with fewer it is not, and the backbone is never another."""
-    backbone = tinies()[family]()
+    backbone = tiny_backbone(family)
     batch = backbone.encode(facts)
     plain = backbone.forward(batch)
     assert torch.equal(with_layers_copied(backbone, backbone.n_layers).forward(batch), plain)
@@ -87,7 +87,7 @@ def test_edits_are_not_copied_with_the_layers(backbone: Backbone, facts: list[Qu
     tuned = registry.editors.get("ft")(steps=1).edit(backbone, facts[0])
     with tuned.attached(backbone), pytest.raises(UnikeError, match=r"call editor.prepare\(model\) before"):
         SERAC().prepare(backbone)
-    other = tinies()["llava"]()
+    other = tiny_backbone("llava")
     edit = SERAC().edit(backbone, facts[0])
     asked = EditedModel(other, [tuned, edit]).generate(facts[:1], max_new_tokens=2)
     assert asked, "the command line needs nothing prepared"
@@ -225,7 +225,7 @@ def test_training_teaches_both_networks_and_not_the_backbone(backbone: Backbone,
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_layers_are_trained_in_full_precision(cases: list[EditCase], dtype: torch.dtype) -> None:
     """A step of 3e-5 is less than most weights of half precision can change by."""
-    backbone, editor, settings = tinies()["llava"](), SERAC(), SETTINGS.model_copy(update={"lr": 3e-5})
+    backbone, editor, settings = tiny_backbone("llava"), SERAC(), SETTINGS.model_copy(update={"lr": 3e-5})
     backbone.model.to(dtype)
     network = editor.build(backbone, settings).train()
     steps, reading = editor.optimizer(network, settings), editor.read(backbone, network, cases)
@@ -294,7 +294,7 @@ def test_an_edit_belongs_to_its_networks(backbone: Backbone, facts: list[Query],
     save(backbone, tensors, place("serac", backbone))
     with pytest.raises(UnikeError, match="was made with other networks of serac"):
         EditedModel(backbone, [edit]).generate(facts[:1])
-    again = tinies()["llava"]()
+    again = tiny_backbone("llava")
     save(again, tensors, place("serac", again))
     with pytest.raises(UnikeError, match="was made with other networks of serac") as caught:
         EditedModel(again, [edit]).generate(facts[:1])
@@ -302,7 +302,7 @@ def test_an_edit_belongs_to_its_networks(backbone: Backbone, facts: list[Query],
 
 
 def test_an_editor_without_networks_says_what_to_run(facts: list[Query]) -> None:
-    other = tinies()["llava"](1)
+    other = tiny_backbone("llava", seed=1)
     uses: list[Callable[[], object]] = [lambda: SERAC().edit(other, facts[0]), lambda: SERAC().split(other)]
     for use in uses:
         with pytest.raises(UnikeError, match="serac has not been trained for 'tiny-llava' yet; run: unike train"):

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from tinies import tiny_backbone
 from torch import Tensor
 
-from unike.backbones import tinies
 from unike.backbones.adapter import Backbone
 from unike.backbones.forward.functional import all_right
 from unike.backbones.forward.hooks import Hooks
@@ -26,7 +26,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 @pytest.fixture(scope="module")
 def llava() -> Backbone:
-    return tinies()["llava"]()
+    return tiny_backbone("llava")
 
 
 @pytest.fixture

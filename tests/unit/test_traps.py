@@ -12,9 +12,10 @@ import pytest
 import torch
 from decoding import greedy_without_cache
 from miniature import Prefix, Prefixed, Scatter
+from tinies import tiny_backbone
 from torch import Tensor
 
-from unike.backbones import answers, tinies
+from unike.backbones import answers
 from unike.backbones.adapter import Backbone
 from unike.backbones.answers import Answers
 from unike.backbones.forward.context import Prefill
@@ -319,7 +320,7 @@ class Absolute(FTEdit):
 @pytest.mark.parametrize("name", ["blip2-opt", "blip2-llama"])
 def test_blip2_generates_with_a_cache_whatever_it_is_told(name: str, cases: list[EditCase]) -> None:
     """So an edit must act on a token alone as it does within the whole text; the answer says whether it does."""
-    backbone = tinies()[name]()
+    backbone = tiny_backbone(name)
 
     def check(kind: type[FTEdit]) -> None:
         editor = FT(lr=1e-2, steps=5)

@@ -9,13 +9,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tinies import tiny_backbone
 from torch import Tensor
 
 from unike.backbones.adapter import Backbone
 from unike.backbones.forward.functional import cycle
 from unike.backbones.forward.hooks import trace
 from unike.backbones.forward.split import IGNORE
-from unike.core import registry
 from unike.data.queries import Query
 from unike.editors.common.anchors import Anchors, ffn_inputs
 from unike.editors.common.pairs import FFNPatch
@@ -43,7 +43,7 @@ def fires(keys: Tensor, bias: Tensor, x: Tensor) -> Tensor:
 
 @pytest.fixture(scope="module")
 def llava() -> Backbone:
-    return registry.backbones.get("llava").tiny()
+    return tiny_backbone("llava")
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from tinies import tiny_backbone
 from torch import Tensor, nn
 
-from unike.backbones import tinies
 from unike.backbones.adapter import Backbone
 from unike.backbones.forward.functional import target_positions, token_nll
 from unike.backbones.forward.hooks import inject, trace
@@ -61,12 +61,12 @@ def named(settings: dict[str, Any]) -> str:
 @pytest.fixture(scope="module", params=["llava", "qwen3_vl", "blip2-opt"])
 def tiny(request: pytest.FixtureRequest) -> Backbone:
     """Grouped queries; with head norms; with biases, a flat network and a head for each key."""
-    return tinies()[request.param]()
+    return tiny_backbone(request.param)
 
 
 @pytest.fixture(scope="module")
 def llava() -> Backbone:
-    return tinies()["llava"]()
+    return tiny_backbone("llava")
 
 
 @pytest.fixture(scope="module")
@@ -386,7 +386,7 @@ def test_generation_is_the_equations_without_a_cache(
     family: str, beams: int, editor: Any, facts: list[Query], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is recalled once from the prompt is what would be recalled anew for each token; each row its own edit."""
-    backbone = tinies()[family]()
+    backbone = tiny_backbone(family)
     chosen = editor(backbone)()
     edit, asked = random_edit(chosen, backbone, facts[:2]), facts[:2]
     generate = partial(backbone.generate, asked, max_new_tokens=4, num_beams=beams)
@@ -456,7 +456,7 @@ def test_gradients_are_those_of_finite_differences(
     tiny: Backbone, editor: Any, facts: list[Query], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Everything that is cast to fp32 stays in fp64 for once; LLaMA's norms do not, hence a larger step there."""
-    backbone = tinies()[{"tiny-llava": "llava", "tiny-qwen3-vl": "qwen3_vl"}.get(tiny.source, "blip2-opt")]()
+    backbone = TINIES[{"tiny-llava": "llava", "tiny-qwen3-vl": "qwen3_vl"}.get(tiny.source, "blip2-opt")]()
     chosen = editor(tiny)(entry="every")
     edit = random_edit(chosen, tiny, facts[:2])
     known = knowledge_of(tiny, chosen.config.knowledge)
@@ -597,7 +597,7 @@ def test_settings_without_knowledge_need_none(
     llava: Backbone, facts: list[Query], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("UNIKE_HOME", str(tmp_path))
-    bare = tinies()["llava"]()
+    bare = tiny_backbone("llava")
     UniKE(layers=LAYERS, steps=1, only_intrinsic=True).edit(bare, facts[0])
     for settings in ({}, {"only_latent": True}, {"no_collaboration": True}, {"fixed_alpha": 0.0}):
         editor = UniKE(layers=LAYERS, steps=1, **settings)
@@ -888,7 +888,7 @@ def test_hooks_see_live_parameters(llava: Backbone, editor: Any, facts: list[Que
             frozen = UniKEEdit(
                 chosen.config, {n: t.detach().clone() for n, t in edit.tensors.items()}, edit.facts, **made_for(edit)
             )
-            again = tinies()["llava"]()
+            again = tiny_backbone("llava")
             with attached(again, [older, frozen]):
                 assert torch.equal(again.forward(batch), live), name
 

@@ -1,7 +1,6 @@
 """Vision-language models behind one interface; a family is a file."""
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,7 +10,7 @@ from unike.core.errors import UnikeError
 if TYPE_CHECKING:
     from unike.backbones.adapter import Backbone
 
-__all__ = ["load_backbone", "quiet", "tinies"]
+__all__ = ["load_backbone", "quiet"]
 
 MINI = "mini"
 
@@ -55,11 +54,3 @@ def quiet() -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-
-
-def tinies() -> dict[str, Callable[[], "Backbone"]]:
-    """A function that builds a tiny random model, for every family there is; what the contract tests run on."""
-    found: dict[str, Callable[[], Backbone]] = {}
-    for name in registry.backbones.names():
-        found.update(registry.backbones.get(name).tinies())
-    return found

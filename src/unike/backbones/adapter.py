@@ -8,7 +8,6 @@ What it can do is built up in steps: `Parts` (where a model keeps what), `Encodi
 `Passes` (the split forward) and `Generation` (answers).
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -127,16 +126,6 @@ class Backbone(Generation):
             raise UnikeError(
                 f"{source}: {config.model_type} reads images with two-way attention; it has no adapter yet"
             )
-
-    @classmethod
-    def tiny(cls, seed: int = 0) -> Self:
-        """A random model of 4 layers in fp32, built from a config without any download."""
-        raise NotImplementedError(f"{cls.__name__} has no tiny model")
-
-    @classmethod
-    def tinies(cls) -> dict[str, Callable[..., "Backbone"]]:
-        """The tiny models that cover this family; one function ``(seed=0) -> Backbone`` each."""
-        return {cls.name: cls.tiny}
 
     def __repr__(self) -> str:
         """Family, source and size."""

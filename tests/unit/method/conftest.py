@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tinies import tiny_backbone
 from unike_parts import Make, editors_of
 
-from unike.backbones import tinies
 from unike.backbones.adapter import Backbone
 from unike.data.queries import Query
 from unike.editors.common.anchors import Anchors
@@ -17,13 +17,13 @@ from unike.editors.unike.knowledge import Knowledge
 @pytest.fixture(scope="module", params=["llava", "qwen3_vl", "blip2-opt"])
 def tiny(request: pytest.FixtureRequest) -> Backbone:
     """Grouped queries; with head norms; with biases, a flat network and a head for each key."""
-    return tinies()[request.param]()
+    return tiny_backbone(request.param)
 
 
 @pytest.fixture(scope="module")
 def llava() -> Backbone:
     """One of them, for what does not depend on the family."""
-    return tinies()["llava"]()
+    return tiny_backbone("llava")
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tinies import tiny_backbone
 from torch import Tensor, nn
 from unike_parts import cosine, draw, numpy_search
 
-from unike.backbones import tinies
 from unike.backbones.adapter import Backbone
 from unike.backbones.forward.context import UNEDITED, Prefill
 from unike.backbones.forward.hooks import Hooks, trace
@@ -152,7 +152,7 @@ def test_the_papers_alpha_is_the_clamped_cosine(tiny: Backbone, batch: Batch) ->
 
 def test_eq_9s_alpha_gives_in_context_attention(pictures: list[Path]) -> None:
     """Appendix A, Eq. 8: with one head and the alpha of Eq. 9, the shift *is* attention to a longer context."""
-    tiny = tinies()["blip2-opt"](num_attention_heads=1)
+    tiny = tiny_backbone("blip2-opt", num_attention_heads=1)
     batch, memory = tiny.encode([Query("What is this?", pictures[0])]), some_memory(entries=6)
     x, _ = plain(tiny, batch)
     site, x_p = tiny.attention(LAYER), x[0, -1]

@@ -9,9 +9,9 @@ import pytest
 import torch
 import transformers
 from by_hand import by_hand, rows_of
+from tinies import tiny_backbone
 from unike_parts import named, random_edit
 
-from unike.backbones import tinies
 from unike.backbones.adapter import Backbone
 from unike.backbones.forward.hooks import inject
 from unike.data.queries import Query
@@ -93,7 +93,7 @@ def test_generation_is_the_equations_without_a_cache(
     family: str, beams: int, editor: Any, facts: list[Query], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is recalled once from the prompt is what would be recalled anew for each token; each row its own edit."""
-    backbone = tinies()[family]()
+    backbone = tiny_backbone(family)
     chosen = editor(backbone)()
     edit, asked = random_edit(chosen, backbone, facts[:2]), facts[:2]
     generate = partial(backbone.generate, asked, max_new_tokens=4, num_beams=beams)

@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 import torch
-from unike_parts import LAYERS, SETTINGS, random_edit
+from unike_parts import LAYERS, editors_of, named, random_edit
 
 from unike.backbones.adapter import Backbone
+from unike.backbones.forward.functional import target_positions
 from unike.core.errors import UnikeError
 from unike.data.queries import Query
 from unike.editors.unike.editor import UniKE
 from unike.editors.unike.injection import LatentInjection, RecallLog
 from unike.editors.unike.knowledge import Knowledge
+from unike.edits.edited import EditedModel
 from unike.edits.stack import attached
 
 # ---------------------------------------------------------------------- the prompt alone decides
@@ -23,7 +25,7 @@ from unike.edits.stack import attached
 
 @contextmanager
 def recalled() -> Iterator[list[RecallLog]]:
-    """The logs of every injection that is installed within the block, in the order of the layers."""
+    """The logs of every injection that is put on within the block: for each pass, in the order of the layers."""
     logs: list[RecallLog] = []
     install = LatentInjection.install
     with pytest.MonkeyPatch.context() as patch:
@@ -44,13 +46,13 @@ def test_answers_change_neither_alpha_nor_what_is_retrieved(tiny: Backbone, edit
         for targets in [("a cat", "red", "bob"), ("xq!", "a very long answer that is quite another", "5")]:
             batch = tiny.encode([replace(query, target=t) for query, t in zip(asked, targets, strict=True)])
             logits.append(tiny.forward(batch)[torch.arange(3), batch.prompt_last])
-            seen.append([log.latest for log in logs])
+            seen.append([log.latest for log in logs[-len(LAYERS) :]])
             tiny.run_from_split(tiny.run_to_split(batch, 1))
-            seen.append([log.latest for log in logs])
+            seen.append([log.latest for log in logs[-len(LAYERS) :]])
         for beams in (1, 2):
             tiny.generate(asked, max_new_tokens=4, num_beams=beams)
-            seen.append([log.latest for log in logs])
-    assert len(logs) == len(LAYERS)
+            seen.append([log.latest for log in logs[-len(LAYERS) :]])
+    assert len(logs) == 8 * len(LAYERS), "each pass has its own"
     assert torch.allclose(*logits, atol=1e-4), "nor what is computed up to the prompt's end"
     for recalls in seen:
         for first, other in zip(seen[0], recalls, strict=True):
@@ -74,17 +76,19 @@ def test_a_gate_above_the_edited_layers_is_refused(llava: Backbone, editor: Any,
 
 def test_edits_are_cut_in_two_no_higher_than_where_the_gate_is_read(llava: Backbone, editor: Any) -> None:
     assert editor(llava)().split(llava) == 1
-    assert editor(llava)(gate=False).split(llava) == 2
-    assert editor(llava)(only_intrinsic=True, layers=(-1, -3)).split(llava) == 1
+    assert editor(llava)(gate={"on": False}).split(llava) == 2
+    assert editor(llava)(ablation="only_intrinsic", layers=(-1, -3)).split(llava) == 1
 
 
-@pytest.mark.parametrize("settings", [{}, {"train_entry": True}, {"paper": True}, {"only_latent": True}])
+@pytest.mark.parametrize(
+    "settings", [{}, {"memory": {"train_entry": False}}, {"paper": True}, {"ablation": "only_latent"}], ids=named
+)
 def test_the_same_without_a_split(llava: Backbone, editor: Any, facts: list[Query], settings: dict[str, Any]) -> None:
     """A state that was run to the editor's split is finished as a whole pass would be."""
     chosen = editor(llava)(steps=2, **settings)
     edit, state = chosen.edit(llava, facts), llava.run_to_split(llava.encode(facts), chosen.split(llava))
-    whole = UniKEEdit.target_logits([edit], llava, facts)
-    assert torch.allclose(UniKEEdit.target_logits([edit], llava, facts, state), whole, atol=1e-5)
+    model = EditedModel(llava, [edit])
+    assert torch.allclose(model.target_logits(facts, state), model.target_logits(facts), atol=1e-5)
 
 
 def test_what_is_read_before_the_end_of_the_prompt_stays(tiny: Backbone, editor: Any, facts: list[Query]) -> None:
@@ -104,17 +108,17 @@ def test_what_is_read_before_the_end_of_the_prompt_stays(tiny: Backbone, editor:
 
 def test_what_the_method_says_about_each_row(tiny: Backbone, editor: Any, facts: list[Query]) -> None:
     """Alpha and activations are means over the layers; the gate is open for an edit's own question."""
-    edit, notes = random_edit(editor(tiny)(), tiny, facts), {}
-    with edit.attached(tiny):
-        for kind, queries in (("own", facts), ("other", facts[1:] + facts[:1])):
-            tiny.forward(tiny.encode(queries))
-            notes[kind] = {name: torch.stack(values).mean(dim=0) for name, values in tiny.notes.items()}
+    chosen = editor(tiny)()
+    model, notes = EditedModel(tiny, [random_edit(chosen, tiny, facts)]), {}
+    for kind, queries in (("own", facts), ("other", facts[1:] + facts[:1])):
+        state = tiny.run_to_split(tiny.encode(queries), chosen.split(tiny))
+        notes[kind] = model.replay(state, target_positions(state.labels)).notes
     assert notes["own"].keys() == {"alpha", "gate", "fact", "activation"}
     assert torch.allclose(notes["own"]["gate"], torch.ones(3)) and (notes["other"]["gate"] < 1).all()
     assert (notes["own"]["fact"] >= notes["own"]["gate"]).all()
     assert all(((found["alpha"] >= 0) & (found["alpha"] <= 1)).all() for found in notes.values())
-    tiny.forward(tiny.encode(facts))
-    assert tiny.notes == {}, "nobody has anything to say about the plain model"
+    plain = EditedModel(tiny).replay(state, target_positions(state.labels))
+    assert plain.notes == {}, "nobody has anything to say about the plain model"
 
 
 # ---------------------------------------------------------------------- what it is not about
@@ -125,12 +129,13 @@ def test_what_an_edit_is_not_about_keeps_its_answer_bit_for_bit(
 ) -> None:
     """The promise of the gate, with a real edit: closed for other prompts, open for its own."""
     gate = make_knowledge(tiny, gate_layer=1).gate
-    states = gate.read(tiny, tiny.run_to_split(tiny.encode(facts), 0)).last
+    assert gate is not None
+    states = tiny.advance(tiny.run_to_split(tiny.encode(facts), 0), 2, read=[1]).readings[1].last
     whitened = gate.similarities(states[:1], states)[1][:, 0]
     low = max(whitened[1:].tolist()) + 1e-3
     ramps = ((-3.0, -2.0), (low, (low + 1) / 2))
     make_knowledge(tiny, layers=LAYERS, gate_layer=1, ramps=ramps).save_pretrained(tmp_path)
-    edit = UniKE(**SETTINGS, steps=3, lr=0.05, knowledge=str(tmp_path)).edit(tiny, facts[0])
+    edit = editors_of(str(tmp_path))(steps=3, lr=0.05).edit(tiny, facts[0])
     batch = tiny.encode(facts)
     plain, answers = tiny.forward(batch), tiny.generate(facts, max_new_tokens=3)
     with edit.attached(tiny):
@@ -146,7 +151,7 @@ def test_an_edit_that_is_not_called_upon_lends_no_entries(
     """Under a stack, what is asked about one fact is answered as if the others were not there, memory included."""
     knows = make_knowledge(llava, gate_layer=1, ramps=((0.96, 0.99), (0.96, 0.99)))
     knows.save_pretrained(tmp_path / "knowledge")
-    method = UniKE(knowledge=str(tmp_path / "knowledge"), steps=4, lr=0.1, layers=(-2, -1), memory_size=0)
+    method = UniKE(knowledge=str(tmp_path / "knowledge"), steps=4, lr=0.1, layers=LAYERS, memory={"size": 0})
     edits = [method.edit(llava, fact) for fact in facts]
     for fact, own in zip(facts, edits, strict=True):
         with own.attached(llava):

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from tinies import tiny_backbone
 from torch import Tensor
 from unike_parts import LAYERS, named
 
-from unike.backbones import tinies
 from unike.backbones.adapter import Backbone
 from unike.backbones.forward.functional import token_nll
 from unike.core.errors import UnikeError
@@ -117,7 +117,7 @@ def test_settings_without_knowledge_need_none(
     llava: Backbone, facts: list[Query], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("UNIKE_HOME", str(tmp_path))
-    bare = tinies()["llava"]()
+    bare = tiny_backbone("llava")
     UniKE(layers=LAYERS, steps=1, only_intrinsic=True).edit(bare, facts[0])
     for settings in ({}, {"only_latent": True}, {"no_collaboration": True}, {"fixed_alpha": 0.0}):
         editor = UniKE(layers=LAYERS, steps=1, **settings)

@@ -11,6 +11,7 @@ from unike.backbones.adapter import Backbone
 from unike.backbones.forward.hooks import trace
 from unike.data.queries import Query
 from unike.editors.common.pairs import wrong_positions
+from unike.editors.unike.config import merged
 from unike.editors.unike.knowledge import knowledge_of
 from unike.edits.stack import attached
 
@@ -22,7 +23,7 @@ def test_zeta_is_as_long_as_beta_says_and_points_where_it_should(
     """Eq. 6: ``beta zeta'``, ``zeta' = W_zeta zeta``, in units of what the network usually writes."""
     make, known = editor(llava), knowledge_of(llava, knowledge(llava))
     shifts = {
-        kind: make(zeta=kind, beta=beta, steps=0).edit(llava, facts[:2]).tensors
+        kind: make(collaboration={"zeta": kind, "beta": beta}, steps=0).edit(llava, facts[:2]).tensors
         for kind in ("truthful", "semantic", "random", "learned")
     }
     for layer in LAYERS:
@@ -46,12 +47,15 @@ def test_a_random_zeta_depends_on_the_seed_alone(llava: Backbone, editor: Any, f
     make = editor(llava)
 
     def shifts(facts: list[Query], **settings: Any) -> list[Tensor]:
-        tensors = make(zeta="random", steps=0, **settings).edit(llava, facts).tensors
+        tensors = make(**merged({"collaboration": {"zeta": "random"}, "steps": 0}, settings)).edit(llava, facts).tensors
         return [tensors[f"{layer}.shift"][0] for layer in LAYERS]
 
     first = shifts(facts[:1])
     torch.manual_seed(123)
-    for same in (shifts(facts[1:]), shifts(facts[:1], n_pairs=2, gate=False, site="raw", lr=0.1)):
+    for same in (
+        shifts(facts[1:]),
+        shifts(facts[:1], pairs={"n": 2}, gate={"on": False}, memory={"site": "raw"}, lr=0.1),
+    ):
         assert all(torch.equal(a, b) for a, b in zip(first, same, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(first, shifts(facts[:1], seed=1), strict=True))
     assert abs(cosine(first[0][0], first[1][0])) < 0.99, "another one in each layer"
@@ -61,7 +65,7 @@ def test_beta_of_0_is_no_zeta(llava: Backbone, editor: Any, facts: list[Query]) 
     """Not bit for bit: adding nothing is another sum."""
     batch, logits = llava.encode(facts), []
     for settings in ({"beta": 0.0}, {"zeta": "off"}, {"beta": 0.5}):
-        with editor(llava)(steps=3, **settings).edit(llava, facts).attached(llava):
+        with editor(llava)(steps=3, collaboration=settings).edit(llava, facts).attached(llava):
             logits.append(llava.forward(batch))
     assert torch.allclose(logits[0], logits[1], atol=1e-5)
     assert not torch.allclose(logits[2], logits[1], atol=1e-2)
@@ -71,7 +75,10 @@ def test_own_entries_are_states_of_the_answer(llava: Backbone, editor: Any, fact
     """``"last"``: at its last token; ``"every"``: where its tokens are predicted, in turn."""
     batch = llava.encode(facts[:2])
     for site in ("projected", "raw"):
-        edits = {entry: editor(llava)(entry=entry, site=site, steps=0).edit(llava, facts[:2]) for entry in ENTRIES}
+        edits = {
+            entry: editor(llava)(memory={"entry": entry, "site": site}, steps=0).edit(llava, facts[:2])
+            for entry in ENTRIES
+        }
         for layer in LAYERS:
             with trace(llava.attention(layer).module) as record:
                 llava.forward(batch)
@@ -104,7 +111,7 @@ def test_keys_of_the_gate_are_states_of_the_prompt(
 
 def test_keys_start_where_the_edited_model_is_wrong(llava: Backbone, editor: Any, facts: list[Query]) -> None:
     """``q_e`` are inputs of the plain model: what its own memory shifts comes later, and older edits count."""
-    chosen = editor(llava)(steps=0, noise=0.0, key_init="raw", threshold=0.0)
+    chosen = editor(llava)(steps=0, pairs={"noise": 0.0, "key_init": "raw", "threshold": 0.0})
     older = random_edit(chosen, llava, facts[1:2])
     for stack in ([], [older]):
         with attached(llava, stack):

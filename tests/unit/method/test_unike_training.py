@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 import torch
+from tinies import tiny_backbone
 from torch import Tensor
-from unike_parts import LAYERS, made_for, random_edit
+from unike_parts import LAYERS, made_for, named, random_edit
 
-from unike.backbones import tinies
 from unike.backbones.adapter import Backbone
 from unike.backbones.forward.functional import target_positions, token_nll
 from unike.data.queries import Query
 from unike.editors.unike import editor as method
+from unike.editors.unike.config import merged
 from unike.editors.unike.editor import UniKE, UniKEEdit
 from unike.editors.unike.knowledge import Knowledge, LayerKnowledge, knowledge_of
 from unike.edits.edit import Edit
@@ -27,8 +28,8 @@ def test_gradients_are_those_of_finite_differences(
     tiny: Backbone, editor: Any, facts: list[Query], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Everything that is cast to fp32 stays in fp64 for once; LLaMA's norms do not, hence a larger step there."""
-    backbone = tinies()[{"tiny-llava": "llava", "tiny-qwen3-vl": "qwen3_vl"}.get(tiny.source, "blip2-opt")]()
-    chosen = editor(tiny)(entry="every")
+    backbone = tiny_backbone({"tiny-llava": "llava", "tiny-qwen3-vl": "qwen3_vl"}.get(tiny.source, "blip2-opt"))
+    chosen = editor(tiny)(memory={"entry": "every"})
     edit = random_edit(chosen, tiny, facts[:2])
     known = knowledge_of(tiny, chosen.config.knowledge)
     backbone.model.double()
@@ -37,19 +38,14 @@ def test_gradients_are_those_of_finite_differences(
     for layer in layers.values():
         layer.semantic.double()
     gate = replace(known.gate, mean=known.gate.mean.double(), whitening=known.gate.whitening.double())  # type: ignore[type-var, union-attr]
-    monkeypatch.setattr(method, "knowledge_of", lambda *_: Knowledge(layers, known.triplets, known.description, gate))
+    exact_knowledge = Knowledge(layers, known.triplets, known.description, gate)
+    monkeypatch.setattr(method, "checked_knowledge", lambda group: exact_knowledge)
 
     names = [f"{layer}.{part}" for layer in LAYERS for part in ("keys", "bias", "values", "shift", "own_values")]
     tensors = {name: tensor.double() if tensor.is_floating_point() else tensor for name, tensor in edit.tensors.items()}
     trained = [tensors[name].requires_grad_() for name in names]
-    live = UniKEEdit(
-        chosen.config.model_copy(update={"train_entry": True}),
-        tensors,
-        edit.facts,
-        fingerprint=edit.fingerprint,
-        source=edit.source,
-    )
-    monkeypatch.setattr(method, "check_knowledge", lambda *_: None)
+    assert chosen.config.memory.train_entry
+    live = edit.like(tensors, edit.facts)
     batch, exact = backbone.encode(facts[:2]), "opt" in tiny.source
     width, rel, floor = (1e-5, 1e-5, 1e-8) if exact else (1e-3, 2e-3, 5e-4)
     with live.attached(backbone):
@@ -94,7 +90,14 @@ def training(seen: list[tuple[Tensor, Tensor]]) -> Iterator[None]:
 
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"train_entry": True}, {"zeta": "learned"}, {"only_latent": True, "train_entry": True}, {"gate": False}],
+    [
+        {},
+        {"memory": {"train_entry": False}},
+        {"collaboration": {"zeta": "learned"}},
+        {"ablation": "only_latent"},
+        {"gate": {"on": False}},
+    ],
+    ids=named,
 )
 @pytest.mark.parametrize("older", [False, True])
 def test_what_is_minimised_is_the_loss_under_the_installed_edit(
@@ -102,7 +105,8 @@ def test_what_is_minimised_is_the_loss_under_the_installed_edit(
 ) -> None:
     """So the memory, alpha, zeta and the gate are active while training, and so are older edits; and the hooks see
     the parameters as they are now, not copies that were made when they were installed."""
-    chosen = editor(tiny)(steps=4, lr=2e-2, locality=0.0, rivalry=8.0, **settings)
+    chosen = editor(tiny)(steps=4, lr=2e-2, **merged({"gate": {"rivalry": 8.0}}, settings))
+    assert not chosen.config.pairs.locality
     stack: list[Edit] = [random_edit(chosen, tiny, facts[2:])] if older else []
     batch, seen = tiny.encode(facts[:2]), []
     before = [{name: t.clone() for name, t in edit.tensors.items()} for edit in stack]
@@ -122,22 +126,21 @@ def test_what_is_minimised_is_the_loss_under_the_installed_edit(
             assert not torch.allclose(token_nll(tiny.forward(batch), batch.labels), seen[0][1], atol=1e-3)
 
 
-def made_for(edit: Edit) -> dict[str, str]:
-    return {"fingerprint": edit.fingerprint, "source": edit.source}
+def with_alpha(alpha: float) -> dict[str, Any]:
+    """And nothing but that: without zeta and gate."""
+    return {"collaboration": {"zeta": "off", "fixed_alpha": alpha}, "gate": {"on": False}}
 
 
 def test_the_memory_shapes_what_is_learned(llava: Backbone, editor: Any, facts: list[Query]) -> None:
-    alone, beside = (
-        editor(llava)(steps=3, zeta="off", gate=False, fixed_alpha=alpha).edit(llava, facts[0]) for alpha in (0, 0.4)
-    )
-    start = editor(llava)(steps=0, zeta="off", gate=False, fixed_alpha=0.4).edit(llava, facts[0])
+    alone, beside = (editor(llava)(steps=3, **with_alpha(alpha)).edit(llava, facts[0]) for alpha in (0, 0.4))
+    start = editor(llava)(steps=0, **with_alpha(0.4)).edit(llava, facts[0])
     assert not torch.allclose(alone.tensors["-2.values"], beside.tensors["-2.values"], atol=1e-3)
     assert not start.tensors["-2.values"].any()
 
 
 def test_hooks_see_live_parameters(llava: Backbone, editor: Any, facts: list[Query]) -> None:
     """A regression: parts put side by side when hooks were installed are copies, which go stale while training."""
-    chosen = editor(llava)(train_entry=True, zeta="learned")
+    chosen = editor(llava)(collaboration={"zeta": "learned"})
     older, edit = random_edit(chosen, llava, facts[1:2], 1), random_edit(chosen, llava, facts[:1])
     names = [f"{layer}.{part}" for layer in LAYERS for part in ("keys", "bias", "values", "shift", "own_values")]
     batch = llava.encode(facts[:1])
@@ -153,7 +156,7 @@ def test_hooks_see_live_parameters(llava: Backbone, editor: Any, facts: list[Que
             frozen = UniKEEdit(
                 chosen.config, {n: t.detach().clone() for n, t in edit.tensors.items()}, edit.facts, **made_for(edit)
             )
-            again = tinies()["llava"]()
+            again = tiny_backbone("llava")
             with attached(again, [older, frozen]):
                 assert torch.equal(again.forward(batch), live), name
 
@@ -162,10 +165,15 @@ def test_only_the_new_edit_is_trained_on_top_of_older_ones(llava: Backbone, edit
     """The shape of its tensors, and that an edit of another config or method may lie below."""
     below = [
         editor(llava)(steps=2).edit(llava, facts[0]),
-        editor(llava)(steps=2, k=3, gate=False).edit(llava, facts[1]),
-        editor(llava)(steps=2, only_intrinsic=True, layers=(0, 1)).edit(llava, facts[2]),
+        editor(llava)(steps=2, memory={"k": 3}, gate={"on": False}).edit(llava, facts[1]),
+        editor(llava)(steps=2, ablation="only_intrinsic", layers=(0, 1)).edit(llava, facts[2]),
     ]
-    for settings in ({}, {"gate": False}, {"only_intrinsic": True, "layers": (-1,)}, {"only_latent": True}):
+    for settings in (
+        {},
+        {"gate": {"on": False}},
+        {"ablation": "only_intrinsic", "layers": (-1,)},
+        {"ablation": "only_latent"},
+    ):
         chosen = editor(llava)(steps=2, **settings)
         alone = chosen.edit(llava, facts[0])
         with attached(llava, below):

@@ -38,7 +38,6 @@ from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, WEIGHTS_NAME
 from transformers.utils.import_utils import is_protobuf_available, is_sentencepiece_available
 
-from unike.backbones.families.blip2 import MINIGPT4_TEMPLATE
 from unike.backbones.loading import read_config, read_image_processor, read_tokenizer
 from unike.core.errors import UnikeError
 from unike.core.files import check_folder, new_folder
@@ -47,6 +46,9 @@ from unike.core.version import __version__
 
 RECORD = "minigpt4.json"
 """Says what a folder was made from, and that it was made here and may be replaced."""
+
+TEMPLATE = "###Human: <Img>{image}</Img> {prompt} ###Assistant:"
+"""The conversation that MiniGPT-4 was tuned on in its second stage (section 3.3)."""
 
 IMAGE_TOKEN = "<image>"
 
@@ -157,7 +159,7 @@ def convert_minigpt4(
         llm_config,
         dtype=stored[VOCABULARY[0]].dtype,
         image_token_index=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
-        prompt_template=MINIGPT4_TEMPLATE,
+        prompt_template=TEMPLATE,
         architectures=["Blip2ForConditionalGeneration"],
     )
     config.text_config.vocab_size = rows

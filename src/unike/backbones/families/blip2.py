@@ -1,28 +1,27 @@
-"""BLIP-2 (arXiv 2301.12597) with an OPT or LLaMA decoder, and MiniGPT-4 (arXiv 2304.10592), which is one with Vicuna.
+"""BLIP-2 (arXiv 2301.12597) with an OPT or LLaMA decoder.
 
 A Q-Former turns an image into a fixed number of features. Two oddities of the implementation in ``transformers`` are
 dealt with here: its forward pass insists on an image, so text alone goes to the language model; and its placeholders
 come before the tokenizer's beginning-of-sequence token.
 
-A config may bring its own ``prompt_template``; `unike.backbones.convert.minigpt4` writes MiniGPT-4's there.
+A config may bring its own ``prompt_template``, as that of a model does that was tuned on conversations afterwards.
 """
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from torch import Tensor
-from typing_extensions import Self
 
 from unike.backbones.adapter import Backbone
-from unike.backbones.families import _tiny
 from unike.backbones.forward.replica import replica
 from unike.core.errors import UnikeError
 
-MINIGPT4_TEMPLATE = "###Human: <Img>{image}</Img> {prompt} ###Assistant:"
-"""The conversation that MiniGPT-4 was tuned on in its second stage (section 3.3)."""
-
 TURN = "###"
-"""What every turn of that conversation begins with, and every answer of MiniGPT-4 therefore ends with."""
+"""What every turn begins with in the conversations that Vicuna was tuned on, and every answer therefore ends with."""
+
+TAGS = re.compile(r"<(\w+)>\{image\}</\1> ?")
+"""Around an image in a template; without the image they are left out."""
 
 
 class Blip2(Backbone):
@@ -66,7 +65,7 @@ class Blip2(Backbone):
         return {"pixel_values": self._pixels(images)["pixel_values"]}, [text] * len(images)
 
     def answer_text(self, ids: Sequence[int]) -> str:
-        """The first line; of MiniGPT-4, what comes before it gives the word back."""
+        """The first line; in a conversation, what comes before the word is given back."""
         text = super().answer_text(ids)
         return text.split(TURN, 1)[0].strip() if self.template.startswith(TURN) else text
 
@@ -78,8 +77,7 @@ class Blip2(Backbone):
         return not (image_text and self._image_leads)
 
     def _fill(self, prompt: str, image_text: str) -> str:
-        """Without an image, the tags that MiniGPT-4 has around it are left out too."""
-        template = self.template if image_text else self.template.replace("<Img>{image}</Img> ", "{image}")
+        template = self.template if image_text else TAGS.sub("{image}", self.template)
         return template.format(image=image_text, prompt=prompt)
 
     @property
@@ -99,62 +97,3 @@ class Blip2(Backbone):
         answers = model if "pixel_values" in inputs else language_model
         ids: Tensor = answers.generate(**inputs, generation_config=config)
         return ids
-
-    @classmethod
-    def tiny(cls, seed: int = 0, text: str = "opt", **text_kwargs: Any) -> Self:
-        """A random model with an OPT (or ``text="llama"``) decoder.
-
-        Args:
-            seed: Of the weights.
-            text: The decoder's family.
-            **text_kwargs: Further fields of its config.
-        """
-        from transformers import (
-            Blip2Config,
-            Blip2ForConditionalGeneration,
-            Blip2QFormerConfig,
-            Blip2VisionConfig,
-            LlamaConfig,
-            OPTConfig,
-        )
-        from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
-
-        tokenizer: Any = _tiny.tiny_tokenizer(["<image>"])
-        shared: dict[str, Any] = {
-            "vocab_size": len(tokenizer),
-            "hidden_size": _tiny.WIDTH,
-            "num_hidden_layers": _tiny.LAYERS,
-            "num_attention_heads": _tiny.HEADS,
-            "max_position_embeddings": 512,
-            "pad_token_id": 0,
-            "bos_token_id": 1,
-            "eos_token_id": 2,
-        }
-        if text == "opt":
-            opt = {"ffn_dim": _tiny.FFN_WIDTH, "word_embed_proj_dim": _tiny.WIDTH, "dropout": 0.1}
-            text_config: Any = OPTConfig(**(shared | opt | text_kwargs))
-        else:
-            llama = {"intermediate_size": _tiny.FFN_WIDTH, "num_key_value_heads": _tiny.KV_HEADS}
-            text_config = LlamaConfig(**(shared | llama | text_kwargs))
-        small: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
-        config = Blip2Config(
-            vision_config=Blip2VisionConfig(**small, num_attention_heads=2, image_size=28, patch_size=14).to_dict(),
-            qformer_config=Blip2QFormerConfig(
-                **small, vocab_size=8, num_attention_heads=2, encoder_hidden_size=16
-            ).to_dict(),
-            text_config=text_config.to_dict(),
-            num_query_tokens=4,
-            image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        )
-        model = _tiny.build(lambda: Blip2ForConditionalGeneration(config), seed)
-        image_processor = BlipImageProcessorPil(size={"height": 28, "width": 28})
-        return cls(model, tokenizer, image_processor, source=f"tiny-blip2-{text}")
-
-    @classmethod
-    def tinies(cls) -> dict[str, Callable[..., Backbone]]:
-        """One of each decoder family."""
-
-        def llama(seed: int = 0) -> Backbone:
-            return cls.tiny(seed, text="llama")
-
-        return {"blip2-opt": cls.tiny, "blip2-llama": llama}

@@ -7,10 +7,8 @@ before the prompt's end is the same under every edit that acts from there on.
 from typing import Any, ClassVar
 
 from torch import Tensor
-from typing_extensions import Self
 
 from unike.backbones.adapter import Backbone
-from unike.backbones.families import _tiny
 
 
 class Gemma3(Backbone):
@@ -36,37 +34,3 @@ class Gemma3(Backbone):
     def _sequence_inputs(self, input_ids: Tensor, prompt_last: Tensor, has_images: bool) -> dict[str, Tensor]:
         """1 for images, 0 for text; given for text alone, too, so that masks have one form."""
         return {"token_type_ids": (input_ids == self.image_token_id).long()}
-
-    @classmethod
-    def tiny(cls, seed: int = 0) -> Self:
-        """A random model, whose layers slide and look at everything in turns."""
-        from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3TextConfig, SiglipVisionConfig
-        from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
-
-        specials = ["<start_of_image>", "<end_of_image>", "<image_soft_token>", "<start_of_turn>", "<end_of_turn>"]
-        tokenizer: Any = _tiny.tiny_tokenizer(specials)
-        begin, end, image, *_ = tokenizer.convert_tokens_to_ids(specials)
-        head_dim = _tiny.WIDTH // _tiny.HEADS
-        # The lowest looks at everything: the template's end alone is longer than the window.
-        sliding = {"sliding_window": 16, "layer_types": ["full_attention", "sliding_attention"] * 2}
-        gemma = _tiny.text_config(tokenizer, head_dim=head_dim, query_pre_attn_scalar=head_dim, **sliding)
-        make: Any = Gemma3Config  # its type stub lacks keywords
-        config = make(
-            vision_config=SiglipVisionConfig(
-                hidden_size=16,
-                intermediate_size=32,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                image_size=16,
-                patch_size=4,
-                vision_use_head=False,
-            ).to_dict(),
-            text_config=Gemma3TextConfig(**gemma).to_dict(),
-            mm_tokens_per_image=4,
-            boi_token_index=begin,
-            eoi_token_index=end,
-            image_token_index=image,
-        )
-        model = _tiny.build(lambda: _tiny.amplified(Gemma3ForConditionalGeneration(config)), seed)
-        image_processor = Gemma3ImageProcessorPil(size={"height": 16, "width": 16})
-        return cls(model, tokenizer, image_processor, source="tiny-gemma3")

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor
-from typing_extensions import Self
 
-from unike.backbones.families import _tiny
 from unike.backbones.families.blip2 import Blip2
 from unike.backbones.loading import read_tokenizer
 from unike.core.errors import UnikeError
@@ -67,49 +65,3 @@ class InstructBlip(Blip2):
             )
             inputs |= {f"qformer_{key}": read[key] for key in ("input_ids", "attention_mask")}
         return inputs, texts
-
-    @classmethod
-    def tiny(cls, seed: int = 0, text: str = "llama", **text_kwargs: Any) -> Self:
-        """A random model with a LLaMA decoder.
-
-        Args:
-            seed: Of the weights.
-            text: The decoder's family; there is but one.
-            **text_kwargs: Further fields of its config.
-        """
-        from transformers import (
-            InstructBlipConfig,
-            InstructBlipForConditionalGeneration,
-            InstructBlipQFormerConfig,
-            InstructBlipVisionConfig,
-            LlamaConfig,
-        )
-        from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
-
-        tokenizer: Any = _tiny.tiny_tokenizer(["<image>"])
-        qformer_tokenizer: Any = _tiny.tiny_tokenizer()
-        small: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
-        config = InstructBlipConfig(
-            vision_config=InstructBlipVisionConfig(
-                **small, num_attention_heads=2, image_size=28, patch_size=14
-            ).to_dict(),
-            qformer_config=InstructBlipQFormerConfig(
-                **small, vocab_size=len(qformer_tokenizer), num_attention_heads=2, encoder_hidden_size=16
-            ).to_dict(),
-            text_config=LlamaConfig(**_tiny.text_config(tokenizer, **text_kwargs)).to_dict(),
-            num_query_tokens=4,
-            image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-        )
-        model = _tiny.build(lambda: InstructBlipForConditionalGeneration(config), seed)
-        return cls(
-            model,
-            tokenizer,
-            BlipImageProcessorPil(size={"height": 28, "width": 28}),
-            qformer_tokenizer=qformer_tokenizer,
-            source=f"tiny-instructblip-{text}",
-        )
-
-    @classmethod
-    def tinies(cls) -> dict[str, Any]:
-        """One."""
-        return {cls.name: cls.tiny}

