@@ -36,11 +36,11 @@ def full_forwards(model: Any) -> Iterator[None]:
         batches.append(encode(queries, **kwargs))
         return batches[-1]
 
-    def run_whole(state: Any, positions: Any = None) -> Any:
-        logits = model.forward(batches[-1])
+    def run_whole(state: Any, positions: Any = None, acting: Any = None) -> Any:
+        logits = model.forward(batches[-1], acting)
         return logits if positions is None else logits[positions]
 
-    changes = {"encode": remember, "run_from_split": run_whole, "shorten": lambda state: state}
+    changes = {"encode": remember, "run_from_split": run_whole, "shorten": lambda state, *_: state}
     with mock.patch.multiple(model, **changes):
         yield
 

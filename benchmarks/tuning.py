@@ -19,7 +19,7 @@ from unike.bench.results import read_run
 from unike.bench.summary import summarise
 
 GRID: dict[str, list[dict[str, Any]]] = {
-    "unike": [{}, {"lr": 5e-3}, {"lr": 2e-2}, {"n_pairs": 5}],
+    "unike": [{}, {"lr": 5e-3}, {"lr": 2e-2}, {"pairs.n": 5}],
     "ft": [{}, {"lr": 1e-4}, {"lr": 5e-4}, {"lr": 1e-3}],
     "t_patcher": [{}, {"lr": 3e-3}, {"memory_weight": 3.0}, {"memory_weight": 30.0}],
     "ike": [

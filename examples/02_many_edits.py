@@ -19,9 +19,7 @@ edits = editor.edit(model, facts)  # four independent edits, one pass
 
 print("targets:", [fact.target for fact in facts])
 print("before: ", model.generate(asked))
-print("each:   ", edits.generate(model, asked))  # row i is seen by edit i alone
+print("each:   ", unike.EditedModel(model, [edits]).generate(asked))  # row i is seen by edit i alone
 single = [edits[row] for row in range(len(edits))]
-with unike.attached(model, single):
-    print("stacked:", model.generate(asked))  # all four at once, one after another
-with unike.attached(model, single[1:]):
-    print("without the first:", model.generate(asked))
+print("stacked:", unike.EditedModel(model, single).generate(asked))  # all four at once, one after another
+print("without the first:", unike.EditedModel(model, single[1:]).generate(asked))

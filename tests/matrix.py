@@ -7,8 +7,8 @@ held to every law on every family. The others are held to theirs on a few famili
 from tinies import TINIES
 
 from unike.core import registry
-from unike.editors.base import RoutingEdit
 from unike.editors.trained.base import TrainedEditor
+from unike.edits.routing import RoutingEdit
 
 FEW = ("llava", "blip2-opt", "qwen3_vl")
 """Gated and ungated feed-forward networks; with norms of queries and keys, three-dimensional positions and features of

@@ -18,6 +18,7 @@ from unike.core.images import load_image
 from unike.data.datasets.pocket import Pocket, image, read
 from unike.editors import checks as laws
 from unike.editors.ft import FT
+from unike.edits.edited import EditedModel
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +90,7 @@ def test_the_split_law_with_and_without_pictures(model, split, side):
 def test_one_edit_from_wrong_to_right(model, case, edit):
     asked = questions(case)
     before = dict(zip(asked, model.generate(list(asked.values())), strict=True))
-    after = dict(zip(asked, edit.generate(model, list(asked.values())), strict=True))
+    after = dict(zip(asked, EditedModel(model, [edit]).generate(list(asked.values())), strict=True))
     for kind in ("edit", "t_generality", "m_generality"):
         assert before[kind] != case.edit.target
         assert after[kind] == case.edit.target

@@ -172,5 +172,5 @@ def test_importing_the_package_imports_nothing_heavy() -> None:
 def test_public_names_are_sorted_and_there() -> None:
     assert list(unike.__all__) == sorted(unike.__all__)
     assert all(hasattr(unike, name) for name in unike.__all__)
-    with pytest.raises(AttributeError, match="no attribute 'edits'"):
-        _ = unike.edits
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = unike.nothing

@@ -6,7 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from unike.core.options import parse_settings
 from unike.core.registry import backbones, editors
 from unike.data.queries import Query
 from unike.edits.edit import Edit
+from unike.edits.edited import EditedModel
 from unike.edits.stack import attached
 
 Cli = Callable[..., Any]
@@ -92,11 +93,11 @@ def test_edit_shows_a_table_and_the_next_command(cli: Cli, tiny_folder: Path, pi
 
 def test_edit_of_text_alone_with_settings(cli: Cli, tiny_folder: Path) -> None:
     args = ("--model", tiny_folder, "--prompt", "2 + 2?", "--target", "five", "--out", "here/it/is", "--set", "steps=2")
-    result = cli("edit", *args, "--set", "layers=[-1]", "--set", "key_init=raw", "--json")
+    result = cli("edit", *args, "--set", "layers=[-1]", "--set", "pairs.key_init=raw", "--json")
     assert result.code == 0, result.err
     described = json.loads(Path("here/it/is/edit_config.json").read_text())
     assert (described["config"]["steps"], described["config"]["layers"]) == (2, [-1])
-    assert described["config"]["key_init"] == "raw"
+    assert described["config"]["pairs"]["key_init"] == "raw"
     assert described["facts"] == [{"image": None, "prompt": "2 + 2?", "target": "five"}]
 
 
@@ -129,16 +130,18 @@ def test_ask_keeps_the_order_of_the_edits(cli: Cli, tiny_folder: Path, monkeypat
     """Additive edits commute, so the answers cannot tell."""
     orders = []
 
-    def spy(backbone: Backbone, edits: list[Edit]) -> Any:
+    def spy(model: EditedModel, backbone: Backbone, edits: Sequence[Edit] = ()) -> None:
         orders.append([edit.facts[0].target for edit in edits])
-        return attached(backbone, edits)
+        original(model, backbone, edits)
+
+    original = EditedModel.__init__
 
     for target in ("one", "two"):
         args = ("--model", tiny_folder, "--prompt", "2 + 2?", "--target", target, "--editor", "ft", "--set", "steps=1")
         assert cli("edit", *args).code == 0
-    monkeypatch.setattr("unike.editors.base.attached", spy)
+    monkeypatch.setattr(EditedModel, "__init__", spy)
     assert cli("ask", "--prompt", "2 + 2?", "--edit", "edits/two", "--edit", "edits/one").code == 0
-    assert orders == [["two", "one"], []]
+    assert sorted(orders) == [[], ["two", "one"]]
 
 
 def test_ask_without_edits_prints_the_answer_alone(cli: Cli, tiny_folder: Path, pictures: list[Path]) -> None:

@@ -13,8 +13,9 @@ from tinies import tiny_backbone
 from unike.backbones import load_backbone
 from unike.core.files import seal
 from unike.data.queries import Query
-from unike.editors.base import CONFIG_FILE, TENSOR_FILE, Edit
 from unike.editors.ft import FT, FTEdit
+from unike.edits.edit import Edit
+from unike.edits.files import CONFIG_FILE, TENSOR_FILE
 
 Cli = Callable[..., Any]
 

@@ -98,7 +98,7 @@ def test_an_edit_cannot_be_made_of_two_halves(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("old", "new"),
-    [('"n_pairs": 10', '"n_pairs": 11'), ("Köln", "Bonn"), ('"fingerprint": "0', '"fingerprint": "1'), ("-2", "-3")],
+    [('"n": 10', '"n": 11'), ("Köln", "Bonn"), ('"fingerprint": "0', '"fingerprint": "1'), ("-2", "-3")],
 )
 def test_tensors_do_not_go_with_another_description(tmp_path: Path, old: str, new: str) -> None:
     some_edit().save_pretrained(tmp_path)

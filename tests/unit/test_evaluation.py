@@ -32,6 +32,7 @@ from unike.editors.mend.editor import MEND
 from unike.editors.t_patcher import TPatcher
 from unike.editors.unike.editor import UniKE
 from unike.editors.unike.knowledge import Knowledge
+from unike.edits.edited import EditedModel
 from unike.edits.routing import RoutingEdit
 from unike.edits.stack import attached
 
@@ -170,7 +171,8 @@ def test_sequences_are_asked_after_each_and_after_the_last(
         for result in results:
             stack = edits[: result.position + 1] if result.when == "own" else edits
             queries = [replace(query, target=None) for _, query in questions(by_id[result.case_id])]
-            wanted = [editor.edit_class.answer(stack, taught, [query], max_new_tokens=16)[0] for query in queries]
+            model = EditedModel(taught, stack)
+            wanted = [model.generate([query], max_new_tokens=16)[0] for query in queries]
             assert [asked.after for asked in result.asked] == wanted
             assert result.asked[0].before == "tin bat", "locality is against the model before the first edit"
     own, end = ([r.asked for r in run.cases if r.when == when] for when in ("own", "end"))

@@ -60,7 +60,7 @@ def test_from_cases_to_knowledge(backbone: Backbone, cases: list[EditCase], tmp_
     ]
     assert [t.tag for t in known.triplets] == ["incorrect reasoning"] + [""] * (len(wrong) - 1)
     assert report["tags"] == {"incorrect reasoning": 1, "untagged": len(wrong) - 1}
-    assert all(t.image_hash == content_hash(c.edit.image) for t, c in zip(known.triplets, wrong, strict=True))
+    assert all(t.image.content == content_hash(c.edit.image) for t, c in zip(known.triplets, wrong, strict=True))
     assert report["text_questions"] == 10
     assert known.description["config"]["layers"] == [-2, -1]
 

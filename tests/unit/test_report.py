@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
+from importlib import resources
 from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
@@ -314,6 +315,9 @@ def test_one_measurement_twice_is_refused(tmp_path: Path) -> None:
     assert len(read([tmp_path / "a", tmp_path / "a" / ".." / "a"])) == 1, "named twice, there once"
 
 
+KNOWN_TO_0_1 = json.loads(resources.files("unike.bench").joinpath("settings_0_1.json").read_text(encoding="utf-8"))
+
+
 def names(*changes: dict[str, Any]) -> list[str]:
     return method_names([header(**each) for each in changes])
 
@@ -326,12 +330,12 @@ def unike(**settings: Any) -> dict[str, Any]:
 def test_methods_are_named_by_what_was_set() -> None:
     assert names(unike(), unike(only_intrinsic=True), unike(k=40), unike(paper=True, beta=0.5), {}) == [
         "unike",
-        "unike (only_intrinsic)",
-        "unike (k=40)",
-        "unike (paper, beta=0.5)",
+        "unike (ablation=only_intrinsic)",
+        "unike (memory.k=40)",
+        "unike (paper, collaboration.beta=0.5)",
         "ft",
     ]
-    assert names(unike(gate=False, zeta="off")) == ["unike (zeta=off, gate=false)"]
+    assert names(unike(gate=False, zeta="off")) == ["unike (collaboration.zeta=off, gate.on=false)"]
 
 
 def test_methods_that_differ_never_share_a_name() -> None:
@@ -339,22 +343,23 @@ def test_methods_that_differ_never_share_a_name() -> None:
     assert names(other, other | {"config": {"depth": 2}}) == ["zap (depth=1)", "zap (depth=2)"]
     assert names(other) == ["zap"], "an editor of which nothing is known"
     assert names(unike(), unike() | {"learned": "abc"}) == ["unike (learned=null)", "unike (learned=abc)"]
-    old = {key: value for key, value in unike()["config"].items() if key != "slack"}
-    assert names(unike(), {"editor": "unike", "config": old}) == ["unike (slack=0.3)", "unike (slack=null)"]
+    old = unike()["config"] | {"gate": {"on": True, "rivalry": 0.1}}
+    assert names(unike(), {"editor": "unike", "config": old}) == ["unike (gate.slack=0.3)", "unike (gate.slack=null)"]
     assert names({"limit": 5}, {"limit": None}) == ["ft (limit=5)", "ft (limit=null)"]
     assert names({"limit": 5}, {"limit": None, "dataset": "pocket-caption"}) == ["ft", "ft"], "never in one column"
 
 
 def test_the_fewest_settings_make_the_config() -> None:
-    settings = {"paper": True, "only_latent": True, "k": 3}
+    settings = {"paper": True, "ablation": "only_latent", "memory.k": 3}
     assert UniKEConfig.parse(settings).fewest() == settings
     assert UniKEConfig.parse({}).fewest() == {}
 
 
 def test_settings_of_headers_without_them_are_those_of_their_version() -> None:
     settings = {"paper": True, "only_latent": True, "k": 3}
-    config = UniKEConfig.parse(settings).model_dump(mode="json")
+    (config,) = (each["defaults"] | each["follows"]["paper"] | settings for each in [KNOWN_TO_0_1["unike"]])
     assert settings_of_0_1("unike", config) == settings
+    assert UniKEConfig.parse(config) == UniKEConfig.parse(settings), "what they are called today"
     assert settings_of_0_1("unike", config | {"gone": 1})["gone"] == 1, "of an older version"
     assert settings_of_0_1("nobody", {"a": 1}) == {"a": 1}
     entry = {key: value for key, value in HEADER.to_json().items() if key not in ("settings", "skip_bad", "anchors")}
@@ -395,8 +400,8 @@ def test_csv_has_the_columns_and_round_trips(tmp_path: Path) -> None:
     assert rows == [{key: str(row[key]) for key in COLUMNS} for row in expected]
     assert {(row["editor"], row["setting"], row["k"], row["seed"]) for row in rows} == {
         ("ft", "one-step", "1", "0"),
-        ("unike (k=40)", "sequential", "2", "3"),
-        ("unike (k=40)", "sequential:own", "2", "3"),
+        ("unike (memory.k=40)", "sequential", "2", "3"),
+        ("unike (memory.k=40)", "sequential:own", "2", "3"),
     }
     assert {row["protocol"] for row in csv.DictReader(StringIO(to_csv(measurements, ["strict"])))} == {"strict"}
 

@@ -62,9 +62,9 @@ def test_a_study_is_a_set_of_runs_a_table_and_a_figure(
 
     dynamic = read_run(Path("out/unike"))
     mean = fmean(asked.notes["alpha"] for case in dynamic.cases for asked in case.asked)
-    constant = read_run(Path(f"out/unike-fixed_alpha={round(mean, 4)}"))
-    assert dynamic.header.config["fixed_alpha"] is None and dynamic.header.config["steps"] == 1
-    assert constant.header.config["fixed_alpha"] == pytest.approx(mean, abs=1e-4)
+    constant = read_run(Path(f"out/unike-collaboration.fixed_alpha={round(mean, 4)}"))
+    assert dynamic.header.config["collaboration"]["fixed_alpha"] is None and dynamic.header.config["steps"] == 1
+    assert constant.header.config["collaboration"]["fixed_alpha"] == pytest.approx(mean, abs=1e-4)
 
     rows = numbers("out/alpha.csv")
     assert {row["editor"] for row in rows} == {"fixed 0", "fixed 0.5", "dynamic", "constant mean of the dynamic one"}
@@ -87,7 +87,7 @@ def test_a_study_is_a_set_of_runs_a_table_and_a_figure(
     monkeypatch.setattr("unike.studies.lab.load_backbone", lambda *args, **kwargs: pytest.fail("loaded"))
     assert json.loads(cli("study", "alpha", *args, "--at", "0,0.5", "--json").out) == found, "finished runs are used"
     other = cli("study", "alpha", *args, "--at", "0,0.5", "--seed", 1)
-    assert other.is_error("out/unike-fixed_alpha=0.0 holds another run", "seed is 0, not 1")
+    assert other.is_error("out/unike-collaboration.fixed_alpha=0.0 holds another run", "seed is 0, not 1")
     other = cli("study", "alpha", *args, "--at", "0,0.5", "--dtype", "bfloat16", "--max-new-tokens", 5)
     assert other.is_error("max_new_tokens is 3, not 5", 'dtype is "float32", not "bfloat16"')
 
@@ -111,7 +111,7 @@ def test_runs_made_under_other_conditions_do_not_share_a_figure() -> None:
         (("drift", "--out", "file/below"), "file is not a folder"),
         (("spaces", "--out", "file/below"), "file is not a folder"),
         (("alpha", "--at", "2"), "alpha 2 is not between 0 and 1"),
-        (("zeta", "--set", "zeta=off"), "--set zeta cannot be held fixed: the study varies it"),
+        (("zeta", "--set", "zeta=off"), "--set collaboration.zeta cannot be held fixed: the study varies it"),
         (("zeta", "--set", "stepz=2"), "unknown setting 'stepz'; did you mean 'steps'"),
         (("zeta", "--split", "dev"), "no split 'dev'"),
         (("zeta", "--protocol", "loose"), "unknown protocol 'loose'"),
@@ -167,10 +167,20 @@ def test_variants_are_different_runs_of_methods_that_exist(name: str) -> None:
     assert len(configs) == len(variants)
 
 
+def is_dynamic(config: UniKEConfig) -> bool:
+    return config.collaborates and config.collaboration.fixed_alpha is None
+
+
 def test_rows_of_table_4_are_what_they_are_called() -> None:
     made = {v.name: UniKEConfig.parse(dict(v.settings)) for v in ablation.ROWS if v.editor == "unike"}
     parts = {
-        name: (c.has_pairs, c.has_memory, c.has_zeta, c.collaborates and c.fixed_alpha is None, c.has_gate)
+        name: (
+            c.has_pairs,
+            c.has_memory,
+            c.has_zeta,
+            is_dynamic(c),
+            c.has_gate,
+        )
         for name, c in made.items()
     }
     assert parts["only Intrin"] == (True, False, False, False, False)
@@ -181,7 +191,7 @@ def test_rows_of_table_4_are_what_they_are_called() -> None:
     assert parts["+ gate"] == (True, True, False, False, True)
     assert parts["+ zeta + alpha (no gate)"] == (True, True, True, True, False)
     assert parts["UniKE"] == (True, True, True, True, True)
-    assert made["UniKE as in the paper"].k == made["only Latent-IKE, as in the paper"].k == 40
+    assert made["UniKE as in the paper"].memory.k == made["only Latent-IKE, as in the paper"].memory.k == 40
     assert FixedAlpha(ablation.CONSTANT_ALPHA)
 
 
@@ -193,10 +203,14 @@ def test_demonstrations_are_as_many_as_are_asked_for_in_ikes_proportions() -> No
 
 
 def test_all_states_of_a_size_are_retrieved_beside_the_edits_own() -> None:
-    own = UniKEConfig().n_pairs
-    assert context_size.states(8, {}) == {"no_collaboration": True, "memory_size": 8, "k": 8 + own}
-    assert context_size.states(8, {"entry": "last"})["k"] == 9
-    assert context_size.states(0, {"own_entry": False})["k"] == 1
+    own = UniKEConfig.parse({}).pairs.n
+    assert context_size.states(8, {}) == {
+        "ablation": "no_collaboration",
+        "memory.size": 8,
+        "memory.k": 8 + own,
+    }
+    assert context_size.states(8, {"memory.entry": "last"})["memory.k"] == 9
+    assert context_size.states(0, {"memory.own_entry": False})["memory.k"] == 1
 
 
 def test_base_settings_reach_the_half_they_are_of() -> None:
@@ -229,7 +243,9 @@ def test_table_4_and_the_parts_of_one_row(cli: Cli, args: tuple[object, ...], mo
 
 def test_random_zetas_share_a_row(cli: Cli, args: tuple[object, ...]) -> None:
     assert cli("study", "zeta", *args, "--limit", 1).code == 0
-    seeds = [read_run(path).header.config["seed"] for path in sorted(Path("out").glob("unike-zeta=random-*"))]
+    seeds = [
+        read_run(path).header.config["seed"] for path in sorted(Path("out").glob("unike-collaboration.zeta=random-*"))
+    ]
     assert seeds == [0, 1, 2]
     rows = {row["editor"]: row for row in numbers("out/zeta.csv") if row["metric"] == "reliability"}
     assert {name: int(row["n"]) for name, row in rows.items()} == {

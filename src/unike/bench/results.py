@@ -27,8 +27,10 @@ from typing_extensions import Self
 
 from unike.bench.header import Header
 from unike.bench.outcome import Asked, CaseResult
+from unike.core import registry
 from unike.core.errors import UnikeError
 from unike.core.files import check_writable
+from unike.core.settings import folded
 
 FORMAT = 1
 
@@ -152,8 +154,8 @@ def check_same_run(folder: Path, wanted: Mapping[str, Any]) -> None:
         return
     keys = wanted.keys() - MAY_DIFFER
     there, here = (
-        _flat({key: header[key] for key in header if key in keys})
-        for header in (begun.to_json(), json.loads(json.dumps(wanted)))
+        folded({key: header[key] for key in header if key in keys})
+        for header in (as_of_today(begun.to_json(), wanted), json.loads(json.dumps(wanted)))
     )
     differ = [key for key in {**here, **there} if there.get(key) != here.get(key)]
     if differ:
@@ -265,12 +267,15 @@ def _read(path: Path) -> Iterable[dict[str, Any]]:
             raise UnikeError(f"{path}, line {number + 1} is damaged: {error!r}") from None
 
 
-def _flat(header: Mapping[str, Any]) -> dict[str, Any]:
-    """One entry for each setting: ``{"config": {"lr": 1}}`` to ``{"config.lr": 1}``."""
-    flat: dict[str, Any] = {}
-    for key, value in header.items():
-        flat |= {f"{key}.{name}": inner for name, inner in value.items()} if isinstance(value, dict) else {key: value}
-    return flat
+def as_of_today(begun: Mapping[str, Any], wanted: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A header whose settings have today's names, if it is another's and its method knows the old ones."""
+    if "config" not in wanted or begun["config"] == wanted["config"]:
+        return begun
+    try:
+        today = registry.editors.get(begun["editor"]).config_class.parse(begun["config"])
+    except UnikeError:
+        return begun
+    return {**begun, "config": today.model_dump(mode="json")}
 
 
 def _short(value: Any) -> str:

@@ -31,7 +31,7 @@ class IntrinsicIKEConfig(EditorConfig):
     """Settings of `IntrinsicIKE`.
 
     Attributes:
-        intrinsic: Settings of `unike`, beside ``only_intrinsic``.
+        intrinsic: Settings of `unike`, beside ``ablation``.
         ike: Settings of `ike`.
     """
 
@@ -59,8 +59,8 @@ class IntrinsicIKEConfig(EditorConfig):
         Raises:
             UnikeError: A setting that it does not have.
         """
-        settings = {"max_target_tokens": self.max_target_tokens}
-        settings |= {"only_intrinsic": True, **self.intrinsic} if name == INTRINSIC else self.ike
+        settings: dict[str, Any] = {"max_target_tokens": self.max_target_tokens}
+        settings |= {"ablation": "only_intrinsic", **self.intrinsic} if name == INTRINSIC else self.ike
         config: EditorConfig = registry.editors.get(name).config_class.parse(settings)
         return config
 

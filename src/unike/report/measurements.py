@@ -20,6 +20,7 @@ from unike.bench.spec import SETTINGS, Role
 from unike.bench.summary import summarise
 from unike.core.errors import UnikeError
 from unike.core.progress import Progress, silent
+from unike.core.settings import folded
 
 COLUMN = (Role.MODEL, Role.CONDITION)
 """What numbers must have in common to stand in one column."""
@@ -49,7 +50,7 @@ class Measurement:
 
     Attributes:
         number: From 1, in the order of the report.
-        method: The editor, and in brackets what sets it apart: ``"unike (only_intrinsic)"``.
+        method: The editor, and in brackets what sets it apart: ``"unike (ablation=only_intrinsic)"``.
         runs: Folder to run, in the order of their seeds.
         rows: As `unike.bench.results.summarise` makes them; over all seeds, which a row lists as ``"0+1+2"``.
     """
@@ -200,13 +201,14 @@ def _order(name: str, group: Mapping[Path, RunResults]) -> tuple[Any, ...]:
 def method_names(headers: Sequence[Header]) -> list[str]:
     """The name of each header's method, such that different ones never share a name under the same conditions.
 
-    ``unike`` is the editor as it comes; ``unike (only_intrinsic, k=40)`` names what was set. If that does not tell
+    ``unike`` is the editor as it comes; ``unike (everywhere, memory.k=40)`` names what was set. If that does not tell
     methods apart, settings of an older version for example, all that differs is added.
     """
     told = [dict(header.spec.settings) for header in headers]
     extents = [header.values(Role.EXTENT) for header in headers]
     flat = [
-        {**header.config, "learned": header.learned, **extent} for header, extent in zip(headers, extents, strict=True)
+        {**folded(header.config), "learned": header.learned, **extent}
+        for header, extent in zip(headers, extents, strict=True)
     ]
     for in_one_column in (False, True):  # one config has one name everywhere; how much was asked matters in one column
         alike = defaultdict(list)

@@ -13,22 +13,22 @@ from unike.studies.request import Request
 CONSTANT_ALPHA = 0.1
 """Of rows where alpha does not depend on the input."""
 
-AS_IN_THE_PAPER = {"train_entry": False, "entry": "last", "k": 40}
+AS_IN_THE_PAPER = {"memory.train_entry": False, "memory.entry": "last", "memory.k": 40}
 """What an entry of the memory is, and how many are retrieved."""
 
 ROWS = (
-    Variant("only Intrin", {"only_intrinsic": True}),
-    Variant("only Latent-IKE", {"only_latent": True}),
-    Variant("only Latent-IKE, as in the paper", {"only_latent": True, **AS_IN_THE_PAPER}),
+    Variant("only Intrin", {"ablation": "only_intrinsic"}),
+    Variant("only Latent-IKE", {"ablation": "only_latent"}),
+    Variant("only Latent-IKE, as in the paper", {"ablation": "only_latent", **AS_IN_THE_PAPER}),
     Variant("Intrin + IKE", editor=INTRINSIC_IKE),
-    Variant("Intrin + Latent-IKE", {"no_collaboration": True, "fixed_alpha": CONSTANT_ALPHA}),
-    Variant("+ zeta", {"gate": False, "fixed_alpha": CONSTANT_ALPHA}),
-    Variant("+ alpha", {"gate": False, "zeta": "off"}),
-    Variant("+ gate", {"zeta": "off", "fixed_alpha": CONSTANT_ALPHA}),
-    Variant("+ zeta + alpha (no gate)", {"gate": False}),
+    Variant("Intrin + Latent-IKE", {"ablation": "no_collaboration", "collaboration.fixed_alpha": CONSTANT_ALPHA}),
+    Variant("+ zeta", {"gate.on": False, "collaboration.fixed_alpha": CONSTANT_ALPHA}),
+    Variant("+ alpha", {"gate.on": False, "collaboration.zeta": "off"}),
+    Variant("+ gate", {"collaboration.zeta": "off", "collaboration.fixed_alpha": CONSTANT_ALPHA}),
+    Variant("+ zeta + alpha (no gate)", {"gate.on": False}),
     Variant("UniKE"),
-    Variant("UniKE, literal Eq. 7", {"literal_eq7": True}),
-    Variant("UniKE, no own entry", {"own_entry": False}),
+    Variant("UniKE, literal Eq. 7", {"collaboration.literal_eq7": True}),
+    Variant("UniKE, no own entry", {"memory.own_entry": False}),
     Variant("UniKE, at every position", {"everywhere": True}),
     Variant("UniKE as in the paper", {"paper": True}),
 )

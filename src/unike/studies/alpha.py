@@ -36,12 +36,13 @@ class Alpha(VariantStudy):
         for value in request.numbers:
             if not 0 <= value <= 1:
                 raise UnikeError(f"alpha {value:g} is not between 0 and 1")
-        fixed = [Variant(f"fixed {value:g}", {"fixed_alpha": value}) for value in request.numbers or VALUES]
+        values = request.numbers or VALUES
+        fixed = [Variant(f"fixed {value:g}", {"collaboration.fixed_alpha": value}) for value in values]
         return [*fixed, Variant(DYNAMIC)]
 
     def followers(self, runs: Mapping[str, RunResults]) -> list[Variant]:
         """The constant mean of what the dynamic run logged."""
-        return [Variant(CONSTANT, {"fixed_alpha": mean_alpha(runs[DYNAMIC])})]
+        return [Variant(CONSTANT, {"collaboration.fixed_alpha": mean_alpha(runs[DYNAMIC])})]
 
     def show(self, lab: Lab, measurements: Sequence[Measurement]) -> Outcome:
         """Scores against alpha; the dynamic one, which has no single value, as a level."""
@@ -50,7 +51,7 @@ class Alpha(VariantStudy):
         for m in measurements:
             if m.method != DYNAMIC:
                 line = lines[CONSTANT if m.method == CONSTANT else "fixed"]
-                line[m.header.config["fixed_alpha"]] = scores_of(m, view)
+                line[m.header.config["collaboration"]["fixed_alpha"]] = scores_of(m, view)
         (dynamic,) = (m for m in measurements if m.method == DYNAMIC)
         figure = curves(lines, "alpha", view, levels={DYNAMIC: scores_of(dynamic, view)})
         caption = told(lab, dynamic, "Scores against a fixed alpha, beside the dynamic one (Figure 4b)")

@@ -56,7 +56,7 @@ class Cases(VariantStudy):
 
     def variants(self, request: Request) -> list[Variant]:
         """The method, and its intrinsic half to compare with."""
-        return [Variant(FULL), Variant(HALF, {"only_intrinsic": True})]
+        return [Variant(FULL), Variant(HALF, {"ablation": "only_intrinsic"})]
 
     def show(self, lab: Lab, measurements: Sequence[Measurement]) -> Outcome:
         """The chosen cases, as a figure and for the page."""

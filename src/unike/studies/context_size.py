@@ -82,7 +82,7 @@ def states(count: int, settings: Mapping[str, Any]) -> dict[str, Any]:
     config = UniKEConfig.parse(dict(settings))
     memory = config.memory
     own = (config.pairs.n if memory.entry == "every" else 1) if memory.own_entry else 0
-    return {"no_collaboration": True, "memory_size": count, "k": max(1, count + own)}
+    return {"ablation": "no_collaboration", "memory.size": count, "memory.k": max(1, count + own)}
 
 
 def pair_of_axes(

@@ -16,7 +16,7 @@ from unike.studies.request import Request
 
 METHODS = (
     Variant("UniKE"),
-    Variant("only Intrin", {"only_intrinsic": True}),
+    Variant("only Intrin", {"ablation": "only_intrinsic"}),
     Variant("FT", editor="ft"),
 )
 

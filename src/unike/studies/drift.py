@@ -44,9 +44,9 @@ QUESTIONS = 200
 
 METHODS = (
     Variant("UniKE"),
-    Variant("UniKE, no gate", {"gate": False}),
+    Variant("UniKE, no gate", {"gate.on": False}),
     Variant("UniKE as in the paper", {"paper": True}),
-    Variant("only Intrin", {"only_intrinsic": True}),
+    Variant("only Intrin", {"ablation": "only_intrinsic"}),
     Variant("FT", editor="ft"),
 )
 

@@ -22,7 +22,9 @@ from unike.bench.workers import run_local
 from unike.core import registry
 from unike.core.errors import UnikeError
 from unike.core.progress import Progress, silent
+from unike.core.settings import folded, unfolded
 from unike.editors.base import Editor
+from unike.editors.unike.config import nested
 from unike.studies.request import Request
 
 UNIKE, INTRINSIC_IKE = "unike", "intrinsic_ike"
@@ -60,9 +62,10 @@ class Variant:
             return {"intrinsic": dict(settings), **self.settings}
         if self.editor != UNIKE:
             return dict(self.settings)
-        for key in settings.keys() & self.settings.keys():
+        shared = folded(nested(unfolded(settings)))
+        for key in shared.keys() & self.settings.keys():
             raise UnikeError(f"--set {key} cannot be held fixed: the study varies it; leave it out")
-        return {**settings, **self.settings}
+        return {**shared, **self.settings}
 
 
 def plain(settings: Mapping[str, Any]) -> Iterator[str]:

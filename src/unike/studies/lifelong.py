@@ -14,8 +14,8 @@ EDITS = (1, 10, 100)
 
 METHODS = (
     Variant("UniKE"),
-    Variant("UniKE, no gate", {"gate": False}),
-    Variant("only Intrin", {"only_intrinsic": True}),
+    Variant("UniKE, no gate", {"gate.on": False}),
+    Variant("only Intrin", {"ablation": "only_intrinsic"}),
     Variant("FT", editor="ft"),
 )
 """What a sequence is made with."""

@@ -23,9 +23,10 @@ class Zeta(VariantStudy):
 
     def variants(self, request: Request) -> list[Variant]:
         """Random ones share a row: they are one treatment, drawn several times."""
-        drawn = [Variant(f"random, {SEEDS} seeds", {"zeta": "random", "seed": seed}) for seed in range(SEEDS)]
-        others = [Variant(name, {"zeta": name}) for name in ("semantic", "learned")]
-        return [Variant("without", {"zeta": "off"}), *drawn, *others, Variant("truthful (UniKE)")]
+        zeta = "collaboration.zeta"
+        drawn = [Variant(f"random, {SEEDS} seeds", {zeta: "random", "seed": seed}) for seed in range(SEEDS)]
+        others = [Variant(name, {zeta: name}) for name in ("semantic", "learned")]
+        return [Variant("without", {zeta: "off"}), *drawn, *others, Variant("truthful (UniKE)")]
 
     def show(self, lab: Lab, measurements: Sequence[Measurement]) -> Outcome:
         """Every treatment's scores with their intervals."""

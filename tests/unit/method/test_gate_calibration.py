@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from unike_parts import OPEN, WIDTH, draw, opened, some_gate
 
-from unike.editors.unike.calibration import SIZES, calibrate, separation, whitening
+from unike.editors.common.covariance import whitening
+from unike.editors.unike.calibration import SIZES, calibrate, separation
 from unike.editors.unike.gate import MIN_RAMP, Ramp, RisingRamp
 
 

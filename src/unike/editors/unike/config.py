@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from unike.core.settings import Layers, Settings
+from unike.core.settings import Layers, Settings, merged
 from unike.editors.unike.memory import SiteName
 from unike.edits.edit import EditorConfig
 
@@ -210,12 +210,3 @@ def nested(settings: dict[str, Any]) -> dict[str, Any]:
         else:
             found = merged(found, {room: {own: value}} if own else {room: value})
     return found
-
-
-def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Both, ``over`` where they differ, part by part."""
-    together = dict(base)
-    for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(together.get(key), dict)
-        together[key] = merged(together[key], value) if both else value
-    return together

@@ -346,7 +346,7 @@ def _find(backbone: Backbone) -> Knowledge:
                 return Knowledge.from_pretrained(where)
     raise UnikeError(
         f"there is no in-context knowledge of {backbone.source!r} yet; run: unike prepare --model {backbone.source}, "
-        "or edit with only_intrinsic=true"
+        "or edit with ablation=only_intrinsic"
     )
 
 

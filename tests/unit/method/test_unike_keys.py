@@ -1,4 +1,4 @@
-"""Where UniKE's keys start and what trains them."""
+"""Where the keys of UniKE's pairs start, and what trains them."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,26 +9,24 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tinies import tiny_backbone
 from torch import Tensor
+from unike_parts import draw
 
 from unike.backbones.adapter import Backbone
 from unike.backbones.forward.functional import cycle
 from unike.backbones.forward.hooks import trace
 from unike.backbones.forward.split import IGNORE
 from unike.data.queries import Query
-from unike.editors.common.anchors import Anchors, ffn_inputs
-from unike.editors.common.pairs import FFNPatch
-from unike.editors.unike.editor import UniKE, wrong_positions
-from unike.editors.unike.pairs import precision
+from unike.editors.common.anchors import Anchors
+from unike.editors.common.covariance import precision
+from unike.editors.common.pairs import FFNPatch, wrong_positions
+from unike.editors.unike.config import PairSettings
+from unike.editors.unike.editor import UniKE
+from unike.editors.unike.pairs import blurred, keys_firing_at
 
 pytestmark = pytest.mark.usefixtures("at_home")
 
 D, M = 8, 40
-
-
-def draw(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def memory(seed: int = 0) -> Tensor:
@@ -42,20 +40,12 @@ def fires(keys: Tensor, bias: Tensor, x: Tensor) -> Tensor:
 
 
 @pytest.fixture(scope="module")
-def llava() -> Backbone:
-    return tiny_backbone("llava")
-
-
-@pytest.fixture(scope="module")
 def facts(pictures: list[Path]) -> list[Query]:
     return [Query("What is this?", pictures[0], "a cat"), Query("Which colour has it?", pictures[1], "bright red")]
 
 
-@pytest.fixture(scope="module")
-def anchors(pictures: list[Path]) -> Anchors:
-    return Anchors(
-        [Query("Is it near?", pictures[1]), Query("How many are there?", pictures[2]), Query("Who wrote it?")]
-    )
+def pair_settings(**chosen: Any) -> PairSettings:
+    return PairSettings.parse(chosen)
 
 
 def patches(editor: UniKE, backbone: Backbone, facts: list[Query]) -> dict[int, FFNPatch]:
@@ -80,8 +70,8 @@ def test_a_key_fires_with_1_at_its_input_and_begins_at_the_threshold(
 ) -> None:
     stored = memory(seed).double() if with_memory else None
     q = 3 * draw(2, 4, D, seed=seed + 7).double() + (0 if stored is None else stored.mean(dim=0))
-    editor = UniKE(key_init=key_init, threshold=threshold, shrinkage=shrinkage)
-    keys, bias = editor._firing_at(q, stored)
+    chosen = pair_settings(key_init=key_init, threshold=threshold, shrinkage=shrinkage)
+    keys, bias = keys_firing_at(q, stored, chosen)
     start = torch.zeros(D) if stored is None or key_init == "raw" else stored.mean(dim=0)
     assert torch.allclose(fires(keys, bias, q), torch.ones(2, 4).double(), atol=1e-6)
     on_the_way = start + threshold * (q - start)
@@ -91,15 +81,15 @@ def test_a_key_fires_with_1_at_its_input_and_begins_at_the_threshold(
 
 def test_keys_without_a_threshold_are_those_of_t_patcher() -> None:
     q = draw(2, 4, D)
-    keys, bias = UniKE(key_init="raw", threshold=0)._firing_at(q, memory())
+    keys, bias = keys_firing_at(q, memory(), pair_settings(key_init="raw", threshold=0))
     assert torch.allclose(keys, q / q.square().sum(dim=-1, keepdim=True))
     assert torch.equal(bias, torch.zeros(2, 4))
 
 
 def test_full_shrinkage_is_centring_alone() -> None:
     q = draw(2, 4, D) + memory().mean(dim=0)
-    centred = UniKE(key_init="centred")._firing_at(q, memory())
-    whitened = UniKE(key_init="whitened", shrinkage=1)._firing_at(q, memory())
+    centred = keys_firing_at(q, memory(), pair_settings(key_init="centred"))
+    whitened = keys_firing_at(q, memory(), pair_settings(key_init="whitened", shrinkage=1))
     for a, b in zip(centred, whitened, strict=True):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-5)
 
@@ -110,7 +100,7 @@ def test_whitened_keys_tell_the_edit_from_the_anchors_best() -> None:
     q = draw(1, 4, D, seed=3) * torch.logspace(-1, 1, D) + stored.mean(dim=0)
     spread = {}
     for key_init in ("raw", "centred", "whitened"):
-        keys, _ = UniKE(key_init=key_init, shrinkage=1e-4, threshold=0)._firing_at(q, stored)
+        keys, _ = keys_firing_at(q, stored, pair_settings(key_init=key_init, shrinkage=1e-4, threshold=0))
         spread[key_init] = (stored @ keys[0].T).std(dim=0) / ((q - stored.mean(dim=0)) * keys).sum(dim=-1)[0].abs()
     assert (spread["whitened"] < spread["centred"]).all()
     assert (spread["whitened"] < spread["raw"]).all()
@@ -155,7 +145,7 @@ def test_wrong_positions_are_where_the_argmax_is_not_the_target(backbone: Backbo
 
 
 def test_keys_start_at_what_the_network_reads_there(llava: Backbone, facts: list[Query], anchors: Anchors) -> None:
-    editor = UniKE(steps=0, noise=0, n_pairs=5, anchors=anchors)
+    editor = UniKE(steps=0, pairs={"noise": 0, "n": 5}, anchors=anchors)
     batch = llava.encode(facts)
     rows, columns = cycle(wrong_positions(llava, llava.run_to_split(batch, 0)), 5)
     for layer, patch in patches(editor, llava, facts).items():
@@ -169,19 +159,30 @@ def test_keys_start_at_what_the_network_reads_there(llava: Backbone, facts: list
 # ---------------------------------------------------------------------- settings
 
 
+def test_noise_is_relative_to_each_input_and_the_same_for_all_rows() -> None:
+    q, generator = 5 * draw(3, 4, 512), torch.Generator()
+    assert torch.equal(blurred(q, 0.0, generator), q)
+    moved = [
+        (blurred(part, 0.05, generator.manual_seed(3)) - part) / part.norm(dim=-1, keepdim=True) for part in (q, q[1:2])
+    ]
+    assert torch.allclose(moved[0][1:2], moved[1], atol=1e-6), "a batch equals single edits"
+    assert torch.allclose(moved[0].norm(dim=-1), torch.full((3, 4), 0.05), rtol=0.15)
+    assert not torch.allclose(moved[0][:, 0], moved[0][:, 1], atol=1e-3)
+
+
 def test_noise_tells_keys_of_one_position_apart_the_same_way_in_every_batch(
     llava: Backbone, facts: list[Query]
 ) -> None:
     tokens = len(llava.tokenizer(" a cat", add_special_tokens=False)["input_ids"]) + 1
     n_pairs = 2 * tokens + 1  # more than there are positions
     for noise in (0.0, 0.05):
-        editor = UniKE(steps=0, noise=noise, n_pairs=n_pairs)
+        editor = UniKE(steps=0, pairs={"noise": noise, "n": n_pairs})
         alone, both = patches(editor, llava, facts[:1]), patches(editor, llava, facts)
         for layer in editor.config.layers:
             keys = alone[layer].keys[0]
             assert len(torch.unique(keys, dim=0)) == (tokens if noise == 0 else n_pairs)
             assert torch.allclose(both[layer].keys[0], keys, atol=1e-5)
-    other = patches(UniKE(steps=0, noise=0.05, n_pairs=n_pairs, seed=1), llava, facts[:1])
+    other = patches(UniKE(steps=0, pairs={"noise": 0.05, "n": n_pairs}, seed=1), llava, facts[:1])
     assert not torch.equal(other[-1].keys, alone[-1].keys)
 
 
@@ -190,7 +191,11 @@ def test_the_locality_term_silences_anchors(llava: Backbone, facts: list[Query],
     activity = {}
     for locality in (0.0, 30.0):
         editor = UniKE(
-            anchors=anchors, locality=locality, layers=(-2, -1), key_init="raw", threshold=0, lr=2e-2, steps=30
+            anchors=anchors,
+            pairs={"locality": locality, "key_init": "raw", "threshold": 0},
+            layers=(-2, -1),
+            lr=2e-2,
+            steps=30,
         )
         found = patches(editor, llava, facts)
         activity[locality] = [
@@ -201,52 +206,10 @@ def test_the_locality_term_silences_anchors(llava: Backbone, facts: list[Query],
 
 def test_values_alone_can_be_trained(llava: Backbone, facts: list[Query]) -> None:
     start = patches(UniKE(steps=0), llava, facts)
-    trained = patches(UniKE(steps=3, train_keys=False), llava, facts)
+    trained = patches(UniKE(steps=3, pairs={"train_keys": False}), llava, facts)
     both = patches(UniKE(steps=3), llava, facts)
     for layer in start:
         assert torch.equal(trained[layer].keys, start[layer].keys)
         assert torch.equal(trained[layer].bias, start[layer].bias)
         assert trained[layer].values.any()
         assert not torch.equal(both[layer].keys, start[layer].keys)
-
-
-# ---------------------------------------------------------------------- anchors
-
-
-def test_anchors_are_every_prompt_position_of_every_query(llava: Backbone, anchors: Anchors) -> None:
-    fresh = Anchors([replace(anchors.queries[0], target="yes"), *anchors.queries[1:]])  # answers are left out
-    found = fresh.ffn_inputs(llava, (-1, 1))
-    for layer in (-1, 1):
-        expected = []
-        for query in anchors.queries:
-            with trace(llava.ffn(layer).inputs) as record:
-                llava.forward(llava.encode([query]))
-            expected.append(record.input[0])
-        assert torch.allclose(found[layer], torch.cat(expected), atol=1e-5)
-    again = fresh.ffn_inputs(llava, (-1, 2))
-    assert again[-1] is found[-1], "read once"
-    assert again[2].shape == found[-1].shape
-
-
-def test_ffn_inputs_of_a_split_state_are_those_of_the_forward_pass(backbone: Backbone, facts: list[Query]) -> None:
-    batch = backbone.encode(facts)
-    found = ffn_inputs(backbone, backbone.run_to_split(batch, 1), (-1, 1))
-    with trace([backbone.ffn(i).inputs for i in (-1, 1)]) as records:
-        backbone.forward(batch)
-    for layer, record in zip((-1, 1), records, strict=True):
-        assert found[layer].shape == (*batch.labels.shape, backbone.width)
-        assert torch.equal(found[layer].flatten(), record.input.flatten())
-
-
-def test_anchors_are_those_of_the_unedited_model(llava: Backbone, facts: list[Query], anchors: Anchors) -> None:
-    editor = UniKE(only_intrinsic=True, steps=3, lr=0.1, layers=(-2, -1), anchors=Anchors(anchors.queries))
-    edit = editor.edit(llava, facts[0])
-    expected = Anchors(anchors.queries).ffn_inputs(llava, (-1,))[-1]
-    late = UniKE(only_intrinsic=True, anchors=Anchors(anchors.queries))
-    with edit.attached(llava):
-        with pytest.raises(RuntimeError, match="edits are attached"):
-            Anchors(anchors.queries).ffn_inputs(llava, (-1,))
-        under = llava.forward(llava.encode([facts[0]]))
-        assert torch.equal(late.anchor_inputs(llava, (-1,))[-1], expected)
-        assert torch.equal(llava.forward(llava.encode([facts[0]])), under), "the edit acts again"
-    assert not torch.equal(llava.forward(llava.encode([facts[0]])), under)
