@@ -16,7 +16,12 @@ MINI = "mini"
 
 
 def load_backbone(
-    source: str | Path, *, device: str = "auto", dtype: str = "auto", quantize: str | None = None
+    source: str | Path,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    quantize: str | None = None,
+    trust_remote_code: bool = False,
 ) -> "Backbone":
     """Load a model and put the adapter of its family around it.
 
@@ -28,6 +33,7 @@ def load_backbone(
             ``"float16"``.
         quantize: ``"8bit"`` or ``"4bit"`` to keep all matrices but the head in so many bits (bitsandbytes). Patches are
             fp32 whatever the model is in.
+        trust_remote_code: Whether code that a model brings along may be run. Without it such a model is refused.
 
     Raises:
         UnikeError: The source is none of the three, cannot be read, or is a model that cannot be edited.
@@ -45,7 +51,10 @@ def load_backbone(
     from unike.backbones.loading import read_config
 
     known_families()  # they may register model types of their own
-    return family_of(read_config(source)).from_pretrained(source, device=device, dtype=dtype, quantize=quantize)
+    family = family_of(read_config(source, trust_remote_code=trust_remote_code))
+    return family.from_pretrained(
+        source, device=device, dtype=dtype, quantize=quantize, trust_remote_code=trust_remote_code
+    )
 
 
 def quiet() -> None:

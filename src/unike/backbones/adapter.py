@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from typing_extensions import Self
 
 from unike.backbones.generation import Generation
-from unike.backbones.loading import read_config, read_image_processor, read_tokenizer, reading, resolve_placement
+from unike.backbones.loading import read_config, read_image_processor, read_model, read_tokenizer, resolve_placement
 from unike.core.errors import UnikeError
 
 TWO_WAY = ("deepseek_ocr2", "diffusion_gemma", "gemma4", "gemma4_unified", "git", "molmo2", "pi0", "step3p7")
@@ -57,6 +57,7 @@ class Backbone(Generation):
         dtype: str = "auto",
         quantize: str | None = None,
         template: str | None = None,
+        trust_remote_code: bool = False,
     ) -> Self:
         """Load a model with this adapter; `unike.backbones.load_backbone` also chooses the adapter.
 
@@ -66,27 +67,26 @@ class Backbone(Generation):
             dtype: As in `load_backbone`.
             quantize: As in `load_backbone`.
             template: As in `Backbone`.
+            trust_remote_code: As in `load_backbone`.
 
         Raises:
-            UnikeError: The source cannot be read or the model cannot be edited.
+            UnikeError: The source cannot be read, lacks weights, or is a model that cannot be edited.
         """
-        import transformers
-
-        auto: Any = transformers  # its classes are only partly typed
-
         source = str(source)
         placement = resolve_placement(device, dtype, quantize)
-        config = read_config(source)
+        config = read_config(source, trust_remote_code=trust_remote_code)
         cls.check_config(config, source)
-        processors = cls.read_processors(source)
-        with reading(source):
-            model = auto.AutoModelForImageTextToText.from_pretrained(source, config=config, **placement)
+        processors = cls.read_processors(source, trust_remote_code=trust_remote_code)
+        model = read_model(source, config, placement, trust_remote_code=trust_remote_code)
         return cls(model, **processors, source=source, template=template)
 
     @classmethod
-    def read_processors(cls, source: str) -> dict[str, Any]:
+    def read_processors(cls, source: str, *, trust_remote_code: bool = False) -> dict[str, Any]:
         """What turns text and images into tensors, by the names of the constructor's arguments."""
-        return {"tokenizer": read_tokenizer(source), "image_processor": read_image_processor(source)}
+        return {
+            "tokenizer": read_tokenizer(source, trust_remote_code=trust_remote_code),
+            "image_processor": read_image_processor(source, trust_remote_code=trust_remote_code),
+        }
 
     @classmethod
     def processors_of(cls, processor: Any, source: str) -> dict[str, Any]:

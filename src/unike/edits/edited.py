@@ -185,7 +185,8 @@ class RowsEdited:
             found |= {row: logits[row_of == number] for number, row in enumerate(rows)}
         for row in self.routed:
             found[row] = EditedModel(self.backbone, self.sets[row]).target_logits([queries[row]])
-        return torch.cat([found[row] for row in range(len(queries))])
+        nothing = self.backbone.head.weight.new_zeros(0, self.backbone.vocab_size)
+        return torch.cat([nothing, *(found[row] for row in range(len(queries)))])
 
     def _together(self, queries: Sequence[Query]) -> Iterator[list[int]]:
         """Rows that may share a batch."""

@@ -49,6 +49,10 @@ class Group:
         """Whether tensors change from pass to pass, because the edits are being made."""
         return any(tensor.requires_grad for edit in self.edits for tensor in edit.tensors.values())
 
+    def present_on(self, rows: int) -> Tensor | None:
+        """`present` of each row that the model runs on, ``[R, G]``: of beams as many in turn for each of B."""
+        return None if self.present is None else self.present.repeat_interleave(rows // self.rows, dim=0)
+
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
         """What ``make`` returned when this was first asked for; while tensors are trained, it is made each time."""
         return make() if self.is_trained else self.kept(key, make)

@@ -37,10 +37,7 @@ class Stack:
     def __init__(self, backbone: Backbone, edits: Sequence[Edit]) -> None:
         check_fit(backbone, edits)
         self.edits = tuple(edits)
-        kinds: dict[Kind, list[Edit]] = {}
-        for edit in edits:
-            kinds.setdefault((type(edit), edit.config), []).append(edit)
-        self.groups = checked(Group(backbone, alike) for alike in kinds.values())
+        self.groups = checked(Group(backbone, alike) for alike in _by_kind(edits).values())
 
     @classmethod
     def of_rows(cls, backbone: Backbone, sets: Sequence[Sequence[Edit]]) -> "Stack":
@@ -54,13 +51,8 @@ class Stack:
             UnikeError: As `Stack`.
         """
         check_fit(backbone, [edit for edits in sets for edit in edits])
-        kinds: dict[Kind, list[list[Edit]]] = {}
-        for row, edits in enumerate(sets):
-            for edit in edits:
-                alike = kinds.setdefault((type(edit), edit.config), [[] for _ in sets])
-                alike[row].append(edit)
         stack = cls(backbone, [])
-        stack.groups = checked(_columns(backbone, alike) for alike in kinds.values())
+        stack.groups = checked(_columns(backbone, alike) for alike in _in_turn(sets))
         stack.edits = tuple(edit for group in stack.groups for edit in group.edits)
         return stack
 
@@ -102,6 +94,33 @@ def check_fit(backbone: Backbone, edits: Sequence[Edit]) -> None:
     """
     for edit in {edit.fingerprint: edit for edit in edits}.values():
         edit.check_fits(backbone)
+
+
+def _by_kind(edits: Sequence[Edit]) -> dict[Kind, list[Edit]]:
+    """Edits of one method and config together, in the order of the oldest of each."""
+    kinds: dict[Kind, list[Edit]] = {}
+    for edit in edits:
+        kinds.setdefault((type(edit), edit.config), []).append(edit)
+    return kinds
+
+
+def _in_turn(sets: Sequence[Sequence[Edit]]) -> list[list[list[Edit]]]:
+    """What acts one after the other: each time edits of one kind, for each row its own or none.
+
+    The kinds of every row come in its own order; rows that agree about that share a turn.
+    """
+    turns: list[tuple[Kind, list[list[Edit]]]] = []
+    for row, edits in enumerate(sets):
+        at = 0
+        for kind, alike in _by_kind(edits).items():
+            later = (number for number in range(at, len(turns)) if turns[number][0] == kind)
+            turn = next(later, None)
+            if turn is None:
+                turn = at
+                turns.insert(turn, (kind, [[] for _ in sets]))
+            turns[turn][1][row] = alike
+            at = turn + 1
+    return [of_rows for _, of_rows in turns]
 
 
 def _columns(backbone: Backbone, sets: Sequence[Sequence[Edit]]) -> Group:

@@ -135,7 +135,7 @@ def test_settings_without_knowledge_need_none(
     ):
         editor = UniKE(layers=LAYERS, steps=1, **settings)
         for fails in (partial(editor.edit, bare, facts[0]), partial(editor.prepare, bare)):
-            with pytest.raises(UnikeError, match=r"run: unike prepare --model .* or edit with only_intrinsic=true"):
+            with pytest.raises(UnikeError, match=r"run: unike prepare --model .* or edit with ablation=only_intrinsic"):
                 fails()
         assert not edits_on(bare)
 

@@ -30,10 +30,10 @@ class InstructBlip(Blip2):
         self.qformer_tokenizer = qformer_tokenizer
 
     @classmethod
-    def read_processors(cls, source: str) -> dict[str, Any]:
+    def read_processors(cls, source: str, *, trust_remote_code: bool = False) -> dict[str, Any]:
         """The Q-Former's tokenizer, too."""
-        own = {"qformer_tokenizer": read_tokenizer(source, subfolder=QFORMER_TOKENIZER)}
-        return super().read_processors(source) | own
+        own = read_tokenizer(source, trust_remote_code=trust_remote_code, subfolder=QFORMER_TOKENIZER)
+        return super().read_processors(source, trust_remote_code=trust_remote_code) | {QFORMER_TOKENIZER: own}
 
     @classmethod
     def processors_of(cls, processor: Any, source: str) -> dict[str, Any]:

@@ -379,17 +379,8 @@ class Mini(Backbone):
         return {"pixel_values": pixels}, [IMAGE_TOKEN * N_TOKENS] * len(images)
 
     @classmethod
-    def from_pretrained(
-        cls,
-        source: str | Path = "mini",
-        *,
-        device: str = "auto",
-        dtype: str = "auto",
-        quantize: str | None = None,
-        template: str | None = None,
-    ) -> Self:
+    def from_pretrained(cls, source: str | Path = "mini", **options: Any) -> Self:
         """Load the built model, building it first if need be, or a folder that it was saved to."""
-        folder = build() if source == cls.name else source
-        loaded = super().from_pretrained(folder, device=device, dtype=dtype, quantize=quantize, template=template)
+        loaded = super().from_pretrained(build() if source == cls.name else source, **options)
         loaded.source = str(source)
         return loaded

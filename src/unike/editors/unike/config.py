@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, TypeAdapter, model_validator
 
 from unike.core.settings import Layers, Settings, merged
 from unike.editors.unike.memory import SiteName
@@ -198,15 +198,14 @@ def nested(settings: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ValueError: Two rows of Table 4.
     """
-    found: dict[str, Any] = {}
+    rows = [row for row in ROWS if TypeAdapter(bool).validate_python(settings.get(row, False))]
+    if len(rows) + ("ablation" in settings) > 1:
+        raise ValueError(f"choose one of {', '.join(ROWS)}")
+    found: dict[str, Any] = {"ablation": rows[0]} if rows else {}
     for name, value in settings.items():
         room, _, own = FLAT.get(name, name).partition(".")
-        if name == "gate" and isinstance(value, bool):
+        if name == "gate" and not isinstance(value, dict | GateSettings):
             room, own = "gate", "on"
-        if name in ROWS:
-            if value and "ablation" in found:
-                raise ValueError(f"choose one of {', '.join(ROWS)}")
-            found |= {"ablation": name} if value else {}
-        else:
+        if name not in ROWS:
             found = merged(found, {room: {own: value}} if own else {room: value})
     return found

@@ -41,7 +41,7 @@ from unike.editors.common.optimise import optimise
 from unike.editors.common.pairs import wrong_predictions
 from unike.editors.unike.collaboration import alpha_of, shift_of
 from unike.editors.unike.config import UniKEConfig
-from unike.editors.unike.gate import GATE_LAST, GATE_WHOLE, Gate, Openings, install_gate
+from unike.editors.unike.gate import GATE_LAST, GATE_WHOLE, NOT_REACHED, Gate, Openings, install_gate
 from unike.editors.unike.injection import LatentInjection
 from unike.editors.unike.knowledge import Knowledge, knowledge_of
 from unike.editors.unike.memory import LatentMemory, entries_of, last_answer_token
@@ -149,14 +149,14 @@ def install_memory(
             config.collaboration.literal_eq7,
             config.everywhere,
         )
-        weight = partial(called_upon, group, gate)
+        weight = partial(called_upon, group, prefill, gate)
         injection.install(
             group.backbone,
             layer,
             hooks,
             prefill,
             None if gate is None and group.present is None else weight,
-            partial(eligible, group, gate, memory),
+            partial(eligible, group, prefill, gate, memory),
         )
 
 
@@ -171,22 +171,25 @@ def memory_of(group: Group, knowledge: Knowledge, layer: int) -> LatentMemory:
     return shared.with_own(*(group.side_by_side(f"{layer}.{part}") for part in ("own_keys", "own_values")))
 
 
-def called_upon(group: Group, gate: Callable[[], Openings] | None) -> Tensor:
+def called_upon(group: Group, prefill: Prefill, gate: Callable[[], Openings] | None) -> Tensor:
     """How far any edit of a stack is called upon, ``[R]``."""
     if gate is not None:
         return gate().gate.amax(dim=1)
-    assert group.present is not None
-    return group.present.any(dim=1).float()
+    present = group.present_on(prefill.passes[-1][0])
+    assert present is not None
+    return present.any(dim=1).float()
 
 
-def eligible(group: Group, gate: Callable[[], Openings] | None, memory: LatentMemory) -> Tensor | None:
+def eligible(
+    group: Group, prefill: Prefill, gate: Callable[[], Openings] | None, memory: LatentMemory
+) -> Tensor | None:
     """Which own entries of G edits may be retrieved, ``[R, G * E]``: those of edits that are called upon at all.
 
     Questions are of few kinds, so entries of another edit that was asked about in the same words are near, too.
     """
     if memory.own_keys is None:
         return None
-    called = group.present if gate is None else gate().gate > 0
+    called = group.present_on(prefill.passes[-1][0]) if gate is None else gate().gate > 0
     return None if called is None else called.repeat_interleave(memory.own_keys.shape[1] // called.shape[1], dim=1)
 
 
@@ -260,8 +263,11 @@ class UniKE(Editor[UniKEConfig]):
         state = backbone.run_to_split(backbone.encode(facts), self.split(backbone))
         if self.keeps_prefix:
             state = backbone.shorten(state)
+        lowest = min(map(backbone.layer_index, self.config.layers))
         gates = [gate_of(knowledge_of(backbone, self.config.knowledge)).layer] if self.config.has_gate else []
-        return backbone.advance(state, min(map(backbone.layer_index, self.config.layers)), read=gates)
+        if any(layer > lowest for layer in gates):
+            raise UnikeError(NOT_REACHED.format(layer=gates[0]))
+        return backbone.advance(state, lowest, read=gates)
 
     def _is_trained(self, name: str) -> bool:
         part = name.rpartition(".")[2]

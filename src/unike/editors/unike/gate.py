@@ -45,6 +45,11 @@ GATE_LAST, GATE_WHOLE = "gate.keys", "gate.whole"
 """An edit's keys, ``[B, 1, D]`` each: what its own question was read as, see `Reading`."""
 
 
+NOT_REACHED = (
+    "the gate is read at layer {layer}, which this pass has not reached: split the forward pass no higher than there"
+)
+
+
 class Openings(NamedTuple):
     """How far inputs are about each of G edits, ``[..., G]`` each, in 0..1."""
 
@@ -211,13 +216,10 @@ def install_gate(gate: Gate, group: Group, hooks: Hooks, prefill: Prefill) -> Ca
         if not opened:
             read = prefill.readings.get(gate.layer)
             if read is None:
-                raise UnikeError(
-                    f"the gate is read at layer {gate.layer}, which this pass has not reached: "
-                    "split the forward pass no higher than there"
-                )
+                raise UnikeError(NOT_REACHED.format(layer=gate.layer))
             repeats = len(read.last) // group.rows
             last, whole = (each.repeat_interleave(repeats, dim=0) for each in keys)  # [R, G, D]
-            present = None if group.present is None else group.present.repeat_interleave(repeats, dim=0)
+            present = group.present_on(len(read.last))
             opened.append(gate.openings(Reading(last, whole), read, group.config.gate.rivalry, present))
             prefill.note("gate", opened[0].gate.amax(dim=1))
             prefill.note("fact", opened[0].fact.amax(dim=1))
@@ -265,8 +267,8 @@ def overall(keys: Tensor, states: Tensor, present: Tensor | None = None) -> Tens
     """
     common = keys.mean(dim=-2, keepdim=True)
     if present is not None:
-        here = present.unsqueeze(-1)  # keys of edits that are not there are zeros
-        common = keys.sum(dim=-2, keepdim=True) / here.sum(dim=-2, keepdim=True).clamp(min=1)
+        here = present.unsqueeze(-1)
+        common = keys.masked_fill(~here, 0).sum(dim=-2, keepdim=True) / here.sum(dim=-2, keepdim=True).clamp(min=1)
     apart = torch.cat([keys, states.unsqueeze(-2)], dim=-2) - common  # [..., G + 1, D]
     least = ALIKE * common.norm(dim=-1, keepdim=True)
     units = apart / apart.norm(dim=-1, keepdim=True).maximum(least)
