@@ -20,6 +20,7 @@ from unike.backbones.forward.context import running
 from unike.backbones.forward.functional import target_positions, token_nll
 from unike.backbones.forward.hooks import Args, Hooks, Kwargs, trace
 from unike.backbones.forward.split import SplitState
+from unike.backbones.identity import fingerprint_0_1
 from unike.core import registry
 from unike.core.errors import UnikeError
 from unike.data.queries import Query
@@ -517,3 +518,37 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path, monkeypatch: pytest.Mon
         registry.backbones.get("llava").from_pretrained(tmp_path, dtype="int3")
     with pytest.raises(UnikeError, match="unknown device 'gpu'"):
         registry.backbones.get("llava").from_pretrained(tmp_path, device="gpu")
+
+
+# ---------------------------------------------------------------------- what tells models apart
+
+
+def test_every_part_and_every_setting_counts(make_backbone: Callable[..., Backbone]) -> None:
+    """Weights of all parts (one value is enough), the template, the pictures' processing and what ends an answer."""
+    backbone = make_backbone()
+    plain = backbone.fingerprint()
+    assert make_backbone().fingerprint() == plain == backbone.fingerprint()
+    weights = list(dict(backbone.model.named_parameters()).values())[::7]
+    seen = {plain}
+    for weight in weights:
+        before = weight.flatten()[-1].clone()
+        weight.data.flatten()[-1] += 1
+        weight.add_(0)  # in place, as whoever changes weights does
+        seen.add(backbone.fingerprint())
+        weight.data.flatten()[-1] = before
+        weight.add_(0)
+    assert len(seen) == 1 + len(weights) > 4 and backbone.fingerprint() == plain
+    backbone.template = backbone.template + " "
+    assert backbone.fingerprint() not in seen
+    backbone.template = backbone.template[:-1]
+    other = make_backbone()
+    other.image_processor.image_mean = [0.1, 0.2, 0.3]
+    assert other.fingerprint() != plain
+    assert backbone.fingerprint() == plain and backbone.is_known_as(plain)
+
+
+def test_what_version_0_1_knew_a_model_by_is_still_understood(make_backbone: Callable[..., Backbone]) -> None:
+    backbone = make_backbone()
+    old = fingerprint_0_1(backbone)
+    assert len(old) == 16 and backbone.is_known_as(old)
+    assert not make_backbone(1).is_known_as(old)

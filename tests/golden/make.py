@@ -3,7 +3,8 @@
     PYTHONPATH=src:tests python tests/golden/make.py   # writes tests/golden/unike.json
 
 They are not right because they are there: that the method is the paper's is tested in
-``unit/method/test_unike_equations.py``. If it is changed on purpose, run this again and say in the commit why the numbers moved.
+``unit/method/test_unike_equations.py``. If it is changed on purpose, run this again and say in the commit why the
+numbers moved.
 """
 
 import importlib.util

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 from typing_extensions import Self
 
+from unike.backbones import identity
 from unike.backbones.generation import Generation
 from unike.backbones.loading import read_config, read_image_processor, read_model, read_tokenizer, resolve_placement
 from unike.core.errors import UnikeError
@@ -79,6 +80,25 @@ class Backbone(Generation):
         processors = cls.read_processors(source, trust_remote_code=trust_remote_code)
         model = read_model(source, config, placement, trust_remote_code=trust_remote_code)
         return cls(model, **processors, source=source, template=template)
+
+    def fingerprint(self) -> str:
+        """A short hash of all that can change an answer, whatever the model is called and wherever it lies.
+
+        One checkpoint has one fingerprint on every device and in fp32 and bf16; see `identity`.
+        """
+        return identity.fingerprint(self)
+
+    def is_known_as(self, fingerprint: Any) -> bool:
+        """Whether a fingerprint, perhaps one that version 0.1 wrote, is this model's."""
+        return fingerprint in (self.fingerprint(), identity.fingerprint_0_1(self))
+
+    def folder_in(self, parent: Path) -> Path:
+        """What belongs to this model among what is kept of several: a folder by its fingerprint.
+
+        If there is none yet, but one that version 0.1 wrote, that one.
+        """
+        own, older = parent / self.fingerprint(), parent / identity.fingerprint_0_1(self)
+        return older if older.is_dir() and not own.is_dir() else own
 
     @classmethod
     def read_processors(cls, source: str, *, trust_remote_code: bool = False) -> dict[str, Any]:

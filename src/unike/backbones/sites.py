@@ -1,11 +1,9 @@
 """Where a model keeps its parts: the decoder is found by its shape, not by its name."""
 
-import hashlib
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate.utils import align_module_device
 from torch import nn
 
 from unike.backbones.loading import QUANTIZED
@@ -185,26 +183,6 @@ class Parts:
             raise UnikeError(f"{self.source}: {type(layer).__name__} has no norm in front of its attention")
         found: nn.Module = norm
         return found
-
-    def fingerprint(self) -> str:
-        """A short hash that tells this model from others, whatever it is called and wherever it lies.
-
-        It covers the model class, the decoder's dimensions and samples of a few weights rounded to bfloat16, so that
-        one checkpoint has one fingerprint on every device and in fp32 and bf16; quantised, it has another. Attached
-        edits do not change it.
-        """
-        digest = hashlib.sha256()
-        shape = (self.n_layers, self.width, self.vocab_size)
-        digest.update(f"{type(self.model).__name__} {type(self.text_stack).__name__} {shape}".encode())
-        modules = [self.head, self.model.get_input_embeddings()]
-        for i in sorted({0, self.n_layers // 2, self.n_layers - 1}):
-            modules += [self.attention(i).q_proj, *self.ffn(i).matrices.values()]
-        for module in modules:
-            with align_module_device(module):  # brings back weights that are kept elsewhere between passes
-                flat = module.weight.detach().flatten()
-                sample = flat[:: max(1, flat.numel() // 1024)].to("cpu", torch.bfloat16)
-            digest.update(sample.view(torch.int16).numpy().tobytes())
-        return digest.hexdigest()[:16]
 
 
 def find_text_stack(model: Any, source: str) -> Any:

@@ -133,10 +133,11 @@ class Edit(ABC):
         Raises:
             UnikeError: With both models' names.
         """
-        if backbone.fingerprint() != self.fingerprint:
+        if not backbone.is_known_as(self.fingerprint):
+            same = "another model of that name" if backbone.source == self.source else repr(backbone.source)
             raise UnikeError(
                 f"the edit {self.facts[0].prompt!r} was made for {self.source!r} ({self.fingerprint}), "
-                f"not for {backbone.source!r} ({backbone.fingerprint()}); load that model, or make the edit anew"
+                f"not for {same} ({backbone.fingerprint()}); load that model, or make the edit anew"
             )
 
     def shared_out(self, rows: int) -> list[int]:

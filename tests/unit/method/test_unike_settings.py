@@ -176,7 +176,9 @@ def test_settings_that_are_impossible_are_refused_in_one_line() -> None:
         ((room, given),) = wrong.items()
         with pytest.raises(UnikeError, match=rf"^setting {room}\.{next(iter(given))}="):
             UniKEConfig.parse(wrong)
-    for alone in ({"layers": []}, {"ablation": "nothing"}, {"steps": -1}, {"gate": 3}):
+    with pytest.raises(UnikeError, match=r"^setting gate\.on=3: "):
+        UniKEConfig.parse({"gate": 3})
+    for alone in ({"layers": []}, {"ablation": "nothing"}, {"steps": -1}):
         with pytest.raises(UnikeError, match=f"^setting {next(iter(alone))}="):
             UniKEConfig.parse(alone)
     for unknown in ({"pair": {}}, {"memory": {"sice": 3}}):

@@ -67,7 +67,7 @@ class Trained:
             raise UnikeError(
                 f"the network was trained for the editor {self.description['editor']!r}, not for {editor!r}"
             )
-        if made_for["fingerprint"] != backbone.fingerprint():
+        if not backbone.is_known_as(made_for["fingerprint"]):
             raise UnikeError(
                 f"the network was trained for {made_for['source']!r} ({made_for['fingerprint']}), not for "
                 f"{backbone.source!r} ({backbone.fingerprint()}); {how_to_train(editor, backbone)}"
@@ -121,7 +121,7 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 def place(editor: str, backbone: Backbone) -> Path:
     """Where the trained network of an editor is kept unless another folder is chosen."""
-    return home.folder() / "trained" / editor / backbone.fingerprint()
+    return backbone.folder_in(home.folder() / "trained" / editor)
 
 
 def find(editor: str, backbone: Backbone, folder: str | Path | None = None) -> Trained:

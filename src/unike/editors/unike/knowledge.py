@@ -6,7 +6,7 @@ from it. On disk it is a folder with ``knowledge.json`` and ``knowledge.safetens
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import cached_property, partial
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -175,7 +175,7 @@ class Knowledge:
             UnikeError: It was made for another.
         """
         made_for = self.description["backbone"]
-        if made_for["fingerprint"] != backbone.fingerprint():
+        if not backbone.is_known_as(made_for["fingerprint"]):
             raise UnikeError(
                 f"the knowledge was made for {made_for['source']!r} ({made_for['fingerprint']}), not for "
                 f"{backbone.source!r} ({backbone.fingerprint()}); run unike prepare for that model"
@@ -303,11 +303,8 @@ class Knowledge:
 
 def place(backbone: Backbone) -> Path:
     """Where the knowledge of a backbone is kept unless another folder is chosen."""
-    return home.folder() / "knowledge" / backbone.fingerprint()
+    return backbone.folder_in(home.folder() / "knowledge")
 
-
-_PLACES: MemoOf[Path, Path] = MemoOf()
-"""For each cache folder, because the fingerprint in a place's name takes longer to find than the file."""
 
 _READ: MemoOf[str | None, Knowledge] = MemoOf()
 
@@ -323,7 +320,7 @@ def knowledge_of(backbone: Backbone, folder: str | Path | None = None) -> Knowle
         UnikeError: There is none, or it was made for another backbone.
     """
     if folder is None:
-        key, where = None, _PLACES.of(backbone).get(home.folder(), partial(place, backbone))
+        key, where = None, place(backbone)
     else:
         key, where = str(folder), Path(folder)
 
@@ -342,7 +339,7 @@ def _find(backbone: Backbone) -> Knowledge:
         for where in [place(backbone), *there]:
             if not (where / CONFIG_FILE).is_file():
                 continue
-            if SAVED.describe(where)["backbone"]["fingerprint"] == backbone.fingerprint():
+            if backbone.is_known_as(SAVED.describe(where)["backbone"]["fingerprint"]):
                 return Knowledge.from_pretrained(where)
     raise UnikeError(
         f"there is no in-context knowledge of {backbone.source!r} yet; run: unike prepare --model {backbone.source}, "
