@@ -20,6 +20,7 @@ from unike.data.queries import Query
 from unike.editors.common.anchors import Anchors
 from unike.edits.edit import Edit, EditorConfig
 from unike.edits.edited import EditedModel
+from unike.edits.stack import superseding
 
 ConfigT = TypeVar("ConfigT", bound=EditorConfig)
 
@@ -92,7 +93,8 @@ class Editor(ABC, Generic[ConfigT]):
             raise UnikeError("there is nothing to edit: no fact was given")
         for fact in facts:
             self.check(backbone, fact)
-        tensors = {name: tensor.detach() for name, tensor in self.make(backbone, facts).items()}
+        with superseding(backbone, facts):
+            tensors = {name: tensor.detach() for name, tensor in self.make(backbone, facts).items()}
         return self.edit_class(self.config, tensors, facts, fingerprint=backbone.fingerprint(), source=backbone.source)
 
     def check(self, backbone: Backbone, fact: Query) -> None:

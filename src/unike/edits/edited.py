@@ -16,6 +16,7 @@ from unike.backbones.forward.hooks import Hooks
 from unike.backbones.forward.split import SplitState
 from unike.core.errors import UnikeError
 from unike.data.queries import Query
+from unike.edits.conflicts import in_force
 from unike.edits.edit import Edit
 from unike.edits.routing import RoutingEdit
 from unike.edits.stack import Stack, attached, edits_on
@@ -41,7 +42,7 @@ class EditedModel:
 
     Args:
         backbone: The model.
-        edits: The stack, oldest first.
+        edits: The stack, oldest first; of several about the very same question the newest is in force.
 
     Raises:
         UnikeError: An edit was made for another backbone, two methods would rewrite the questions, or edits of one
@@ -53,9 +54,9 @@ class EditedModel:
 
     def __init__(self, backbone: Backbone, edits: Sequence[Edit] = ()) -> None:
         self.backbone = backbone
-        self.edits = tuple(edits)
-        self.routing = [edit for edit in edits if isinstance(edit, RoutingEdit)]
-        self.stack = Stack(backbone, [edit for edit in edits if not isinstance(edit, RoutingEdit)])
+        self.edits = tuple(in_force(edits))
+        self.routing = [edit for edit in self.edits if isinstance(edit, RoutingEdit)]
+        self.stack = Stack(backbone, [edit for edit in self.edits if not isinstance(edit, RoutingEdit)])
         kinds = {type(edit) for edit in self.routing}
         if len(kinds) > 1:
             names = " and ".join(sorted(repr(kind.editor) for kind in kinds))
@@ -155,7 +156,7 @@ class RowsEdited:
             if len(edit) > 1:
                 raise UnikeError(f"{edit!r} is of {len(edit)} facts; give each row single edits: edit[i]")
         self.backbone = backbone
-        self.sets = [tuple(edits) for edits in sets]
+        self.sets = [tuple(in_force(edits)) for edits in sets]
         self.routed = [row for row, edits in enumerate(sets) if any(isinstance(e, RoutingEdit) for e in edits)]
 
     def generate(self, queries: Sequence[Query], **kwargs: Any) -> list[str]:

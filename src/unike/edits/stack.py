@@ -16,6 +16,8 @@ from unike.backbones.adapter import Backbone
 from unike.backbones.forward import context
 from unike.backbones.forward.context import Prefill
 from unike.backbones.forward.hooks import Args, Hooks, Kwargs, text_input
+from unike.data.queries import Query
+from unike.edits.conflicts import in_force
 from unike.edits.edit import Edit, EditorConfig
 from unike.edits.group import Group
 from unike.edits.native import in_the_models_own_calls
@@ -25,6 +27,8 @@ Kind = tuple[type[Edit], EditorConfig]
 
 class Stack:
     """Edits that act together; those of one method and config as one `Group`.
+
+    Of several about the very same question the newest acts, see `conflicts`.
 
     Args:
         backbone: The model.
@@ -36,8 +40,8 @@ class Stack:
 
     def __init__(self, backbone: Backbone, edits: Sequence[Edit]) -> None:
         check_fit(backbone, edits)
-        self.edits = tuple(edits)
-        self.groups = checked(Group(backbone, alike) for alike in _by_kind(edits).values())
+        self.edits = tuple(in_force(edits))
+        self.groups = checked(Group(backbone, alike) for alike in _by_kind(self.edits).values())
 
     @classmethod
     def of_rows(cls, backbone: Backbone, sets: Sequence[Sequence[Edit]]) -> "Stack":
@@ -52,7 +56,7 @@ class Stack:
         """
         check_fit(backbone, [edit for edits in sets for edit in edits])
         stack = cls(backbone, [])
-        stack.groups = checked(_columns(backbone, alike) for alike in _in_turn(sets))
+        stack.groups = checked(_columns(backbone, alike) for alike in _in_turn([in_force(edits) for edits in sets]))
         stack.edits = tuple(edit for group in stack.groups for edit in group.edits)
         return stack
 
@@ -201,6 +205,21 @@ def blocks_on(backbone: Backbone) -> tuple[_Block, ...]:
     """The blocks that this context is within, the innermost last."""
     found = context.attached_to(backbone)
     return found.blocks if isinstance(found, _Attached) else ()
+
+
+@contextmanager
+def superseding(backbone: Backbone, facts: Sequence[Query]) -> Iterator[None]:
+    """Within the block, of what is attached in this context, what facts to come will supersede does not act."""
+    before = context.attached_to(backbone)
+    left = in_force(edits_on(backbone), newer=facts)
+    if len(left) == len(edits_on(backbone)):
+        yield
+        return
+    context.attach(backbone, Stack(backbone, left))
+    try:
+        yield
+    finally:
+        context.attach(backbone, before)
 
 
 def edits_on(backbone: Backbone) -> tuple[Edit, ...]:
