@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from unike.api import edit, make_editor
     from unike.backbones import load_backbone
     from unike.backbones.wrapping import wrap
+    from unike.core.images import picture
     from unike.data.queries import EditCase, Probe, Query
     from unike.edits.edit import Edit
     from unike.edits.edited import EditedModel, RowsEdited
@@ -35,6 +36,7 @@ __all__ = [
     "edit",
     "load_backbone",
     "make_editor",
+    "picture",
     "wrap",
 ]
 
@@ -49,6 +51,7 @@ _HOMES = {  # imported on first use, so that `import unike` and `unike --help` d
     "edit": "unike.api",
     "load_backbone": "unike.backbones",
     "make_editor": "unike.api",
+    "picture": "unike.core.images",
     "wrap": "unike.backbones.wrapping",
 }
 

@@ -1,11 +1,11 @@
 """One call from a wrong answer to an edit."""
 
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from unike.backbones.adapter import Backbone
 from unike.core import registry
+from unike.core.images import picture
 from unike.data.datasets import pocket
 from unike.data.queries import Query
 from unike.editors.base import Editor
@@ -40,7 +40,7 @@ def edit(
     *,
     prompt: str,
     target: str,
-    image: str | Path | None = None,
+    image: Any = None,
     editor: str = "unike",
     anchors: Anchors | None = None,
     **settings: Any,
@@ -51,7 +51,7 @@ def edit(
         model: From `unike.load_backbone`.
         prompt: The question that is answered wrongly.
         target: The answer it should get.
-        image: The picture it is about, or None.
+        image: The picture it is about, as `picture` takes it, or None.
         editor: Name of a method, see ``unike ls editors``.
         anchors: Questions to leave alone; None for `default_anchors`.
         **settings: Of the editor's config.
@@ -62,5 +62,5 @@ def edit(
     Raises:
         UnikeError: Bad input, with what is wrong and what to do.
     """
-    fact = Query(prompt, None if image is None else Path(image), target)
+    fact = Query(prompt, picture(image), target)
     return make_editor(editor, anchors=anchors, **settings).edit(model, fact)

@@ -1,5 +1,7 @@
 """Edits in the model's own calls, in several threads, and around models that somebody has loaded already."""
 
+import copy
+import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -198,3 +200,47 @@ def test_a_peft_model_is_wrapped_with_its_adapter(facts: list[Query]) -> None:
     assert not torch.allclose(tuned.forward(batch), plain.forward(batch), atol=1e-3)
     edit = registry.editors.get("ft")(steps=30, lr=1e-2).edit(tuned, facts[0])
     assert EditedModel(tuned, [edit]).generate(facts[:1], max_new_tokens=8) != tuned.generate(facts[:1])
+
+
+# ---------------------------------------------------------------------- copies, and compiled models
+
+
+def test_a_copy_is_another_model(facts: list[Query]) -> None:
+    backbone = tiny_backbone("llava")
+    edit = registry.editors.get("ft")(**SETTINGS["ft"]).edit(backbone, facts[0])
+    batch, plain = backbone.encode(facts[:1]), backbone.forward(backbone.encode(facts[:1]))
+    with edit.attached(backbone):
+        with pytest.raises(UnikeError, match="copy it outside of the block"):
+            copy.deepcopy(backbone)
+        as_a_user_would(backbone, facts[:1], max_new_tokens=2)
+        bare = copy.deepcopy(backbone.model)
+    twin = copy.deepcopy(backbone)
+    assert twin.fingerprint() == backbone.fingerprint() and twin.model is not backbone.model
+    assert torch.equal(twin.forward(batch), plain)
+    assert torch.allclose(bare(**batch.inputs).logits, plain, atol=1e-5), "the edit does not stay on a model's copy"
+    with edit.attached(backbone):
+        assert torch.equal(twin.forward(batch), plain)
+        edited = backbone.forward(batch)
+    with edit.attached(twin):
+        assert torch.equal(twin.forward(batch), edited), "once, not twice"
+
+
+def test_a_backbone_is_not_pickled() -> None:
+    with pytest.raises(UnikeError, match=r"load it there: unike.load_backbone\(source\)"):
+        pickle.dumps(tiny_backbone("llava"))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # dynamo says much about what it does not trace
+def test_a_model_that_was_compiled_before_is_edited_too() -> None:
+    backbone, fact = tiny_backbone("blip2-opt"), Query("What is this?", None, "a cat")
+    edit = registry.editors.get("ft")(**SETTINGS["ft"]).edit(backbone, fact)
+    inputs = backbone.encode([Query(fact.prompt)]).inputs
+    compiled = torch.compile(backbone.generator, backend="eager")
+    plain = backbone.generator(**inputs).logits
+    assert torch.allclose(compiled(**inputs).logits, plain, atol=1e-5)
+    with edit.attached(backbone):
+        edited = backbone.generator(**inputs).logits
+        assert torch.allclose(compiled(**inputs).logits, edited, atol=1e-4)
+    assert not torch.allclose(edited, plain, atol=1e-3)
+    assert torch.allclose(compiled(**inputs).logits, plain, atol=1e-5)

@@ -8,12 +8,14 @@ What it can do is built up in steps: `Parts` (where a model keeps what), `Encodi
 `Passes` (the split forward) and `Generation` (answers).
 """
 
+import copy
 from pathlib import Path
 from typing import Any, ClassVar
 
 from typing_extensions import Self
 
 from unike.backbones import identity
+from unike.backbones.forward import context
 from unike.backbones.generation import Generation
 from unike.backbones.loading import read_config, read_image_processor, read_model, read_tokenizer, resolve_placement
 from unike.core.errors import UnikeError
@@ -107,6 +109,27 @@ class Backbone(Generation):
             "tokenizer": read_tokenizer(source, trust_remote_code=trust_remote_code),
             "image_processor": read_image_processor(source, trust_remote_code=trust_remote_code),
         }
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A copy with weights of its own.
+
+        Raises:
+            UnikeError: An edit is attached in this context, whose hooks would be copied and never taken off.
+        """
+        if context.attached_to(self) is not context.UNEDITED:
+            raise UnikeError("an edit is attached, which would be copied with the model; copy it outside of the block")
+        same = type(self).__new__(type(self))
+        memo[id(self)] = same
+        vars(same).update({name: copy.deepcopy(value, memo) for name, value in vars(self).items()})
+        return same
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuse to be pickled.
+
+        Raises:
+            UnikeError: Always.
+        """
+        raise UnikeError("a backbone is not pickled; hand on its source and load it there: unike.load_backbone(source)")
 
     @classmethod
     def processors_of(cls, processor: Any, source: str) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +12,8 @@ from unike.backbones.forward.context import Acting
 from unike.backbones.forward.passes import Passes
 from unike.backbones.forward.replica import replica
 from unike.core.errors import UnikeError
+from unike.core.images import picture
+from unike.core.registry import check_names
 from unike.data.queries import Query
 
 
@@ -55,6 +56,7 @@ class Generation(Passes):
         max_new_tokens: int = 16,
         num_beams: int = 1,
         acting: Acting | None = None,
+        **options: Any,
     ) -> list[str]:
         """Answer queries by greedy or beam search; their targets are not looked at.
 
@@ -63,6 +65,10 @@ class Generation(Passes):
             max_new_tokens: At most so many tokens.
             num_beams: 1 for greedy decoding.
             acting: What acts in it; None for what is attached in the running context.
+            **options: Further settings of a ``transformers.GenerationConfig``: ``do_sample``, ``temperature``, ...
+
+        Raises:
+            UnikeError: An option that it does not have; or as `encode`.
 
         Returns:
             For each query the first line of the answer.
@@ -72,11 +78,11 @@ class Generation(Passes):
         eos = self.stop_ids
         pad = self.tokenizer.pad_token_id
         make_config: Any = transformers.GenerationConfig
+        check_names("generation option", list(options) or ["do_sample"], sorted(vars(make_config())))
+        plain = {"do_sample": False, "eos_token_id": eos or None, "num_beams": num_beams}
         config = make_config(
-            do_sample=False,
-            num_beams=num_beams,
+            **plain | options,
             max_new_tokens=max_new_tokens,
-            eos_token_id=eos or None,
             pad_token_id=pad if pad is not None else (eos or [0])[0],
         )
         answers = [""] * len(queries)
@@ -111,12 +117,12 @@ class Generation(Passes):
         ids = self.tokenizer([" " + target for target in targets], add_special_tokens=False)["input_ids"]
         return max(16, 1 << max(map(len, ids), default=0).bit_length())
 
-    def ask(self, image: str | Path | None, prompt: str, **kwargs: Any) -> str:
+    def ask(self, image: Any, prompt: str, **kwargs: Any) -> str:
         """Answer one question.
 
         Args:
-            image: Path of the image, or None.
+            image: The picture's path, or whatever `picture` takes, or None.
             prompt: The question.
             **kwargs: As in `generate`.
         """
-        return self.generate([Query(prompt, None if image is None else Path(image))], **kwargs)[0]
+        return self.generate([Query(prompt, picture(image))], **kwargs)[0]

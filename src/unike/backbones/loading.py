@@ -51,7 +51,20 @@ def resolve_dtype(dtype: str, device: torch.device) -> "torch.dtype | str":
         return torch.float32 if device.type == "cpu" else "auto"
     if dtype not in DTYPES:
         raise UnikeError(f"unknown dtype {dtype!r}; use auto, {', '.join(DTYPES)}")
+    if dtype == "bfloat16" and device.type == "cpu" and not has_bfloat16():
+        logging.getLogger("unike").warning(
+            "this processor has no instructions for bfloat16, which makes it many times slower than float32"
+        )
     return DTYPES[dtype]
+
+
+def has_bfloat16() -> bool:
+    """Whether the processor computes in bfloat16 by itself, as far as Linux tells of an x86; elsewhere, supposed."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return True
+    return "flags" not in flags or "avx512_bf16" in flags or "amx_bf16" in flags
 
 
 def resolve_placement(device: str, dtype: str, quantize: str | None) -> dict[str, Any]:

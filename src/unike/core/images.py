@@ -1,14 +1,91 @@
 """Reading image files: every way in which a picture can be bad ends in one clear line."""
 
+import hashlib
+import os
 import warnings
+from io import BytesIO
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from unike.core import home
 from unike.core.errors import UnikeError
+from unike.core.files import replace_file
 
 MAX_PIXELS = 100_000_000
 """The largest picture that is decoded; a small file that unpacks to more is a decompression bomb."""
+
+
+def picture(image: Any) -> Path | None:
+    """The file of a picture, whatever a program has of it; what is no file yet is put into the cache folder, as PNG.
+
+    Args:
+        image: A path, a ``file:`` URL, a PIL image, a file's bytes, an array or tensor ``[H, W]``, ``[H, W, 3 or 4]``
+            or ``[3, H, W]`` (0..255, or floats from 0 to 1); or None.
+
+    Raises:
+        UnikeError: It is something else, an address on the net, or several pictures.
+    """
+    if image is None or isinstance(image, Path):
+        return image
+    if isinstance(image, str):
+        if image.startswith("file:"):
+            return Path(url2pathname(urlparse(image).path))
+        if "://" in image[:12]:
+            raise UnikeError(f"{image} is on the net, and nothing is fetched; download the picture and give its path")
+        return Path(image)
+    if isinstance(image, os.PathLike):
+        return Path(image)
+    if isinstance(image, list | tuple):
+        if len(image) == 1:
+            return picture(image[0])
+        raise UnikeError(f"{len(image)} pictures were given; a question is about one, or none")
+    return _kept(_opened(image))
+
+
+def _opened(image: Any) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image
+    if isinstance(image, bytes | bytearray | memoryview):
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+                return Image.open(BytesIO(bytes(image)))
+        except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
+            raise UnikeError(f"these {len(image)} bytes are no picture ({error})") from None
+    try:
+        values = np.asarray(image.detach().cpu() if hasattr(image, "detach") else image)
+        if values.ndim not in (2, 3):
+            raise ValueError(f"it has {values.ndim} dimensions")
+        if values.ndim == 3 and values.shape[0] == 3 and values.shape[2] not in (3, 4):
+            values = values.transpose(1, 2, 0)
+        if values.dtype.kind == "f" and values.size and values.min() >= 0 and values.max() <= 1:
+            values = (values * 255).round()
+        if values.dtype.kind not in "biuf" or not values.size or values.min() < 0 or values.max() > 255:
+            raise ValueError("values are neither 0..255 nor 0..1")
+        return Image.fromarray(values.astype(np.uint8).squeeze())
+    except (TypeError, ValueError, RuntimeError) as error:
+        what = type(image).__name__
+        raise UnikeError(f"a picture is a path, a PIL image, bytes or an array, and not {what} ({error})") from None
+
+
+def _kept(image: Image.Image) -> Path:
+    """A picture's file in the cache folder, by its content."""
+    buffer = BytesIO()
+    try:
+        image.save(buffer, "PNG")
+    except (OSError, ValueError) as error:
+        raise UnikeError(f"the picture cannot be kept as PNG: {error}; convert it to RGB") from None
+    content = buffer.getvalue()
+    path = home.folder() / "pictures" / f"{hashlib.sha256(content).hexdigest()}.png"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, content)
+    return path
 
 
 def load_image(path: Path | str) -> Image.Image:

@@ -5,6 +5,7 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
+from unike.core.errors import UnikeError
 from unike.core.registry import added
 
 
@@ -68,6 +69,25 @@ class Query:
     prompt: str
     image: Path | None = None
     target: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is no text, and take a picture's path in either form.
+
+        Raises:
+            UnikeError: With what was given.
+        """
+        if isinstance(self.image, str):
+            object.__setattr__(self, "image", Path(self.image))
+        if not isinstance(self.prompt, str):
+            raise UnikeError(f"the prompt is {self.prompt!r}, which is not text")
+        if self.target is not None and not isinstance(self.target, str):
+            raise UnikeError(
+                f"the target of {self.prompt!r} is {self.target!r}, which is not text; write {str(self.target)!r}"
+            )
+        if self.image is not None and not isinstance(self.image, Path):
+            raise UnikeError(
+                f"the image of {self.prompt!r} is a {type(self.image).__name__}, not a path; give unike.picture(image)"
+            )
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from unike.backbones.forward.functional import target_positions, target_tokens
 from unike.backbones.forward.hooks import Hooks
 from unike.backbones.forward.split import SplitState
 from unike.core.errors import UnikeError
+from unike.core.images import picture
 from unike.data.queries import Query
 from unike.edits.conflicts import in_force
 from unike.edits.edit import Edit
@@ -70,9 +70,9 @@ class EditedModel:
         """The backbone under what is attached to it in this context."""
         return cls(backbone, edits_on(backbone))
 
-    def ask(self, image: str | Path | None, prompt: str, **kwargs: Any) -> str:
+    def ask(self, image: Any, prompt: str, **kwargs: Any) -> str:
         """Answer one question; arguments as in `Backbone.ask`."""
-        return self.generate([Query(prompt, None if image is None else Path(image))], **kwargs)[0]
+        return self.generate([Query(prompt, picture(image))], **kwargs)[0]
 
     def generate(self, queries: Sequence[Query], **kwargs: Any) -> list[str]:
         """Answer queries; arguments as in `Backbone.generate`, and targets are not looked at.

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch._dynamo
 from torch import Tensor, nn
 
 from unike.backbones.adapter import Backbone
@@ -52,7 +53,20 @@ def in_the_models_own_calls(backbone: Backbone, is_innermost: Callable[[], bool]
 
     with before, acting:
         before.add_pre(backbone.generator, begin, prepend=True)
-        yield
+        forget_what_was_compiled()
+        try:
+            yield
+        finally:
+            forget_what_was_compiled()
+
+
+def forget_what_was_compiled() -> None:
+    """Let compiled models be compiled anew: ``torch.compile`` does not look for hooks that come later.
+
+    Does nothing where nothing was compiled in this process.
+    """
+    if torch._dynamo.utils.counters["frames"]["total"]:
+        torch._dynamo.reset()
 
 
 def reads_prompts(kwargs: Kwargs) -> bool:
