@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from matrix import FEW, ROUTING
-from test_backbones import hooks_on
+from patches import hooks_on
 from tinies import TINIES, tiny_backbone
 from torch import Tensor
 

@@ -23,7 +23,7 @@ def named() -> set[tuple[str, str]]:
     for section in SECTIONS:
         title, text = section.split("\n", 1)
         usual = re.search(r"`([\w/]+\.py)`", title)
-        for file, test in re.findall(r"`(?:(\w+/test_\w+\.py))?(?:::)?(test_\w+(?!\.py))?`", text):
+        for file, test in re.findall(r"`(?:((?:\w+/)+test_\w+\.py))?(?:::)?(test_\w+(?!\.py))?`", text):
             if file or test:
                 found.add((file or (usual[1] if usual else ""), test))
     return found
