@@ -18,7 +18,8 @@ import torch
 from unike import api
 from unike.backbones import load_backbone
 from unike.backbones.answers import Answers
-from unike.bench.replay import Examiner, questions
+from unike.bench.lines import questions
+from unike.bench.replay import Examiner
 from unike.bench.selection import Task, choose, room
 from unike.bench.spec import RunSpec
 from unike.data.datasets.base import open_dataset

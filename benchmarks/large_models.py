@@ -191,7 +191,7 @@ def measure_edits(model: Blip2, editor: Any, facts: list[Query], repeat: int) ->
 @torch.no_grad()
 def measure_probes(model: Blip2, editor: Any, fact: Query, probes: list[Query], repeat: int) -> dict[str, Any]:
     batch = model.encode(probes)
-    state = model.run_to_split(batch, editor.split(model))
+    state = model.run_to_split(batch, editor.lowest_layer(model))
     if editor.keeps_prefix:
         state = model.shorten(state)
     positions = target_positions(state.labels)

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from decoding import greedy_without_cache
 from matrix import FEW, STACKS
-from test_backbones import greedy_without_cache, hooks_on
+from patches import hooks_on
 from tinies import TINIES
 from torch import Tensor
 

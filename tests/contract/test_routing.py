@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from matrix import FEW, ROUTING
-from test_backbones import hooks_on
+from patches import hooks_on
 from tinies import TINIES, tiny_backbone
 from torch import Tensor
 
@@ -86,7 +86,7 @@ def test_an_edit_leaves_the_backbone_as_it_was(
     plain = plain_logits(backbone, facts)
     hooks, random = hooks_on(backbone), torch.random.get_rng_state()
     editor = make_editor()
-    assert editor.split(backbone) is None
+    assert editor.lowest_layer(backbone) is None
     editor.prepare(backbone)
     edit = editor.edit(backbone, facts[0])
     ask([edit], backbone, facts[:1])

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 from matrix import STACKS, WITHIN
+from patches import hooks_on
 from safetensors.torch import load_file
-from test_backbones import hooks_on
 from tinies import TINIES, tiny_backbone
 from torch import Tensor
 

@@ -10,9 +10,9 @@ import unike
 from unike import Query
 from unike.backbones.answers import Answers
 from unike.backbones.families import mini
+from unike.bench.lines import questions as questions_of
 from unike.bench.protocols.base import all_protocols
 from unike.bench.replay import Examiner
-from unike.bench.replay import questions as questions_of
 from unike.cli.demo import DEMO_CASE, PROBES, questions
 from unike.core.images import load_image
 from unike.data.datasets.pocket import Pocket, image, read

@@ -83,7 +83,7 @@ class Scatter(Editor[FTConfig]):
     config_class = FTConfig
     edit_class = FTEdit
 
-    def split(self, backbone: Backbone) -> int:
+    def lowest_layer(self, backbone: Backbone) -> int:
         return backbone.layer_index(-1)
 
     def make(self, backbone: Backbone, facts: list[Query]) -> dict[str, Tensor]:
@@ -128,7 +128,7 @@ class Prefix(Editor[EditorConfig]):
     config_class = EditorConfig
     edit_class = Prefixed
 
-    def split(self, backbone: Backbone) -> None:
+    def lowest_layer(self, backbone: Backbone) -> None:
         return None
 
     def make(self, backbone: Backbone, facts: list[Query]) -> dict[str, Tensor]:

@@ -11,6 +11,8 @@ from unike.bench.results import ResultsFile
 from unike.bench.spec import RunSpec
 from unike.data.queries import probe_kinds
 from unike.editors.ft import FTConfig
+from unike.editors.unike.config import UniKEConfig
+from unike.report import Table
 
 HEADER = Header(
     spec=RunSpec(editor="ft", dataset="pocket-vqa", dtype="float32", device="cpu", max_new_tokens=16),
@@ -61,3 +63,26 @@ def write(folder: Path, units: dict[str, list[CaseResult]] | None = None, **chan
         for name, cases in units.items():
             file.append(name, cases)
     return folder
+
+
+def shown(table: Table) -> dict[str, list[str]]:
+    """Method to the texts of its cells."""
+    return {method: [cell.text for cell in cells] for method, cells in table.rows}
+
+
+def bold(table: Table) -> dict[str, list[bool]]:
+    return {method: [cell.best for cell in cells] for method, cells in table.rows}
+
+
+def sequence(number: int, k: int, wrong: dict[str, list[str]] | None = None) -> dict[str, list[CaseResult]]:
+    """A sequence of k cases, each asked right after its edit (all right) and at the end."""
+    names = [f"{number}-{position}" for position in range(k)]
+    where = [{"sequence": number, "position": position} for position in range(k)]
+    own = [case(name, when="own", **there) for name, there in zip(names, where, strict=True)]
+    end = [case(name, (wrong or {}).get(name, []), **there) for name, there in zip(names, where, strict=True)]
+    return {f"sequence-{number:05d}": own + end}
+
+
+def unike(**settings: Any) -> dict[str, Any]:
+    config = UniKEConfig.parse(settings)
+    return {"editor": "unike", "config": config.model_dump(mode="json"), "settings": config.fewest()}

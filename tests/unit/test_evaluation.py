@@ -18,8 +18,8 @@ from unike.backbones.adapter import Backbone
 from unike.backbones.answers import Answers
 from unike.bench import runner as evaluation
 from unike.bench.header import Counts
+from unike.bench.lines import questions
 from unike.bench.outcome import CaseResult
-from unike.bench.replay import questions
 from unike.bench.results import RunResults, read_run
 from unike.bench.runner import evaluate
 from unike.bench.selection import Task, Unit, arrange, room

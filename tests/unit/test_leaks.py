@@ -34,7 +34,7 @@ class Learned(Scatter):
 
     traces: Sequence[Trace] = ()
 
-    def sources(self, backbone: Backbone) -> Sequence[Trace]:
+    def learned_from(self, backbone: Backbone) -> Sequence[Trace]:
         return self.traces
 
 

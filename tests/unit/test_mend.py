@@ -275,16 +275,16 @@ def test_networks_that_do_not_fit_are_refused(facts: list[Query], at_own_home: P
     save_new_network(llava, MENDNetworkSettings(layers=(-1,), rank=2))
     folder = place("mend", llava)
     with pytest.raises(UnikeError, match=r"was trained for 'tiny-llava' \(.*run: unike train --editor mend"):
-        MEND(trained=str(folder)).split(other)
+        MEND(trained=str(folder)).lowest_layer(other)
     with pytest.raises(UnikeError, match="no trained network in"):
-        MEND(trained=str(at_own_home)).split(llava)
+        MEND(trained=str(at_own_home)).lowest_layer(llava)
     with pytest.raises(UnikeError, match="trained for the editor 'mend', not for 'ke'"):
         Trained.from_pretrained(folder).check("ke", llava)
     wrong = Trained.from_pretrained(folder)
     files = Trained(wrong.description | {"network": {"layers": [-1], "rank": 3}}, wrong.tensors).files()
     replace_folder(folder, files, known_by="trained.json")
     with pytest.raises(UnikeError, match="not of the form that its settings say; run: unike train"):
-        MEND().split(llava)
+        MEND().lowest_layer(llava)
     (folder / "trained.safetensors").write_bytes(b"cut")
     with pytest.raises(UnikeError, match=r"the trained network in .* is damaged"):
-        MEND().split(llava)
+        MEND().lowest_layer(llava)

@@ -60,7 +60,7 @@ class Theirs(Protocol):
         return {"their_protocol/said": float(bool(response.after))}
 ''',
     "their_study": """
-from unike.studies.base import Outcome, VariantStudy
+from unike.studies.base import Findings, VariantStudy
 from unike.studies.lab import Variant
 
 class Theirs(VariantStudy):
@@ -70,7 +70,7 @@ class Theirs(VariantStudy):
         return [Variant("theirs", {"steps": 1}, "their_editor")]
 
     def show(self, lab, measurements):
-        return Outcome()
+        return Findings()
 """,
     "their_command": '''
 from unike.core.options import parse_settings

@@ -15,7 +15,8 @@ from torch import Tensor
 from unike.backbones.adapter import Backbone
 from unike.backbones.answers import Answers
 from unike.backbones.forward.functional import token_nll
-from unike.bench.replay import Examiner, questions
+from unike.bench.lines import questions
+from unike.bench.replay import Examiner
 from unike.bench.selection import Task, check_leaks
 from unike.bench.spec import ENGINES
 from unike.core import registry
@@ -183,9 +184,9 @@ def test_a_batch_of_edits_below_is_not_mixed_up(backbone: Backbone, facts: list[
 
 def test_losses_are_the_paper_s(backbone: Backbone, cases: list[EditCase]) -> None:
     network = SeracModel(backbone, SETTINGS)
-    reading = serac.read(backbone, network, cases[:2])
-    found = serac.outcome(network, reading).losses
-    assert reading.nbytes > 0
+    frozen = serac.read(backbone, network, cases[:2])
+    found = serac.objective(network, frozen).losses
+    assert frozen.nbytes > 0
     for row, case in enumerate(cases[:2]):
         probes = {probe.kind: probe.query for probe in case.probes}
 
@@ -209,10 +210,10 @@ def test_training_teaches_both_networks_and_not_the_backbone(backbone: Backbone,
     editor = SERAC()
     network = editor.build(backbone, SETTINGS).train()
     assert network.training and not any(module.training for module in network.layers.modules()), "no dropout"
-    steps, reading, history = editor.optimizer(network, SETTINGS), editor.read(backbone, network, cases), []
+    steps, frozen, history = editor.optimizer(network, SETTINGS), editor.read(backbone, network, cases), []
     for _ in range(12):
         steps.zero_grad()
-        found = editor.outcome(backbone, network, reading)
+        found = editor.objective(backbone, network, frozen)
         history.append({name: loss.mean().item() for name, loss in found.losses.items()})
         editor.total(network, found.losses).backward()
         steps.step()
@@ -228,10 +229,10 @@ def test_layers_are_trained_in_full_precision(cases: list[EditCase], dtype: torc
     backbone, editor, settings = tiny_backbone("llava"), SERAC(), SETTINGS.model_copy(update={"lr": 3e-5})
     backbone.model.to(dtype)
     network = editor.build(backbone, settings).train()
-    steps, reading = editor.optimizer(network, settings), editor.read(backbone, network, cases)
+    steps, frozen = editor.optimizer(network, settings), editor.read(backbone, network, cases)
     weight = network.layers.get_parameter("0.self_attn.o_proj.weight")
     before = weight.detach().clone()
-    editor.total(network, editor.outcome(backbone, network, reading).losses).backward()
+    editor.total(network, editor.objective(backbone, network, frozen).losses).backward()
     steps.step()
     assert (weight != before).float().mean() > 0.9
     assert all(parameter.isfinite().all() for parameter in network.parameters())
@@ -252,7 +253,7 @@ def test_unike_train_trains_it(backbone: Backbone, tmp_path: Path) -> None:
     first, *later = read_log(out)
     assert [entry["step"] for entry in later] == [5, 10]
     assert trained.description["report"]["best"]["validation"]["loss"] < first["validation"]["loss"]
-    assert {trace.prompt for trace in SERAC().sources(backbone)} >= {case.edit.prompt for case in learned}
+    assert {trace.prompt for trace in SERAC().learned_from(backbone)} >= {case.edit.prompt for case in learned}
     assert SERAC().learned(backbone) == SAVED.describe(out)["sha256"][:16]
     fact = learned[0].edit
     edit = SERAC().edit(backbone, fact)
@@ -267,7 +268,7 @@ def test_a_question_that_is_the_edit_s_own_does_not_make_the_loss_infinite(
 ) -> None:
     probes = tuple(replace(p, query=cases[0].edit) if p.kind == "m_locality" else p for p in cases[0].probes)
     network = SeracModel(backbone, SETTINGS)
-    found = serac.outcome(network, serac.read(backbone, network, [replace(cases[0], probes=probes)]))
+    found = serac.objective(network, serac.read(backbone, network, [replace(cases[0], probes=probes)]))
     assert found.losses["scope"].isfinite().all() and found.scores["m_locality"].tolist() == [0]
     found.losses["scope"].sum().backward()
     assert all(weight.grad.isfinite().all() for weight in network.scope.parameters())
@@ -288,7 +289,7 @@ def test_an_edit_belongs_to_its_networks(backbone: Backbone, facts: list[Query],
     sources = (Trace("What?", ImageHashes("ab" * 8, "0f" * 96)), Trace("Who?", None))
     save(backbone, tensors, tmp_path / "mine", sources)
     mine, other = SERAC(trained=str(tmp_path / "mine")), SERAC()
-    assert mine.sources(backbone) == sources and other.sources(backbone) == ()
+    assert mine.learned_from(backbone) == sources and other.learned_from(backbone) == ()
     edit = other.edit(backbone, facts[0])
     assert EditedModel(backbone, [edit]).generate(facts[:1], max_new_tokens=2)
     save(backbone, tensors, place("serac", backbone))
@@ -303,7 +304,7 @@ def test_an_edit_belongs_to_its_networks(backbone: Backbone, facts: list[Query],
 
 def test_an_editor_without_networks_says_what_to_run(facts: list[Query]) -> None:
     other = tiny_backbone("llava", seed=1)
-    uses: list[Callable[[], object]] = [lambda: SERAC().edit(other, facts[0]), lambda: SERAC().split(other)]
+    uses: list[Callable[[], object]] = [lambda: SERAC().edit(other, facts[0]), lambda: SERAC().lowest_layer(other)]
     for use in uses:
         with pytest.raises(UnikeError, match="serac has not been trained for 'tiny-llava' yet; run: unike train"):
             use()

@@ -126,9 +126,9 @@ def test_the_loss_falls_and_the_best_network_is_kept(
     assert all(torch.equal(tensor, weights[name]) for name, tensor in model.model.state_dict().items())
 
     network = MEND(trained=str(tmp_path / "out")).network(model)
-    outcome = MEND().outcome(model, network, MEND().read(model, network, judged))
+    objective = MEND().objective(model, network, MEND().read(model, network, judged))
     for kind in KINDS:
-        assert outcome.losses[kind].mean().item() == pytest.approx(best["validation"]["losses"][kind], abs=1e-4)
+        assert objective.losses[kind].mean().item() == pytest.approx(best["validation"]["losses"][kind], abs=1e-4)
     edit = MEND(trained=str(tmp_path / "out")).edit(model, judged[0].edit)
     assert edit.tensors["-1.down_proj.reads"].any()
 

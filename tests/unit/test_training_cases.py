@@ -18,7 +18,7 @@ from unike.editors.common.low_rank import install_low_rank
 from unike.editors.mend.editor import MEND, MENDNetworkSettings
 from unike.editors.trained import meta_objective
 from unike.editors.trained.base import matrix
-from unike.editors.trained.cases import Readings, batches_of, choose
+from unike.editors.trained.cases import FrozenBatches, batches_of, choose
 from unike.editors.trained.config import TrainConfig
 from unike.editors.trained.loop import train
 from unike.editors.trained.meta_objective import UNRELATED, probes_of
@@ -107,10 +107,10 @@ def test_readings_are_kept_as_long_as_they_fit() -> None:
         nbytes = 10
 
     asked: list[int] = []
-    readings = Readings(lambda cases: asked.append(len(cases)) or Ten(), [[None] * n for n in range(4)], 25)  # type: ignore[list-item, func-returns-value]
+    batches = FrozenBatches(lambda cases: asked.append(len(cases)) or Ten(), [[None] * n for n in range(4)], 25)  # type: ignore[list-item, func-returns-value]
     for _ in range(2):
         for number in range(4):
-            assert readings[number].nbytes == 10
+            assert batches[number].nbytes == 10
     assert asked == [0, 1, 2, 3, 2, 3]
 
 
@@ -120,7 +120,7 @@ def test_readings_are_kept_as_long_as_they_fit() -> None:
 def test_the_objective_is_nll_and_divergence(model: Backbone, learned: list[EditCase]) -> None:
     """Against each question asked by itself, under an edit of its own."""
     network = MEND().build(model, NETWORK.model_copy(update={"step_size": 1.0})).eval()
-    outcome = MEND().outcome(model, network, MEND().read(model, network, learned[:3]))
+    objective = MEND().objective(model, network, MEND().read(model, network, learned[:3]))
     for row, case in enumerate(learned[:3]):
         alone = MEND().read(model, network, [case])
         edit = {name: (u, d) for name, (u, d) in edits_of(model, network, case).items()}
@@ -131,10 +131,10 @@ def test_the_objective_is_nll_and_divergence(model: Backbone, learned: list[Edit
             if kind in UNRELATED:
                 expected = kl(plain[positions], edited[positions]).mean()
                 unchanged = (plain[positions].argmax(-1) == edited[positions].argmax(-1)).all()
-                assert outcome.scores[kind][row] == float(unchanged)
+                assert objective.scores[kind][row] == float(unchanged)
             else:
                 expected = token_nll(edited, batch.labels)[0]
-            assert outcome.losses[kind][row].item() == pytest.approx(expected.item(), abs=1e-3), kind
+            assert objective.losses[kind][row].item() == pytest.approx(expected.item(), abs=1e-3), kind
             assert meta_objective.ask(model, alone.questions, [kind]).losses.keys() == {kind}
 
 

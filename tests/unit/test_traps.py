@@ -24,10 +24,11 @@ from unike.backbones.forward.hooks import Args, Hooks, Kwargs
 from unike.backbones.forward.split import IGNORE, Batch, SplitState
 from unike.bench import replay
 from unike.bench import runner as evaluation
+from unike.bench.lines import questions, text_tokens
 from unike.bench.outcome import Asked, CaseResult
 from unike.bench.protocols.base import Response, all_protocols
 from unike.bench.protocols.mmedit import MMEdit
-from unike.bench.replay import Examiner, Lines, questions
+from unike.bench.replay import Examiner
 from unike.bench.runner import Bench, evaluate
 from unike.bench.selection import Task, Unit
 from unike.bench.spec import RunSpec
@@ -91,14 +92,14 @@ def test_labels_tokenised_apart_from_the_prompt(
     taught: Backbone, pictures: list[Path], mistake: pytest.MonkeyPatch
 ) -> None:
     def apart(query: Query, image_text: str) -> tuple[list[int], int]:
-        ids, length = Backbone._tokenize(taught, query, image_text)
+        ids, length = Backbone.tokenize(taught, query, image_text)
         if query.target is None:
             return ids, length
         target = taught.tokenizer(query.target, add_special_tokens=False)["input_ids"]  # no space in front
         return [*ids[:length], *target, taught.tokenizer.eos_token_id], length
 
     check_own_answers_are_right(taught, pictures)
-    mistake.setattr(taught, "_tokenize", apart)
+    mistake.setattr(taught, "tokenize", apart)
     with pytest.raises(NOTICED):
         check_own_answers_are_right(taught, pictures)
 
@@ -129,16 +130,11 @@ def test_pads_scored_as_answers(taught: Backbone, pictures: list[Path], mistake:
 
 
 def test_a_batch_scored_against_row_0(taught: Backbone, pictures: list[Path], mistake: pytest.MonkeyPatch) -> None:
-    original = Examiner._read_lines
-
-    def row_0(self: Examiner, queries: list[Query]) -> Lines:
-        read = original(self, queries)
-        return dataclasses.replace(
-            read, lines=[dataclasses.replace(line, tokens=read.lines[0].tokens) for line in read.lines]
-        )
+    def row_0(labels: Tensor) -> list[list[int]]:
+        return [text_tokens(labels)[0]] * len(labels)
 
     check_own_answers_are_right(taught, pictures)
-    mistake.setattr(Examiner, "_read_lines", row_0)
+    mistake.setattr(replay, "text_tokens", row_0)
     with pytest.raises(NOTICED):
         check_own_answers_are_right(taught, pictures)
 
@@ -155,8 +151,8 @@ def test_answers_before_computed_after_the_edit(
         who = Examiner(taught, editor, known, engine="plain")
         with attached(taught, [edit] if attached_too_early else []):
             known.ask([query for _, query in questions(cases[0])])
-            reading = who.read(cases[0])
-        (asked,) = who.examine([reading], [edit])
+            read = who.read(cases[0])
+        (asked,) = who.examine([read], [edit])
         scores = [
             answer.scores["strict/exact"] for answer in asked if probe_kinds()[answer.kind].expects == "unchanged"
         ]

@@ -137,7 +137,7 @@ class Encoding(Parts):
             )
         image_inputs, image_texts = self._read_images(with_image)
         texts = iter(image_texts)
-        rows = [self._tokenize(query, next(texts) if query.image is not None else "") for query in queries]
+        rows = [self.tokenize(query, next(texts) if query.image is not None else "") for query in queries]
 
         length = max(len(ids) for ids, _ in rows)
         self._check_length(length)
@@ -166,7 +166,7 @@ class Encoding(Parts):
             UnikeError: It is too long, or holds a placeholder.
         """
         target = query.target if (query.target or "").strip() else None
-        ids, _ = self._tokenize(replace(query, target=target), "")
+        ids, _ = self.tokenize(replace(query, target=target), "")
         self._check_length(len(ids))
 
     def _check_length(self, length: int) -> None:
@@ -200,7 +200,7 @@ class Encoding(Parts):
         """The template around a question; ``image_text`` is empty if it has no image."""
         return self.template.format(image=image_text, prompt=prompt)
 
-    def _tokenize(self, query: Query, image_text: str) -> tuple[list[int], int]:
+    def tokenize(self, query: Query, image_text: str) -> tuple[list[int], int]:
         """Token ids of the whole row and how many of them are the prompt's."""
         if self.config_has_image_token and self.image_token in f"{query.prompt} {query.target or ''}":
             raise UnikeError(f"a prompt or target holds the image placeholder {self.image_token!r}: {query.prompt!r}")

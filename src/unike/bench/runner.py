@@ -25,8 +25,9 @@ from accelerate.utils import align_module_device
 from unike.backbones.adapter import Backbone
 from unike.backbones.answers import ALONE, Answers, Team
 from unike.bench.header import Counts, Header
+from unike.bench.lines import ReadCase, questions
 from unike.bench.outcome import CaseResult
-from unike.bench.replay import TOGETHER, Examiner, Reading, questions
+from unike.bench.replay import TOGETHER, Examiner
 from unike.bench.results import ResultsFile, RunResults, check_same_run, read_run
 from unike.bench.selection import (
     Task,
@@ -89,7 +90,7 @@ def evaluate(
     check_leaks(backbone, editor, tasks, alone)
     header = describe(backbone, editor, tasks, spec)
     check_same_run(out, {key: value for key, value in header.to_json().items() if key != "counts"})
-    editor.split(backbone)  # what the method needs and has not is told before anything is asked
+    editor.lowest_layer(backbone)  # what the method needs and has not is told before anything is asked
     assert spec.max_new_tokens is not None
     answers = Answers(backbone, spec.max_new_tokens)
     chosen, counts = choose(backbone, editor, tasks, spec, answers, progress=alone, team=team)
@@ -157,11 +158,11 @@ class Bench:
         """
         edits, seconds = self._edit(unit.cases)
         missing = [row for row, case in enumerate(unit.cases) if case.case_id not in done]
-        readings = [self.examiner.read(unit.cases[row]) for row in missing]
-        found = self.examiner.examine(readings, edits.rows(missing))
+        cases = [unit.cases[row] for row in missing]
+        examined = self.examiner.examine([self.examiner.read(case) for case in cases], edits.rows(missing))
         return [
-            (reading.case.case_id, [CaseResult(reading.case.case_id, reading.case.domain, asked, seconds)])
-            for reading, asked in zip(readings, found, strict=True)
+            (case.case_id, [CaseResult(case.case_id, case.domain, asked, seconds)])
+            for case, asked in zip(cases, examined, strict=True)
         ]
 
     def sequence(self, unit: Unit) -> list[CaseResult]:
@@ -169,19 +170,19 @@ class Bench:
         edits: list[Edit] = []
         seconds: list[float] = []
         results: list[CaseResult] = []
-        readings: dict[int, Reading] = {}
+        kept: dict[int, ReadCase] = {}
 
         def ask(positions: Sequence[int], when: str) -> None:
             for start in range(0, len(positions), TOGETHER):
                 part = positions[start : start + TOGETHER]
-                now = [readings[p] if p in readings else self.examiner.read(unit.cases[p]) for p in part]
-                for position, reading, asked in zip(part, now, self.examiner.examine(now, edits), strict=True):
-                    case = reading.case
+                now = [kept[p] if p in kept else self.examiner.read(unit.cases[p]) for p in part]
+                for position, read, asked in zip(part, now, self.examiner.examine(now, edits), strict=True):
+                    case = read.case
                     results.append(
                         CaseResult(case.case_id, case.domain, asked, seconds[position], unit.sequence, position, when)
                     )
-                    if sum(kept.nbytes for kept in readings.values()) < KEPT_BYTES:
-                        readings[position] = reading
+                    if sum(each.nbytes for each in kept.values()) < KEPT_BYTES:
+                        kept[position] = read
 
         for position, case in enumerate(unit.cases):
             edit, took = self._edit([case], edits)

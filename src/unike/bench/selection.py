@@ -12,7 +12,7 @@ from typing import Any
 from unike.backbones.adapter import Backbone
 from unike.backbones.answers import ALONE, Answers, Team
 from unike.bench.header import Counts
-from unike.bench.replay import image_name, questions
+from unike.bench.lines import image_name, questions
 from unike.bench.spec import RunSpec
 from unike.core.errors import UnikeError
 from unike.core.images import load_image
@@ -119,7 +119,7 @@ def check_leaks(backbone: Backbone, editor: Editor[Any], tasks: Sequence[Task], 
     Raises:
         UnikeError: With how much is shared, and the first of it.
     """
-    if not (learned := editor.sources(backbone)):
+    if not (learned := editor.learned_from(backbone)):
         return
     asked = [query for task in tasks for case in task.cases for _, query in questions(case)]
     # A picture that cannot be read is no leak; `choose` names the case that it belongs to.

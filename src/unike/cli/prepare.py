@@ -15,6 +15,7 @@ from unike.core.options import parse_settings
 if TYPE_CHECKING:
     from unike.data.datasets.base import Dataset
     from unike.data.queries import EditCase
+    from unike.editors.unike.knowledge import Knowledge
 
 ORDER = 40
 
@@ -87,18 +88,19 @@ def prepare(
             start += load_seconds
         with shared.progress_bars() as progress:
             known = pipeline.prepare(backbone, cases, out, config, against=against, tags=tags, progress=progress)
-    seconds = time.perf_counter() - start
-    result = {
-        "model": model,
-        "saved": str(out),
-        "already_there": there,
+    result = {"model": model, "saved": str(out), "already_there": there} | described(known, out, start)
+    shared.print_json(result) if as_json else show(result)
+
+
+def described(known: "Knowledge", out: Path, start: float) -> dict[str, Any]:
+    """What there is now, and how long it took since ``start``."""
+    return {
         "triplets": len(known),
         "fingerprint": known.fingerprint,
-        "seconds": round(seconds, 1),
+        "seconds": round(time.perf_counter() - start, 1),
         "bytes": sum(file.stat().st_size for file in out.iterdir()),
         "report": known.description["report"],
     }
-    shared.print_json(result) if as_json else show(result)
 
 
 def show(result: dict[str, Any]) -> None:

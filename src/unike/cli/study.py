@@ -53,9 +53,9 @@ def study(
     shared.build(spec.model)
     quiet()
     with shared.progress_bars() as lab.progress:
-        outcome, files = conduct(chosen, lab)
+        findings, files = conduct(chosen, lab)
     if as_json:
-        rows = [row for measurement in outcome.measurements for row in measurement.rows]
+        rows = [row for measurement in findings.measurements for row in measurement.rows]
         shared.print_json({"study": chosen.name, "out": str(out), "files": list(map(str, files)), "summary": rows})
         return
     typer.echo(f"study: {', '.join(map(str, files))}")

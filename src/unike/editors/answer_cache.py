@@ -97,7 +97,7 @@ class AnswerCache(Editor[AnswerCacheConfig]):
         """Load the encoder."""
         sentence_encoder(self.config.encoder, str(backbone.device))
 
-    def split(self, backbone: Backbone) -> None:
+    def lowest_layer(self, backbone: Backbone) -> None:
         """No layer: the model is asked or it is not."""
 
     def make(self, backbone: Backbone, facts: list[Query]) -> dict[str, Tensor]:

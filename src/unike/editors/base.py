@@ -51,7 +51,7 @@ class Editor(ABC, Generic[ConfigT]):
     def prepare(self, backbone: Backbone) -> None:
         """Read what does not depend on the facts, so that the first edit takes no longer than the next; optional."""
 
-    def sources(self, backbone: Backbone) -> Sequence[Trace]:
+    def learned_from(self, backbone: Backbone) -> Sequence[Trace]:
         """What the method learned from before its first edit; the bench refuses what it is to be evaluated on."""
         return ()
 
@@ -113,7 +113,7 @@ class Editor(ABC, Generic[ConfigT]):
             raise UnikeError(f"the target for {fact.prompt!r} has {length} tokens, the limit is {limit}; shorten it")
 
     @abstractmethod
-    def split(self, backbone: Backbone) -> int | None:
+    def lowest_layer(self, backbone: Backbone) -> int | None:
         """The lowest layer an edit acts on, counted from 0: what is below need not be computed twice.
 
         None for a method that does not act through hooks on the decoder, but makes `RoutingEdit`.

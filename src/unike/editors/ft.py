@@ -62,13 +62,13 @@ class FT(Editor[FTConfig]):
     config_class = FTConfig
     edit_class = FTEdit
 
-    def split(self, backbone: Backbone) -> int:
+    def lowest_layer(self, backbone: Backbone) -> int:
         """The edited layer."""
         return backbone.layer_index(self.config.layer)
 
     def make(self, backbone: Backbone, facts: list[Query]) -> dict[str, Tensor]:
         """Gradient descent on ``dW``, from zero."""
-        state = backbone.run_to_split(backbone.encode(facts), self.split(backbone))
+        state = backbone.run_to_split(backbone.encode(facts), self.lowest_layer(backbone))
         positions = target_positions(state.labels)
         matrices = backbone.ffn(self.config.layer).matrices
         shapes = {name: (len(facts), linear.out_features, linear.in_features) for name, linear in matrices.items()}

@@ -201,7 +201,7 @@ class IKE(Editor[IKEConfig]):
         """Embed the pool."""
         self.config.read_pool().embed(self.config.encoder, str(backbone.device))
 
-    def sources(self, backbone: Backbone) -> Sequence[Trace]:
+    def learned_from(self, backbone: Backbone) -> Sequence[Trace]:
         """The questions of the pool."""
         return self.config.read_pool().traces
 
@@ -215,7 +215,7 @@ class IKE(Editor[IKEConfig]):
         if fact.image is not None:
             load_image(fact.image)
 
-    def split(self, backbone: Backbone) -> None:
+    def lowest_layer(self, backbone: Backbone) -> None:
         """No layer: the whole model reads another question."""
 
     def make(self, backbone: Backbone, facts: list[Query]) -> dict[str, Tensor]:

@@ -130,9 +130,9 @@ class IntrinsicIKE(Editor[IntrinsicIKEConfig]):
         self.half(INTRINSIC).prepare(backbone)
         self.half(IKE).prepare(backbone)
 
-    def sources(self, backbone: Backbone) -> Sequence[Trace]:
+    def learned_from(self, backbone: Backbone) -> Sequence[Trace]:
         """What both halves learned from."""
-        return [*self.half(INTRINSIC).sources(backbone), *self.half(IKE).sources(backbone)]
+        return [*self.half(INTRINSIC).learned_from(backbone), *self.half(IKE).learned_from(backbone)]
 
     def learned(self, backbone: Backbone) -> str | None:
         """The fingerprint of the demonstrations' pool; the pairs alone learn nothing."""
@@ -148,7 +148,7 @@ class IntrinsicIKE(Editor[IntrinsicIKEConfig]):
         self.half(INTRINSIC).check(backbone, fact)
         self.half(IKE).check(backbone, fact)
 
-    def split(self, backbone: Backbone) -> None:
+    def lowest_layer(self, backbone: Backbone) -> None:
         """No layer: the whole model reads another question."""
 
     def make(self, backbone: Backbone, facts: list[Query]) -> dict[str, Tensor]:

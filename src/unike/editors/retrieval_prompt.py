@@ -90,7 +90,7 @@ class RetrievalPrompt(Editor[RetrievalPromptConfig]):
         """Load the encoder."""
         sentence_encoder(self.config.encoder, str(backbone.device))
 
-    def split(self, backbone: Backbone) -> None:
+    def lowest_layer(self, backbone: Backbone) -> None:
         """No layer: the whole model reads another question."""
 
     def make(self, backbone: Backbone, facts: list[Query]) -> dict[str, Tensor]:

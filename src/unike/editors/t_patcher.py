@@ -114,7 +114,7 @@ class TPatcher(Editor[TPatcherConfig]):
         """Read the memory."""
         self._memory(backbone)
 
-    def split(self, backbone: Backbone) -> int:
+    def lowest_layer(self, backbone: Backbone) -> int:
         """The lowest edited layer."""
         return min(map(backbone.layer_index, self.config.layers))
 
@@ -122,7 +122,7 @@ class TPatcher(Editor[TPatcherConfig]):
         """Train keys, biases and values until the answer is right and the memory is left alone."""
         config = self.config
         memory = self._memory(backbone)
-        state = backbone.run_to_split(backbone.encode(facts), self.split(backbone))
+        state = backbone.run_to_split(backbone.encode(facts), self.lowest_layer(backbone))
         positions = target_positions(state.labels)
         neurons = self._start(backbone, state)
         trained = [tensor for each in neurons.values() for tensor in (each.keys, each.bias, each.directions)]

@@ -22,6 +22,16 @@ from unike.report.measurements import Measurement
 from unike.report.study_figures import StudyFigures
 from unike.report.text import provenance, where
 
+SECTIONS = {
+    "studies": "Studies",
+    "cases": "Cases",
+    "tables": "Tables",
+    "alpha": "How strongly the memory acts",
+    "failures": "What went wrong",
+    "provenance": "Provenance",
+}
+"""Of a page, by their anchors."""
+
 NOTES = {"alpha": "weight of the memory", "gate": "relevance", "activation": "strongest pair"}
 """What a method may say about each question."""
 
@@ -87,19 +97,11 @@ def to_html(
         logs += logged(measurement) if details else []
         failed += [] if view is None else failed_runs(measurement, view, count, pictures)
     progress("looking for failures", len(measurements), len(measurements))
-    sections = {
-        **({"studies": "Studies"} if studies else {}),
-        **({"cases": "Cases"} if chosen else {}),
-        "tables": "Tables",
-        **({"alpha": "How strongly the memory acts"} if logs else {}),
-        **({"failures": "What went wrong"} if failed else {}),
-        "provenance": "Provenance",
-    }
     return (
         layout()
         .render(
             version=__version__,
-            contents=sections.items(),
+            contents=contents(studies=studies, cases=chosen, alpha=logs, failures=failed),
             measurements=measurements,
             tables=drawn,
             studies=studies,
@@ -115,6 +117,12 @@ def to_html(
         )
         .lstrip()
     )
+
+
+def contents(**shown: Sequence[Any]) -> list[tuple[str, str]]:
+    """Anchor and title of each section; those that not every page has are named with what they show."""
+    always = ("tables", "provenance")
+    return [(anchor, title) for anchor, title in SECTIONS.items() if anchor in always or shown[anchor]]
 
 
 def layout() -> Template:

@@ -9,7 +9,7 @@ from typing import Any
 
 from unike.backbones.adapter import Backbone
 from unike.backbones.forward.hooks import Args, Hooks, Kwargs, text_input
-from unike.bench.replay import questions
+from unike.bench.lines import questions
 from unike.bench.spec import RunSpec
 from unike.core.files import replace_file
 from unike.data.queries import EditCase, Query

@@ -6,7 +6,7 @@ from typing import ClassVar
 from unike.report import Measurement
 from unike.report.drawing import Drawing
 from unike.report.figures import dots
-from unike.studies.base import Outcome, VariantStudy, first_view, scores_of, told
+from unike.studies.base import Findings, VariantStudy, first_view, scores_of, told
 from unike.studies.lab import INTRINSIC_IKE, Lab, Variant
 from unike.studies.request import Request
 
@@ -46,8 +46,8 @@ class Ablation(VariantStudy):
         """All rows."""
         return list(ROWS)
 
-    def show(self, lab: Lab, measurements: Sequence[Measurement]) -> Outcome:
+    def show(self, lab: Lab, measurements: Sequence[Measurement]) -> Findings:
         """Every row's scores with their intervals."""
         view = first_view(lab)
         figure = dots({m.method: scores_of(m, view) for m in measurements}, view)
-        return Outcome(drawings=[Drawing("ablation", told(lab, measurements[0], "Ablation (Table 4)"), figure)])
+        return Findings(drawings=[Drawing("ablation", told(lab, measurements[0], "Ablation (Table 4)"), figure)])

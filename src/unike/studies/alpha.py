@@ -9,7 +9,7 @@ from unike.core.errors import UnikeError
 from unike.report import Measurement
 from unike.report.drawing import Drawing
 from unike.report.figures import curves
-from unike.studies.base import Outcome, VariantStudy, first_view, scores_of, told
+from unike.studies.base import Findings, VariantStudy, first_view, scores_of, told
 from unike.studies.lab import Lab, Variant
 from unike.studies.request import Request
 
@@ -44,7 +44,7 @@ class Alpha(VariantStudy):
         """The constant mean of what the dynamic run logged."""
         return [Variant(CONSTANT, {"collaboration.fixed_alpha": mean_alpha(runs[DYNAMIC])})]
 
-    def show(self, lab: Lab, measurements: Sequence[Measurement]) -> Outcome:
+    def show(self, lab: Lab, measurements: Sequence[Measurement]) -> Findings:
         """Scores against alpha; the dynamic one, which has no single value, as a level."""
         view = first_view(lab)
         lines: dict[str, dict[float, Mapping[str, Mapping[str, object]]]] = {"fixed": {}, CONSTANT: {}}
@@ -55,7 +55,7 @@ class Alpha(VariantStudy):
         (dynamic,) = (m for m in measurements if m.method == DYNAMIC)
         figure = curves(lines, "alpha", view, levels={DYNAMIC: scores_of(dynamic, view)})
         caption = told(lab, dynamic, "Scores against a fixed alpha, beside the dynamic one (Figure 4b)")
-        return Outcome(drawings=[Drawing("alpha", caption, figure)])
+        return Findings(drawings=[Drawing("alpha", caption, figure)])
 
 
 def mean_alpha(run: RunResults) -> float:

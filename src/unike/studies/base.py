@@ -19,7 +19,7 @@ from unike.studies.request import Request
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Findings:
     """What a study found.
 
     Attributes:
@@ -54,7 +54,7 @@ class Study(ABC):
         """
 
     @abstractmethod
-    def conduct(self, lab: Lab) -> Outcome:
+    def conduct(self, lab: Lab) -> Findings:
         """Measure what is not there yet, and say what was found."""
 
 
@@ -84,7 +84,7 @@ class VariantStudy(Study):
         return {}
 
     @abstractmethod
-    def show(self, lab: Lab, measurements: Sequence[Measurement]) -> Outcome:
+    def show(self, lab: Lab, measurements: Sequence[Measurement]) -> Findings:
         """The figures, and tables beside those of the report."""
 
     def check(self, lab: Lab) -> None:
@@ -92,7 +92,7 @@ class VariantStudy(Study):
         for variant in self.variants(lab.request):
             lab.check(variant, **self.changes(lab.request))
 
-    def conduct(self, lab: Lab) -> Outcome:
+    def conduct(self, lab: Lab) -> Findings:
         """Run the variants, then those that follow from them."""
         variants, changes = self.variants(lab.request), self.changes(lab.request)
         runs: dict[str, dict[Path, RunResults]] = {}
@@ -108,7 +108,7 @@ class VariantStudy(Study):
         measurements = named(runs)
         shown = self.show(lab, measurements)
         tables = [*shown.tables, *report_tables(measurements, views_of(measurements))]
-        return Outcome(measurements, tables, shown.drawings, shown.numbers, shown.cases)
+        return Findings(measurements, tables, shown.drawings, shown.numbers, shown.cases)
 
 
 def check_conditions(runs: Sequence[RunResults]) -> None:

@@ -18,7 +18,7 @@ from unike.data.queries import probe_kinds
 from unike.report import Chosen, Measurement
 from unike.report.drawing import Drawing, styled
 from unike.report.failures import SIDE
-from unike.studies.base import Outcome, VariantStudy, first_view, told
+from unike.studies.base import Findings, VariantStudy, first_view, told
 from unike.studies.lab import Lab, Variant
 from unike.studies.request import Request
 
@@ -58,7 +58,7 @@ class Cases(VariantStudy):
         """The method, and its intrinsic half to compare with."""
         return [Variant(FULL), Variant(HALF, {"ablation": "only_intrinsic"})]
 
-    def show(self, lab: Lab, measurements: Sequence[Measurement]) -> Outcome:
+    def show(self, lab: Lab, measurements: Sequence[Measurement]) -> Findings:
         """The chosen cases, as a figure and for the page."""
         view = first_view(lab)
         found = {m.method: {case.case_id: case for run in m.runs.values() for case in run.cases} for m in measurements}
@@ -75,7 +75,7 @@ class Cases(VariantStudy):
             Chosen(full.case_id, lab.request.spec.dataset, full.asked, {HALF: [asked.after for asked in half.asked]})
             for full, half in pairs
         ]
-        return Outcome(drawings=[Drawing(self.name, caption, figure)], cases=shown)
+        return Findings(drawings=[Drawing(self.name, caption, figure)], cases=shown)
 
 
 def choose(

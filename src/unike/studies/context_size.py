@@ -15,7 +15,7 @@ from unike.report import Measurement
 from unike.report.drawing import COLOURS, MARKERS, Drawing, Scores, legend, styled
 from unike.report.figures import curves
 from unike.studies._costs import Cost, cost_of, cost_table
-from unike.studies.base import Outcome, VariantStudy, first_view, scores_of, told, whole
+from unike.studies.base import Findings, VariantStudy, first_view, scores_of, told, whole
 from unike.studies.lab import INTRINSIC_IKE, Lab, Variant
 from unike.studies.request import Request
 
@@ -41,7 +41,7 @@ class ContextSize(VariantStudy):
             *(Variant(f"{LATENT}, {size}", states(size, request.spec.settings)) for size in sizes),
         ]
 
-    def show(self, lab: Lab, measurements: Sequence[Measurement]) -> Outcome:
+    def show(self, lab: Lab, measurements: Sequence[Measurement]) -> Findings:
         """Scores against the number of examples, and what these cost."""
         view, variants = first_view(lab), {variant.name: variant for variant in self.variants(lab.request)}
         lines: dict[str, dict[float, Scores]] = {IKE: {}, LATENT: {}}
@@ -57,7 +57,7 @@ class ContextSize(VariantStudy):
         what = told(lab, measurements[0], "Scores and the number of examples (Figure 4a)")
         costing = f"Length of prompts, and time to answer. {spec.model} ({spec.dtype}) on {spec.device}"
         axes = ("prompt, tokens", "asking, seconds")
-        return Outcome(
+        return Findings(
             tables=[cost_table(measurements, costs)],
             drawings=[
                 Drawing(self.name, what, curves(lines, x, view, even=True)),

@@ -10,7 +10,7 @@ from unike.report import Measurement, Table, arrange, named, score_table
 from unike.report.drawing import Drawing
 from unike.report.figures import dots
 from unike.studies._costs import cost_of, cost_table
-from unike.studies.base import Outcome, VariantStudy, first_view, scores_of, told
+from unike.studies.base import Findings, VariantStudy, first_view, scores_of, told
 from unike.studies.lab import Lab, Variant
 from unike.studies.request import Request
 
@@ -34,7 +34,7 @@ class Domains(VariantStudy):
         """A few methods."""
         return list(METHODS)
 
-    def show(self, lab: Lab, measurements: Sequence[Measurement]) -> Outcome:
+    def show(self, lab: Lab, measurements: Sequence[Measurement]) -> Findings:
         """A table by domain, and one of costs; the report has the gap between the protocols."""
         view, variants = first_view(lab), {variant.name: variant for variant in METHODS}
         parts = named({name: runs for m in measurements for name, runs in by_domain(m).items()})
@@ -45,7 +45,7 @@ class Domains(VariantStudy):
         ]
         costs = {m.method: cost_of(lab, variants[m.method], m.header.spec) for m in measurements}
         figure = dots({part.method: scores_of(part, view) for part in parts}, view)
-        return Outcome(
+        return Findings(
             tables=[*tables, cost_table(measurements, costs)],
             drawings=[Drawing(self.name, told(lab, measurements[0], "Scores by domain"), figure)],
         )

@@ -34,7 +34,7 @@ from unike.edits.stack import attached
 from unike.report import Table
 from unike.report.cells import Cell
 from unike.report.drawing import COLOURS, MARKERS, Drawing, in_percent, legend, styled
-from unike.studies.base import Outcome, Study, whole
+from unike.studies.base import Findings, Study, whole
 from unike.studies.lab import Lab, Variant
 
 EDITS = (1, 10, 100)
@@ -93,7 +93,7 @@ class Drift(Study):
         check_writable(lab.out)
         _ = lab.tasks
 
-    def conduct(self, lab: Lab) -> Outcome:
+    def conduct(self, lab: Lab) -> Findings:
         """Edit with every method, unless that has been done."""
         at = whole(lab.request.numbers or EDITS, "a number of edits", least=1)
         sequence, probes = draw(lab, at[-1])
@@ -107,7 +107,7 @@ class Drift(Study):
             f"{task.split}, {backbone.source} ({backbone.fingerprint()}), one sequence, seed {seed}; "
             "greedy answers, bootstrap 95 % intervals over questions"
         )
-        return Outcome(
+        return Findings(
             tables=[table(found, seed, caption)],
             drawings=[Drawing(self.name, caption, drifts(rows, {key: name for key, (name, _) in QUANTITIES.items()}))],
             numbers=rows,

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 from unike.report import Measurement
 from unike.report.drawing import Drawing
 from unike.report.figures import curves
-from unike.studies.base import Outcome, VariantStudy, first_view, scores_of, told, whole
+from unike.studies.base import Findings, VariantStudy, first_view, scores_of, told, whole
 from unike.studies.lab import Lab, Variant
 from unike.studies.request import Request
 
@@ -39,13 +39,13 @@ class Lifelong(VariantStudy):
         at = edits(request)
         return {"setting": "sequential", "k": at[-1], "evaluate_at": at}
 
-    def show(self, lab: Lab, measurements: Sequence[Measurement]) -> Outcome:
+    def show(self, lab: Lab, measurements: Sequence[Measurement]) -> Findings:
         """Scores against the number of edits."""
         view, at = first_view(lab), edits(lab.request)
         times = {number: f"sequential:at-{number}" for number in at[:-1]} | {at[-1]: "sequential"}
         lines = {m.method: {number: scores_of(m, view, when) for number, when in times.items()} for m in measurements}
         figure = curves(lines, "edits so far", view, even=True)
-        return Outcome(drawings=[Drawing(self.name, told(lab, measurements[0], "Scores while edits pile up"), figure)])
+        return Findings(drawings=[Drawing(self.name, told(lab, measurements[0], "Scores while edits pile up"), figure)])
 
 
 def edits(request: Request) -> tuple[int, ...]:

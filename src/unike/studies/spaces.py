@@ -22,7 +22,7 @@ from unike.editors.unike.prepare.probe import probe_accuracy, split_by_answer
 from unike.report import Table
 from unike.report.cells import Cell
 from unike.report.drawing import COLOURS, Drawing, legend, styled
-from unike.studies.base import Outcome, Study, whole
+from unike.studies.base import Findings, Study, whole
 from unike.studies.lab import UNIKE, Lab, Variant
 
 STATES = 300
@@ -48,7 +48,7 @@ class Spaces(Study):
         if lab.request.count is not None and lab.request.count < 5:
             raise UnikeError(f"--count {lab.request.count} is too few states for a picture; show at least 5")
 
-    def conduct(self, lab: Lab) -> Outcome:
+    def conduct(self, lab: Lab) -> Findings:
         """Encode the states of each layer, probe them, and lay them out in a plane."""
         editor = lab.editor(Variant(UNIKE))
         knowledge = knowledge_of(lab.backbone, editor.config.knowledge)
@@ -73,7 +73,7 @@ class Spaces(Study):
             f"({knowledge.fingerprint}), seed {lab.request.spec.seed}; probe: accuracy of a linear probe in percent on "
             "answers that neither it nor the encoder has seen, chance is 50. Axes have no unit"
         )
-        return Outcome(
+        return Findings(
             tables=[probe_table(probes)],
             drawings=[Drawing(self.name, caption, clouds(pictures))],
             numbers=[asdict(probe) for probe in probes],

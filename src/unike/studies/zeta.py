@@ -6,7 +6,7 @@ from typing import ClassVar
 from unike.report import Measurement
 from unike.report.drawing import Drawing
 from unike.report.figures import dots
-from unike.studies.base import Outcome, VariantStudy, first_view, scores_of, told
+from unike.studies.base import Findings, VariantStudy, first_view, scores_of, told
 from unike.studies.lab import Lab, Variant
 from unike.studies.request import Request
 
@@ -28,8 +28,10 @@ class Zeta(VariantStudy):
         others = [Variant(name, {zeta: name}) for name in ("semantic", "learned")]
         return [Variant("without", {zeta: "off"}), *drawn, *others, Variant("truthful (UniKE)")]
 
-    def show(self, lab: Lab, measurements: Sequence[Measurement]) -> Outcome:
+    def show(self, lab: Lab, measurements: Sequence[Measurement]) -> Findings:
         """Every treatment's scores with their intervals."""
         view = first_view(lab)
         figure = dots({m.method: scores_of(m, view) for m in measurements}, view)
-        return Outcome(drawings=[Drawing("zeta", told(lab, measurements[0], "Treatments of zeta (Figure 4c)"), figure)])
+        return Findings(
+            drawings=[Drawing("zeta", told(lab, measurements[0], "Treatments of zeta (Figure 4c)"), figure)]
+        )

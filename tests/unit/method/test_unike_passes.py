@@ -75,9 +75,9 @@ def test_a_gate_above_the_edited_layers_is_refused(llava: Backbone, editor: Any,
 
 
 def test_edits_are_cut_in_two_no_higher_than_where_the_gate_is_read(llava: Backbone, editor: Any) -> None:
-    assert editor(llava)().split(llava) == 1
-    assert editor(llava)(gate={"on": False}).split(llava) == 2
-    assert editor(llava)(ablation="only_intrinsic", layers=(-1, -3)).split(llava) == 1
+    assert editor(llava)().lowest_layer(llava) == 1
+    assert editor(llava)(gate={"on": False}).lowest_layer(llava) == 2
+    assert editor(llava)(ablation="only_intrinsic", layers=(-1, -3)).lowest_layer(llava) == 1
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_edits_are_cut_in_two_no_higher_than_where_the_gate_is_read(llava: Backb
 def test_the_same_without_a_split(llava: Backbone, editor: Any, facts: list[Query], settings: dict[str, Any]) -> None:
     """A state that was run to the editor's split is finished as a whole pass would be."""
     chosen = editor(llava)(steps=2, **settings)
-    edit, state = chosen.edit(llava, facts), llava.run_to_split(llava.encode(facts), chosen.split(llava))
+    edit, state = chosen.edit(llava, facts), llava.run_to_split(llava.encode(facts), chosen.lowest_layer(llava))
     model = EditedModel(llava, [edit])
     assert torch.allclose(model.target_logits(facts, state), model.target_logits(facts), atol=1e-5)
 
@@ -111,7 +111,7 @@ def test_what_the_method_says_about_each_row(tiny: Backbone, editor: Any, facts:
     chosen = editor(tiny)()
     model, notes = EditedModel(tiny, [random_edit(chosen, tiny, facts)]), {}
     for kind, queries in (("own", facts), ("other", facts[1:] + facts[:1])):
-        state = tiny.run_to_split(tiny.encode(queries), chosen.split(tiny))
+        state = tiny.run_to_split(tiny.encode(queries), chosen.lowest_layer(tiny))
         notes[kind] = model.replay(state, target_positions(state.labels)).notes
     assert notes["own"].keys() == {"alpha", "gate", "fact", "activation"}
     assert torch.allclose(notes["own"]["gate"], torch.ones(3)) and (notes["other"]["gate"] < 1).all()

@@ -28,15 +28,15 @@ from unike.editors.common.retrieval import IMAGE, TEXT
 from unike.editors.serac import networks as serac
 from unike.editors.serac.networks import (
     IN_SCOPE,
+    FrozenSeracCases,
     SeracModel,
     SERACNetworkSettings,
-    SeracReading,
     counterfactual_query,
     squared_distance,
 )
 from unike.editors.trained.artifact import Trained, find, stamp
 from unike.editors.trained.base import TrainedConfig, TrainedEditor
-from unike.editors.trained.meta_objective import Outcome
+from unike.editors.trained.meta_objective import Objective
 from unike.edits.edit import Edit
 from unike.edits.edited import EditedModel
 from unike.edits.routing import RoutingEdit
@@ -195,7 +195,7 @@ class SERAC(TrainedEditor[SERACConfig]):
         """Read the networks."""
         networks_of(backbone, self.config)
 
-    def split(self, backbone: Backbone) -> None:
+    def lowest_layer(self, backbone: Backbone) -> None:
         """No layer: the backbone is asked or it is not."""
         networks_of(backbone, self.config)
 
@@ -219,10 +219,10 @@ class SERAC(TrainedEditor[SERACConfig]):
             ]
         )
 
-    def read(self, backbone: Backbone, network: SeracModel, cases: Sequence[EditCase]) -> SeracReading:
+    def read(self, backbone: Backbone, network: SeracModel, cases: Sequence[EditCase]) -> FrozenSeracCases:
         """The questions of the cases, embedded and run to the counterfactual model's first layer."""
         return serac.read(backbone, network, cases)
 
-    def outcome(self, backbone: Backbone, network: SeracModel, reading: SeracReading) -> Outcome:
+    def objective(self, backbone: Backbone, network: SeracModel, frozen: FrozenSeracCases) -> Objective:
         """Losses of both networks, and what they get right."""
-        return serac.outcome(network, reading)
+        return serac.objective(network, frozen)

@@ -29,7 +29,7 @@ from unike.core.settings import Settings
 from unike.data.queries import EditCase, Query
 from unike.editors.common.retrieval import IMAGE, TEXT, embed
 from unike.editors.common.sentence_encoder import MINILM
-from unike.editors.trained.meta_objective import FACT, REPHRASED, UNRELATED, Outcome, probes_of
+from unike.editors.trained.meta_objective import FACT, REPHRASED, UNRELATED, Objective, probes_of
 from unike.edits.stack import edits_on
 
 
@@ -164,7 +164,7 @@ def counterfactual_query(fact: Query, query: Query) -> Query:
 
 
 @dataclass(frozen=True, eq=False)
-class SeracReading:
+class FrozenSeracCases:
     """What does not depend on the networks' weights, of B cases.
 
     Args:
@@ -190,7 +190,7 @@ def full_precision_weights(model: Backbone) -> torch.autocast:
 
 
 @torch.no_grad()
-def read(backbone: Backbone, network: SeracModel, cases: Sequence[EditCase]) -> SeracReading:
+def read(backbone: Backbone, network: SeracModel, cases: Sequence[EditCase]) -> FrozenSeracCases:
     """Read cases that have `probes_of`; of one kind all have a picture, or none."""
     asked = [probes for case in cases if (probes := probes_of(case)) is not None]
     embedded, states = {}, {}
@@ -199,10 +199,10 @@ def read(backbone: Backbone, network: SeracModel, cases: Sequence[EditCase]) -> 
     for kind in REPHRASED:
         batch = network.counterfactual.encode([counterfactual_query(probes[FACT], probes[kind]) for probes in asked])
         states[kind] = network.counterfactual.run_to_split(batch, 0)
-    return SeracReading(embedded, states)
+    return FrozenSeracCases(embedded, states)
 
 
-def outcome(network: SeracModel, reading: SeracReading) -> Outcome:
+def objective(network: SeracModel, frozen: FrozenSeracCases) -> Objective:
     """What SERAC is trained for, with gradients for the networks.
 
     Returns:
@@ -210,13 +210,13 @@ def outcome(network: SeracModel, reading: SeracReading) -> Outcome:
         binary cross-entropy of the classifier, questions in and out of scope weighing the same. Scores: whether a
         rephrased question is in scope and its target right, and whether an unrelated one is out of scope.
     """
-    facts = network.scope(reading.embedded[FACT])
+    facts = network.scope(frozen.embedded[FACT])
     distances = {
-        kind: squared_distance(facts, network.scope(reading.embedded[kind])) for kind in (*REPHRASED, *UNRELATED)
+        kind: squared_distance(facts, network.scope(frozen.embedded[kind])) for kind in (*REPHRASED, *UNRELATED)
     }
     nll, bce, scores = [], [], {}
     for kind in REPHRASED:
-        state = reading.states[kind]
+        state = frozen.states[kind]
         with full_precision_weights(network.counterfactual):
             logits = network.counterfactual.run_from_split(state, target_positions(state.labels))
         nll.append(token_nll(logits, state.labels))
@@ -227,4 +227,4 @@ def outcome(network: SeracModel, reading: SeracReading) -> Outcome:
         bce.append(-torch.log(-torch.expm1(-distances[kind].clamp(min=1e-6))))  # -log(1 - similarity)
         scores[kind] = (torch.exp(-distances[kind]) <= IN_SCOPE).float()
     losses = {"nll": torch.stack(nll).mean(dim=0), "scope": torch.stack(bce).mean(dim=0)}
-    return Outcome(losses, scores)
+    return Objective(losses, scores)

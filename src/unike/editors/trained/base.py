@@ -22,7 +22,7 @@ from unike.editors.common.low_rank import install_low_rank
 from unike.editors.trained import meta_objective
 from unike.editors.trained.artifact import find, fingerprint_of, how_to_train, stamp
 from unike.editors.trained.hypernetwork import Factors, Hypernetwork
-from unike.editors.trained.meta_objective import FACT, KINDS, Outcome, Reading
+from unike.editors.trained.meta_objective import FACT, KINDS, FrozenQuestions, Objective
 from unike.editors.trained.token_gradients import TokenGradients, token_gradients
 from unike.edits.edit import Edit, EditorConfig
 from unike.edits.group import Group
@@ -44,7 +44,7 @@ class TrainedConfig(EditorConfig):
 TrainedConfigT = TypeVar("TrainedConfigT", bound=TrainedConfig)
 
 
-class Readable(Protocol):
+class Frozen(Protocol):
     """Whatever an editor needs of some cases to train on them, computed once."""
 
     @property
@@ -59,7 +59,7 @@ _NETWORKS: MemoOf[tuple[type, str | None], nn.Module] = MemoOf()
 class TrainedEditor(Editor[TrainedConfigT]):
     """An editing method with a network that has to be trained for each backbone.
 
-    The training loop calls `build`, `optimizer`, and for each batch of cases `read` (once, kept), `outcome`, `total`
+    The training loop calls `build`, `optimizer`, and for each batch of cases `read` (once, kept), `objective`, `total`
     and `stepped`. Losses of a method with an objective of its own may have names of their own.
     """
 
@@ -98,7 +98,7 @@ class TrainedEditor(Editor[TrainedConfigT]):
         """Read the network."""
         self.network(backbone)
 
-    def sources(self, backbone: Backbone) -> Sequence[Trace]:
+    def learned_from(self, backbone: Backbone) -> Sequence[Trace]:
         """Every question that the network was trained on."""
         return find(self.name, backbone, self.config.trained).sources
 
@@ -115,11 +115,11 @@ class TrainedEditor(Editor[TrainedConfigT]):
         """What trains a network."""
 
     @abstractmethod
-    def read(self, backbone: Backbone, network: Any, cases: Sequence[EditCase]) -> Readable:
+    def read(self, backbone: Backbone, network: Any, cases: Sequence[EditCase]) -> Frozen:
         """What does not depend on the network's weights, of a batch of cases."""
 
     @abstractmethod
-    def outcome(self, backbone: Backbone, network: Any, reading: Any) -> Outcome:
+    def objective(self, backbone: Backbone, network: Any, frozen: Any) -> Objective:
         """Losses and scores of edits by a network, with gradients for it; in training, no more than `total` needs."""
 
     def total(self, network: Any, losses: Mapping[str, Tensor]) -> Tensor:
@@ -168,7 +168,7 @@ class LowRankEditor(TrainedEditor[TrainedConfigT]):
         """What else a network reads about facts; None if nothing."""
         return None
 
-    def split(self, backbone: Backbone) -> int:
+    def lowest_layer(self, backbone: Backbone) -> int:
         """The lowest edited layer."""
         return lowest(backbone, self.network(backbone))
 
@@ -181,23 +181,23 @@ class LowRankEditor(TrainedEditor[TrainedConfigT]):
         factors = self.factors(network, gradients, self.condition(backbone, facts))
         return {f"{name}.{part}": t for name, pair in factors.items() for part, t in zip(PARTS, pair, strict=True)}
 
-    def read(self, backbone: Backbone, network: Hypernetwork, cases: Sequence[EditCase]) -> "LowRankReading":
+    def read(self, backbone: Backbone, network: Hypernetwork, cases: Sequence[EditCase]) -> "FrozenCases":
         """The questions of the cases, run to the lowest edited layer, and the facts' condition."""
-        reading = meta_objective.read(backbone, cases, lowest(backbone, network))
-        return LowRankReading(reading, self.condition(backbone, [case.edit for case in cases]))
+        frozen = meta_objective.read(backbone, cases, lowest(backbone, network))
+        return FrozenCases(frozen, self.condition(backbone, [case.edit for case in cases]))
 
-    def outcome(self, backbone: Backbone, network: Hypernetwork, reading: "LowRankReading") -> Outcome:
+    def objective(self, backbone: Backbone, network: Hypernetwork, frozen: "FrozenCases") -> Objective:
         """Edit each fact by the network as it is, and ask."""
-        gradients = token_gradients(backbone, reading.questions.states[FACT], network.layers)
-        factors = self.factors(network, gradients, reading.condition)
+        gradients = token_gradients(backbone, frozen.questions.states[FACT], network.layers)
+        factors = self.factors(network, gradients, frozen.condition)
         with Hooks() as hooks:
             for name, pair in factors.items():
                 install_low_rank(matrix(backbone, name), *pair, hooks)
-            return meta_objective.ask(backbone, reading.questions, self.weights if network.training else KINDS)
+            return meta_objective.ask(backbone, frozen.questions, self.weights if network.training else KINDS)
 
 
 @dataclass(frozen=True, eq=False)
-class LowRankReading:
+class FrozenCases:
     """The frozen part of some cases.
 
     Args:
@@ -205,7 +205,7 @@ class LowRankReading:
         condition: From `LowRankEditor.condition`.
     """
 
-    questions: Reading
+    questions: FrozenQuestions
     condition: Any
 
     @property

@@ -8,7 +8,7 @@ from unike.backbones.answers import Answers
 from unike.core.errors import UnikeError
 from unike.data.matching import exact_match
 from unike.data.queries import EditCase
-from unike.editors.trained.base import Readable
+from unike.editors.trained.base import Frozen
 from unike.editors.trained.meta_objective import probes_of
 
 ASKED_TOGETHER = 64
@@ -62,7 +62,7 @@ def batches_of(cases: Sequence[EditCase], size: int) -> list[list[EditCase]]:
     return [group[start : start + size] for group in alike.values() for start in range(0, len(group), size)]
 
 
-class Readings:
+class FrozenBatches:
     """What is computed once for each batch, as long as memory lasts.
 
     Args:
@@ -72,16 +72,16 @@ class Readings:
     """
 
     def __init__(
-        self, read: Callable[[Sequence[EditCase]], Readable], batches: Sequence[Sequence[EditCase]], limit: float
+        self, read: Callable[[Sequence[EditCase]], Frozen], batches: Sequence[Sequence[EditCase]], limit: float
     ) -> None:
         self.read, self.batches, self.left = read, batches, limit
-        self._kept: dict[int, Readable] = {}
+        self._kept: dict[int, Frozen] = {}
 
-    def __getitem__(self, number: int) -> Readable:
+    def __getitem__(self, number: int) -> Frozen:
         if number in self._kept:
             return self._kept[number]
-        reading = self.read(self.batches[number])
-        if reading.nbytes <= self.left:
-            self._kept[number] = reading
-            self.left -= reading.nbytes
-        return reading
+        frozen = self.read(self.batches[number])
+        if frozen.nbytes <= self.left:
+            self._kept[number] = frozen
+            self.left -= frozen.nbytes
+        return frozen

@@ -32,7 +32,7 @@ from unike.data.provenance import describe_data, every_query
 from unike.data.queries import EditCase
 from unike.editors.trained.artifact import CONFIG_FILE, LOG_FILE, SAVED, Trained, log_lines
 from unike.editors.trained.base import TrainedEditor
-from unike.editors.trained.cases import Readings, batches_of, choose
+from unike.editors.trained.cases import FrozenBatches, batches_of, choose
 from unike.editors.trained.checkpoint import Checkpoints
 from unike.editors.trained.config import TrainConfig
 from unike.editors.trained.meta_objective import probes_of
@@ -193,7 +193,7 @@ class Training:
         self.batches = batches_of(learned, config.batch)
         judged_batches = batches_of(judged, config.batch)
         read = partial(editor.read, backbone, network)
-        self.readings = Readings(read, [*self.batches, *judged_batches], config.cache_gb * 2**30)
+        self.frozen = FrozenBatches(read, [*self.batches, *judged_batches], config.cache_gb * 2**30)
         self.judged = range(len(self.batches), len(self.batches) + len(judged_batches))
         self.log: list[dict[str, Any]] = []
         self.best_tensors: dict[str, Tensor] = {}
@@ -258,11 +258,11 @@ class Training:
         """
         epoch, place = divmod(step - 1, len(self.batches))
         order = random.Random(f"{self.config.seed}-{epoch}").sample(range(len(self.batches)), len(self.batches))
-        reading = self.readings[order[place]]
+        frozen = self.frozen[order[place]]
         self.network.train()
         self.optimizer.zero_grad()
         with torch.enable_grad():
-            losses = self.editor.outcome(self.backbone, self.network, reading).losses
+            losses = self.editor.objective(self.backbone, self.network, frozen).losses
             total = self.editor.total(self.network, losses)
         check_finite(total.item(), step)
         total.backward()
@@ -278,8 +278,8 @@ class Training:
         self.network.eval()
         means: dict[str, dict[str, float]] = {"losses": {}, "scores": {}}
         for number in self.judged:
-            outcome = self.editor.outcome(self.backbone, self.network, self.readings[number])
-            for what, values in (("losses", outcome.losses), ("scores", outcome.scores)):
+            objective = self.editor.objective(self.backbone, self.network, self.frozen[number])
+            for what, values in (("losses", objective.losses), ("scores", objective.scores)):
                 for kind, value in values.items():
                     means[what][kind] = means[what].get(kind, 0.0) + value.sum().item() / self.n_judged
         loss = sum(weight * means["losses"][kind] for kind, weight in self.editor.weights.items())

@@ -22,7 +22,7 @@ KINDS = (FACT, *REPHRASED, *UNRELATED)
 
 
 @dataclass(frozen=True, eq=False)
-class Reading:
+class FrozenQuestions:
     """The frozen part of B cases.
 
     Args:
@@ -41,7 +41,7 @@ class Reading:
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class Objective:
     """What edits of B cases do.
 
     Args:
@@ -63,7 +63,7 @@ def probes_of(case: EditCase) -> dict[str, Query] | None:
 
 
 @torch.no_grad()
-def read(backbone: Backbone, cases: Sequence[EditCase], layer: int) -> Reading:
+def read(backbone: Backbone, cases: Sequence[EditCase], layer: int) -> FrozenQuestions:
     """Read cases up to a layer, with nothing attached.
 
     Args:
@@ -78,23 +78,23 @@ def read(backbone: Backbone, cases: Sequence[EditCase], layer: int) -> Reading:
         states[kind] = backbone.run_to_split(backbone.encode(queries), layer)
     for kind in UNRELATED:
         before[kind] = backbone.run_from_split(states[kind], target_positions(states[kind].labels))
-    return Reading(states, before)
+    return FrozenQuestions(states, before)
 
 
-def ask(backbone: Backbone, reading: Reading, kinds: Collection[str] = KINDS) -> Outcome:
-    """Ask the questions of a reading while the edits of its cases are attached; gradients reach the edits.
+def ask(backbone: Backbone, frozen: FrozenQuestions, kinds: Collection[str] = KINDS) -> Objective:
+    """Ask the questions of cases while their edits are attached; gradients reach the edits.
 
     Args:
         backbone: The model.
-        reading: Of the B cases.
+        frozen: Of the B cases.
         kinds: What to ask.
     """
     losses, scores = {}, {}
     for kind in kinds:
-        labels = reading.states[kind].labels
-        logits = backbone.run_from_split(reading.states[kind], target_positions(labels))
+        labels = frozen.states[kind].labels
+        logits = backbone.run_from_split(frozen.states[kind], target_positions(labels))
         if kind in UNRELATED:
-            before = reading.before[kind]
+            before = frozen.before[kind]
             rows, _ = target_tokens(labels)
             losses[kind] = _mean_by_row(kl(before, logits), rows, len(labels))
             changed = rows[logits.argmax(dim=-1) != before.argmax(dim=-1)]
@@ -102,7 +102,7 @@ def ask(backbone: Backbone, reading: Reading, kinds: Collection[str] = KINDS) ->
         else:
             losses[kind] = token_nll(logits, labels)
             scores[kind] = all_right(logits.detach(), labels).float()
-    return Outcome(losses, scores)
+    return Objective(losses, scores)
 
 
 def _mean_by_row(values: Tensor, rows: Tensor, count: int) -> Tensor:

@@ -212,7 +212,7 @@ class UniKE(Editor[UniKEConfig]):
         if self.uses_anchors:
             self.anchor_inputs(backbone, self.config.layers)
 
-    def sources(self, backbone: Backbone) -> Sequence[Trace]:
+    def learned_from(self, backbone: Backbone) -> Sequence[Trace]:
         """The triplets of the knowledge."""
         if not self.config.needs_knowledge:
             return ()
@@ -227,7 +227,7 @@ class UniKE(Editor[UniKEConfig]):
         """Unless keys start raw, with no locality term."""
         return self.config.has_pairs and (self.config.pairs.key_init != "raw" or self.config.pairs.locality > 0)
 
-    def split(self, backbone: Backbone) -> int:
+    def lowest_layer(self, backbone: Backbone) -> int:
         """The lowest edited layer, or the gate's."""
         lowest = min(map(backbone.layer_index, self.config.layers))
         if not self.config.has_gate:
@@ -260,7 +260,7 @@ class UniKE(Editor[UniKEConfig]):
 
     def _frozen(self, backbone: Backbone, facts: list[Query]) -> SplitState:
         """The facts, run to the lowest edited layer, with what the gate's layer read on the way."""
-        state = backbone.run_to_split(backbone.encode(facts), self.split(backbone))
+        state = backbone.run_to_split(backbone.encode(facts), self.lowest_layer(backbone))
         if self.keeps_prefix:
             state = backbone.shorten(state)
         lowest = min(map(backbone.layer_index, self.config.layers))

@@ -180,50 +180,84 @@ class LatentInjection:
         """
         if not len(self.memory) and self.memory.own_keys is None:
             raise UnikeError(f"the memory of layer {layer} is empty; append entries first")
-        site, log = backbone.attention(layer), RecallLog()
-        projected = self.site == "projected"
-        queries: list[Tensor] = []
-        recalled: list[_Recalled] = []  # once, from the prompt
-        weights: list[Tensor] = []
+        shift = _Shift(self, backbone.attention(layer), prefill, gate, eligible)
+        if self.site == "projected":
+            hooks.add(shift.site.q_proj, shift.keep_queries)
+        hooks.add(shift.site.module, shift)
+        return shift.log
 
-        def remember(module: nn.Module, args: Args, kwargs: Kwargs, output: Tensor) -> None:
-            queries[:] = [output]
 
-        def shift(module: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
-            h_input = output[0]
-            if not recalled:
-                at_p = prefill.at_prompt_last(first_input(args, kwargs))
-                recalled.append(self._recall(site, at_p, None if eligible is None else eligible()))
-            (found,) = recalled
-            if projected:
-                keys, values = found.states
-                h_know = projected_attention(site, queries.pop(), keys, values, found.mask).float()
-            else:
-                h_know = raw_attention(h_input, found.states[0], found.mask)
-            if not weights:
-                alpha = self.alpha(prefill.at_prompt_last(h_know), prefill.at_prompt_last(h_input).float())
-                weight = 1 - alpha if self.literal_eq7 else alpha
-                weights.append(weight if gate is None else weight * gate())
-                log.latest = Recall(found.indices, found.scores, alpha.detach(), weights[0].detach())
-                prefill.note("alpha", alpha)
-            weight = weights[0].reshape(-1, 1, 1)
-            if not self.everywhere:
-                weight = weight * prefill.from_prompt_last(h_input)
-            shifted = (1 - weight) * h_input.float() + weight * h_know
-            return (shifted.to(h_input.dtype), *output[1:])
+class _Shift:
+    """An injection in one pass; what the prompts recall and how much it weighs are worked out once, from the prompts.
 
-        if projected:
-            hooks.add(site.q_proj, remember)
-        hooks.add(site.module, shift)
-        return log
+    Args:
+        injection: What is injected.
+        site: Into which attention.
+        prefill: As in `LatentInjection.install`, like what follows.
+        gate: The same.
+        eligible: The same.
+    """
 
-    def _recall(self, site: AttentionSite, at_p: Tensor, eligible: Tensor | None) -> "_Recalled":
-        indices, scores = self.memory.search(at_p, self.k, eligible)
-        states, found = self.memory.take(indices), scores > -torch.inf
+    def __init__(
+        self,
+        injection: LatentInjection,
+        site: AttentionSite,
+        prefill: Prefill,
+        gate: Callable[[], Tensor] | None,
+        eligible: Callable[[], Tensor | None] | None,
+    ) -> None:
+        self.injection, self.site, self.prefill = injection, site, prefill
+        self.gate, self.eligible = gate, eligible
+        self.log = RecallLog()
+        self.queries: Tensor | None = None
+        self.recalled: _Recalled | None = None
+        self.weight: Tensor | None = None
+
+    def keep_queries(self, module: nn.Module, args: Args, kwargs: Kwargs, output: Tensor) -> None:
+        """Keep what ``q_proj`` returned until the attention has run."""
+        self.queries = output
+
+    def __call__(self, module: nn.Module, args: Args, kwargs: Kwargs, output: Any) -> Any:
+        """Shift the attention's output towards what the prompts recalled (Eq. 7)."""
+        h_input = output[0]
+        if self.recalled is None:
+            self.recalled = self._recall(self.prefill.at_prompt_last(first_input(args, kwargs)))
+        h_know = self._attend(self.recalled, h_input)
+        if self.weight is None:
+            self.weight = self._weigh(self.recalled, h_know, h_input)
+        weight = self.weight.reshape(-1, 1, 1)
+        if not self.injection.everywhere:
+            weight = weight * self.prefill.from_prompt_last(h_input)
+        shifted = (1 - weight) * h_input.float() + weight * h_know
+        return (shifted.to(h_input.dtype), *output[1:])
+
+    def _recall(self, at_p: Tensor) -> "_Recalled":
+        memory = self.injection.memory
+        indices, scores = memory.search(at_p, self.injection.k, None if self.eligible is None else self.eligible())
+        states, found = memory.take(indices), scores > -torch.inf
         # A row that finds nothing gets no weight from whoever closed its entries, but must not attend to nothing.
         mask = None if found.all() else found | ~found.any(dim=1, keepdim=True)
-        given = project_memory(site, states) if self.site == "projected" else (states,)
+        given = project_memory(self.site, states) if self.injection.site == "projected" else (states,)
         return _Recalled(indices, scores, given, mask)
+
+    def _attend(self, recalled: "_Recalled", h_input: Tensor) -> Tensor:
+        """``h_know [R, S, D]`` (Eq. 8)."""
+        if self.injection.site == "raw":
+            return raw_attention(h_input, recalled.states[0], recalled.mask)
+        queries, self.queries = self.queries, None
+        assert queries is not None
+        keys, values = recalled.states
+        return projected_attention(self.site, queries, keys, values, recalled.mask).float()
+
+    def _weigh(self, recalled: "_Recalled", h_know: Tensor, h_input: Tensor) -> Tensor:
+        """The weight of ``h_know``, ``[R]``."""
+        at_p = self.prefill.at_prompt_last
+        alpha = self.injection.alpha(at_p(h_know), at_p(h_input).float())
+        weight = 1 - alpha if self.injection.literal_eq7 else alpha
+        weight = weight if self.gate is None else weight * self.gate()
+        self.log.latest = Recall(recalled.indices, recalled.scores, alpha.detach(), weight.detach())
+        self.prefill.note("alpha", alpha)
+        return weight
 
 
 class _Recalled(NamedTuple):
