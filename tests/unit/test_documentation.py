@@ -44,14 +44,19 @@ SOURCES = [
     for path in (ROOT / folder).rglob("*.py")
 ]
 
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def blocks(path: Path, *languages: str) -> list[str]:
+    """The text of each block of a page in some languages."""
+    return [text for language, text in BLOCK.findall(path.read_text(encoding="utf-8")) if language in languages]
+
+
 COMMANDS = [
     (path.name, line)
     for path in PAGES
-    for line in re.findall(
-        r"^(?:\$ )?(unike .*?)(?:\s+#.*)?$",
-        "\n".join(re.findall(r"```(?:console|sh|text)?\n(.*?)```", path.read_text(encoding="utf-8"), re.DOTALL)),
-        re.MULTILINE,
-    )
+    for block in blocks(path, "console", "sh")
+    for line in re.findall(r"^(?:\$ )?(unike .*?)(?:\s+#.*)?$", block, re.MULTILINE)
 ]
 
 
@@ -150,8 +155,10 @@ def test_the_files_that_are_an_equation_are_there() -> None:
 
 def test_the_functions_that_are_an_equation_are_there() -> None:
     """Those that docs/method.md names at the end of an equation's line."""
-    blocks = re.findall(r"```\n(.*?)```", (ROOT / "docs" / "method.md").read_text(), re.DOTALL)
-    named = [name for block in blocks for name in re.findall(r" {4,}([A-Za-z]\w+(?:\.\w+)?)(?:, \w+)?$", block, re.M)]
+    equations = blocks(ROOT / "docs" / "method.md", "")
+    named = [
+        name for block in equations for name in re.findall(r" {4,}([A-Za-z]\w+(?:\.\w+)?)(?:, \w+)?$", block, re.M)
+    ]
     code = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "src/unike/editors").rglob("*.py"))
     assert len(named) >= 8
     for name in named:
@@ -210,17 +217,12 @@ def test_values_of_the_picture_are_classes_of_the_code() -> None:
 # ---------------------------------------------------------------------- Python
 
 
-def blocks(path: Path) -> list[str]:
-    """The Python of a page, one text for each block."""
-    return re.findall(r"^```python\n(.*?)^```", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-
-
-WITH_PYTHON = [path for path in PAGES if blocks(path)]
+WITH_PYTHON = [path for path in PAGES if blocks(path, "python")]
 
 
 @pytest.mark.parametrize("document", WITH_PYTHON, ids=relative)
 def test_what_its_python_imports_exists(document: Path) -> None:
-    for block in blocks(document):
+    for block in blocks(document, "python"):
         for node in ast.walk(ast.parse(block)):
             if isinstance(node, ast.ImportFrom):
                 for alias in node.names:
@@ -243,7 +245,7 @@ def tiny(tmp_path: Path, pictures: list[Path], monkeypatch: pytest.MonkeyPatch, 
 @pytest.mark.parametrize("name", ["README.md", "docs/data-flow.md"])
 def test_its_python_runs(name: str, tiny: Backbone, capsys: pytest.CaptureFixture[str]) -> None:
     known: dict[str, Any] = {}
-    for block in blocks(ROOT / name):
+    for block in blocks(ROOT / name, "python"):
         exec(compile(block, name, "exec"), known)
     assert isinstance(known["edit"], unike.Edit)
 
@@ -253,7 +255,7 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Mod
     """The editor that CONTRIBUTING has in full, as the file that it says."""
 
     def read() -> ModuleType:
-        text, *_ = (block for block in blocks(ROOT / "CONTRIBUTING.md") if "class FFNLoRA(" in block)
+        text, *_ = (block for block in blocks(ROOT / "CONTRIBUTING.md", "python") if "class FFNLoRA(" in block)
         (tmp_path / "ffn_lora.py").write_text(text)
         monkeypatch.syspath_prepend(tmp_path)
         monkeypatch.delitem(sys.modules, "ffn_lora", raising=False)
