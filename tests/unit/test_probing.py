@@ -228,6 +228,17 @@ def test_what_cannot_be_scored_is_said(taught: Backbone, cases: list[EditCase]) 
     assert scores["m_locality"]["mmedit/top10"] == scores["t_locality"]["mmedit/top1"] == 1.0
 
 
+def test_mmedit_counts_no_end(taught: Backbone, cases: list[EditCase]) -> None:
+    """The published toolkit puts none behind an answer: what is predicted after it has no say."""
+    who = examiner(taught, Scatter(lr=0.1), cases[:1])
+    case = who.read(cases[0])
+    for batch in case.batches:
+        for line, guessed in zip(batch.lines, batch.before, strict=True):
+            asked = taught.encode([replace(line.query, target=None)])
+            assert guessed.ranks is not None
+            assert len(guessed.ranks) == asked.labels.shape[1] + len(line.tokens)
+
+
 def test_mmedit_counts_every_position(taught: Backbone, cases: list[EditCase]) -> None:
     """Prompt included, as the published toolkit does; so its locality is not that of the answers."""
     answers = [answer for found in ask(taught, Scatter(lr=0.1), cases) for answer in found]
@@ -235,7 +246,7 @@ def test_mmedit_counts_every_position(taught: Backbone, cases: list[EditCase]) -
     shares = [scores["mmedit/top10"] for scores in local]
     queries = [query for case in cases for kind, query in questions(case) if kind == "m_locality"]
     for share, query in zip(shares, queries, strict=True):
-        positions = int(taught.encode([query]).inputs["attention_mask"].sum())
+        positions = int(taught.encode([query]).inputs["attention_mask"].sum()) - 1  # the end is ours, not the toolkit's
         assert share is not None
         assert (share * positions * 10) == pytest.approx(round(share * positions * 10))
     assert len(set(shares)) > 1

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 
 from unike.backbones.adapter import Backbone
 from unike.backbones.answers import Answers, check_unedited
@@ -168,21 +169,28 @@ class Examiner:
         state = batch.state
         if state is None:
             state = self.backbone.run_to_split(self.backbone.encode(queries), 0, model.stack)
-        wanted = batch.real if self.ranked else at_text
+        wanted = self._compared(batch) if self.ranked else at_text
         output = model.replay(state, wanted)
         ranks: list[list[list[int]]] | list[None] = [None] * len(queries)
         logits = output.logits
         if self.ranked:
-            tops = logits.topk(TOP_IMAGE).indices.split(batch.real.sum(dim=1).tolist())
+            tops = logits.topk(TOP_IMAGE).indices.split(wanted.sum(dim=1).tolist())
             ranks = [
                 top[:, : TOP_TEXT if query.image is None else TOP_IMAGE].tolist()
                 for query, top in zip(queries, tops, strict=True)
             ]
-            logits = logits[at_text[batch.real]]
+            logits = logits[at_text[wanted]]
         notes = [
             {name: round(values[row].item(), 4) for name, values in output.notes.items()} for row in range(len(queries))
         ]
         return guesses(logits, at_text.sum(dim=1).tolist(), ranks, notes)
+
+    def _compared(self, batch: Lines) -> Tensor:
+        """Every position of prompt and answer ``[R, S]``; published toolkits put no end behind an answer."""
+        if not self.ends:
+            return batch.real
+        ends = batch.real.long().cumsum(dim=1).argmax(dim=1, keepdim=True)
+        return batch.real.scatter(1, ends, False)
 
     def _guess_routed(self, batch: Lines, model: EditedModel) -> list[Guesses]:
         """Read those lines of a batch that edits outside the model do not hand on to it."""

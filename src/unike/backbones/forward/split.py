@@ -13,8 +13,6 @@ M     entries of a memory
 K     entries retrieved from it
 ====  ==================================================
 
-Nothing here knows a model: a `Query` holds a path and strings, a `Batch` the tensors a backbone made of queries, a
-
 A `Batch` holds the tensors a backbone made of queries, a `SplitState` the frozen part of a forward pass.
 """
 
