@@ -14,25 +14,20 @@ import json
 import random
 import time
 from collections import defaultdict
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
-from unike.backbones.families.mini import FEATURES, N_TOKENS, Connector
+from rows import Picture, Rows, picture_row, random_view, read_pictures, read_questions
+from student import LoraLinear, Student, ridge_start
+from unike.backbones.families.mini import N_TOKENS
 
-DATA = Path(__file__).parents[2] / "src/unike/data/datasets/pocket_data"
-ASKED = {  # kinds a picture is asked about, and their weight in the loss
-    "name": 1.0, "country": 1.0, "kind": 0.6, "capital": 0.6, "continent": 0.4, "currency": 0.3, "language": 0.3,
-    "flag_colours": 0.3, "colour": 0.4, "medium": 0.2, "caption": 0.5,
-}  # fmt: skip
 DOMAIN_SHARE = {"photo": 0.4, "pictogram": 0.4, "flag": 0.2}
 OPENINGS = (
     "The history of", "How do I", "In a small town", "The best way to", "Scientists have found", "Once upon a time", "def main(",
@@ -42,183 +37,7 @@ OPENINGS = (
 )  # fmt: skip
 
 
-# --- data ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Picture:
-    image_id: str
-    domain: str
-    concept: str
-    role: str
-    facts: dict[str, str]
-
-
-def read_pictures() -> list[Picture]:
-    rows = pq.read_table(DATA / "concepts.parquet").to_pylist()
-    facts = {(row["domain"], row["concept"]): json.loads(row["facts"]) for row in rows}
-    columns = ["image_id", "domain", "concept", "split", "role"]
-    rows = pq.read_table(DATA / "images.parquet", columns=columns).to_pylist()
-    return [
-        Picture(r["image_id"], r["domain"], r["domain"] + r["concept"], r["role"], facts[r["domain"], r["concept"]])
-        for r in rows
-        if r["split"] == "pretrain"
-    ]
-
-
-def read_questions() -> dict[str, list[str]]:
-    questions = defaultdict(list)
-    for row in pq.read_table(DATA / "questions.parquet", filters=[("split", "=", "pretrain")]).to_pylist():
-        questions[row["kind"]].append(row["wording"])
-    return questions
-
-
-# --- model -----------------------------------------------------------------------------------------------------------
-
-
-class LoraLinear(nn.Module):
-    """``W x + scale * B A x`` with ``W`` frozen; ``scale = 0`` gives the plain layer."""
-
-    scale = 1.0
-
-    def __init__(self, linear: nn.Linear, rank: int) -> None:
-        super().__init__()
-        self.linear = linear
-        self.down = nn.Parameter(torch.randn(rank, linear.in_features) / linear.in_features**0.5)
-        self.up = nn.Parameter(torch.zeros(linear.out_features, rank))
-
-    def forward(self, x: Tensor) -> Tensor:
-        plain = self.linear(x)
-        if LoraLinear.scale == 0:
-            return plain
-        return plain + LoraLinear.scale * F.linear(F.linear(x, self.down.to(x.dtype)), self.up.to(x.dtype))
-
-
-class Student(nn.Module):
-    """The language model with LoRA on every linear layer, and the connector in front of it."""
-
-    def __init__(self, llm: Path, rank: int, connector_size: int) -> None:
-        super().__init__()
-        self.lm = AutoModelForCausalLM.from_pretrained(llm, dtype=torch.bfloat16).eval().requires_grad_(False)
-        self.loras: dict[str, LoraLinear] = {}
-        for path, linear in [(p, m) for p, m in self.lm.model.named_modules() if isinstance(m, nn.Linear)]:
-            parent, _, leaf = path.rpartition(".")
-            self.loras[path] = LoraLinear(linear, rank)
-            setattr(self.lm.model.get_submodule(parent), leaf, self.loras[path])
-        self.connector = Connector(connector_size)
-        self.project = nn.Linear(FEATURES + connector_size, self.lm.config.hidden_size)
-
-    def forward(self, ids: Tensor, mask: Tensor, positions: Tensor, features: Tensor | None) -> Tensor:
-        """Hidden states ``[B, S, D]``; image tokens stand at 1 .. N_TOKENS of every row when there are features."""
-        embeds = self.lm.model.embed_tokens(ids)
-        if features is not None:
-            image = self.project(self.connector(features)).to(embeds.dtype)
-            embeds = torch.cat([embeds[:, :1], image, embeds[:, 1 + N_TOKENS :]], dim=1)
-        bias = (
-            torch.zeros(mask.shape, dtype=embeds.dtype).masked_fill(~mask, torch.finfo(embeds.dtype).min).unsqueeze(1)
-        )
-        out = self.lm.model(inputs_embeds=embeds, attention_mask=bias, position_ids=positions, use_cache=False)
-        return out.last_hidden_state
-
-    def trainable(self) -> dict[str, Tensor]:
-        named = {f"connector.{n}": p for n, p in self.connector.named_parameters()}
-        named |= {f"projector.{n}": p for n, p in self.project.named_parameters()}
-        for path, lora in self.loras.items():
-            named |= {f"lora.{path}.down": lora.down, f"lora.{path}.up": lora.up}
-        return named
-
-
-def ridge_start(student: Student, pictures: list[Picture], features: dict[str, Tensor], tokenizer: Any) -> float:
-    """Initialise the linear part by ridge regression, global feature -> mean token embedding of the name.
-
-    Returns the share of held-out pictures whose own name is nearest to the mapped feature (cosine).
-    """
-    connector, embed = student.connector, student.lm.model.embed_tokens.weight.float()
-    fit = [p for p in pictures if p.role == "fit"]
-    stacked = torch.cat([features[p.image_id].float() for p in fit])
-    for row, tokens in ((0, stacked[:, :-1].reshape(-1, FEATURES)), (1, stacked[:, -1])):
-        connector.mean[row], connector.scale[row] = tokens.mean(0), 1 / (tokens.std(0) + 1e-3)
-
-    def name(p: Picture) -> str:
-        return p.facts.get("name") or p.facts["country"]
-
-    names = sorted({name(p) for p in pictures})
-    targets = torch.stack([embed[tokenizer(" " + n)["input_ids"]].mean(0) for n in names])
-
-    def standardised(p: Picture) -> Tensor:
-        return (features[p.image_id].float()[:, -1] - connector.mean[1]) * connector.scale[1]
-
-    x = torch.cat([standardised(p) for p in fit])
-    y = torch.cat([targets[names.index(name(p))].expand(len(features[p.image_id]), -1) for p in fit])
-    weight = torch.linalg.solve(x.T @ x + 0.3 * len(x) * torch.eye(FEATURES), x.T @ (y - y.mean(0)))
-    with torch.no_grad():
-        student.project.weight.zero_()
-        student.project.weight[:, :FEATURES] = weight.T
-        student.project.bias.copy_(y.mean(0))
-    held = [p for p in pictures if p.role == "held"]
-    mapped = torch.cat([standardised(p)[:1] @ weight for p in held])
-    nearest = (F.normalize(mapped, dim=-1) @ F.normalize(targets - targets.mean(0), dim=-1).T).argmax(-1)
-    return sum(names[i] == name(p) for i, p in zip(nearest, held, strict=True)) / len(held)
-
-
 # --- batches ---------------------------------------------------------------------------------------------------------
-
-
-class Rows:
-    """Packs rows of one picture (or none) and several question-answer pairs; shapes ``[B, S]``."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer, self.bos, self.eos = tokenizer, tokenizer.bos_token_id, tokenizer.eos_token_id
-
-    def pair(self, question: str, answer: str) -> tuple[list[int], int]:
-        prompt = f"Question: {question} Short answer:"
-        encoded = self.tokenizer(f"{prompt} {answer}", return_offsets_mapping=True)
-        start = next(i for i, (begin, _) in enumerate(encoded["offset_mapping"]) if begin >= len(prompt))
-        return [*encoded["input_ids"], self.eos], start
-
-    def pack(self, rows: list[list[tuple[list[int], int, float]]], image: bool) -> dict[str, Tensor]:
-        prefix = 1 + (N_TOKENS if image else 0)
-        width = prefix + max(sum(len(ids) for ids, _, _ in row) for row in rows)
-        shape = (len(rows), width)
-        ids, segment = torch.full(shape, self.eos), torch.full(shape, -1)
-        positions, labels, weights = torch.zeros(shape, dtype=torch.long), torch.full(shape, -100), torch.zeros(shape)
-        for r, row in enumerate(rows):
-            ids[r, 0], segment[r, :prefix], positions[r, :prefix] = self.bos, 0, torch.arange(prefix)
-            at = prefix
-            for s, (tokens, start, weight) in enumerate(row, start=1):
-                span = slice(at, at + len(tokens))
-                ids[r, span], segment[r, span] = torch.tensor(tokens), s
-                positions[r, span] = prefix + torch.arange(len(tokens))
-                answer = slice(at + start, at + len(tokens))
-                labels[r, answer] = torch.tensor(tokens[start:])
-                weights[r, answer] = weight / (len(tokens) - start)
-                at += len(tokens)
-        causal = torch.ones(width, width, dtype=torch.bool).tril()
-        sees = (segment[:, None, :] == 0) | (segment[:, None, :] == segment[:, :, None])
-        mask = causal & sees | torch.eye(width, dtype=torch.bool)
-        return {"ids": ids, "mask": mask, "positions": positions, "labels": labels, "weights": weights}
-
-
-def random_view(
-    picture: Picture, by_concept: dict[str, list[Picture]], features: dict[str, Tensor], rng: random.Random
-) -> Tensor:
-    """A view of the picture, half of the time blended with a view of another picture of the same concept: ``[10, 1328]``."""
-
-    def view(of: Picture) -> Tensor:
-        return features[of.image_id][rng.randrange(len(features[of.image_id]))].float()
-
-    share = rng.uniform(0.0, 0.5) if rng.random() < 0.5 else 0.0
-    return (1 - share) * view(picture) + share * view(rng.choice(by_concept[picture.concept]))
-
-
-def picture_row(
-    picture: Picture, questions: dict[str, list[str]], rows: Rows, rng: random.Random
-) -> list[tuple[list[int], int, float]]:
-    """The name (or country), and two other kinds of question, each in a random wording."""
-    main = "country" if picture.domain == "flag" else "name"
-    others = [k for k in ASKED if k in picture.facts and k != main]
-    kinds = [main, *rng.sample(others, 2)]
-    return [(*rows.pair(rng.choice(questions[k]), picture.facts[k]), ASKED[k]) for k in kinds]
 
 
 def text_pool(

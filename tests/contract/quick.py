@@ -24,10 +24,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 """What makes a random model of width 32 learn a target quickly; an editor that is not named is run as it comes."""
 
-
 ONLY_TRAINED: dict[str, dict[str, Any]] = {"unike": {"only_intrinsic": True}, "t_patcher": {"amplify": 0.0}}
 """What leaves out the parts of an edit that act without any training: a memory, values that start at random."""
-
 
 ATOL, RTOL = 5e-4, 5e-3
 """Between the logits of the same edit in a batch and alone, and between the elements of an edit that was made in a

@@ -40,7 +40,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
 """So that twenty edits are made quickly, and can be told apart; an editor that is not named is run as it comes."""
 
 SIZES = (1, 5, 20)
-
 TARGETS = ("a cat", "red", "bob", "7")
 
 

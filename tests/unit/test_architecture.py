@@ -1,6 +1,7 @@
-"""The dependency direction, held by parsing the imports: a module knows what is below it, never what is above."""
+"""How the code is laid out: a module knows what is below it, never what is above; files and functions are short."""
 
 import ast
+import functools
 import importlib
 import os
 import subprocess
@@ -174,3 +175,86 @@ def test_public_names_are_sorted_and_there() -> None:
     assert all(hasattr(unike, name) for name in unike.__all__)
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = unike.nothing
+
+
+# ---------------------------------------------------------------------- files, functions, names
+
+CHECKOUT = ROOT.parents[1]
+
+SOURCES = sorted(
+    path
+    for folder in ("src", "tests", "scripts", "benchmarks", "examples")
+    for path in (CHECKOUT / folder).rglob("*.py")
+)
+
+TESTS = sorted((CHECKOUT / "tests").rglob("*.py"))
+
+LONGEST_FILE, LONGEST_FUNCTION = 400, 60
+
+FUNCTIONS = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__") and name != "_"
+
+
+def private_names(tree: ast.Module) -> set[str]:
+    """Private functions, classes, attributes and variables that a file makes."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, FUNCTIONS | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+            found.add(node.attr)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            found.add(node.id)
+    return {name for name in found if is_private(name)}
+
+
+def names_used(tree: ast.Module) -> set[str]:
+    """Names that a file asks others for: attributes, imports, and what is given to `setattr` and its like."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            found.add(node.attr)
+        elif isinstance(node, ast.ImportFrom):
+            found |= {alias.name for alias in node.names if f"{node.module}.{alias.name}" not in MODULES}
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.add(node.value)
+    return {name for name in found if is_private(name)}
+
+
+def test_no_file_is_long() -> None:
+    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in SOURCES}
+    assert len(lines) > 100
+    assert not {str(path): count for path, count in lines.items() if count > LONGEST_FILE}
+
+
+def test_no_function_is_long() -> None:
+    functions = [(path, node) for path in MODULES.values() for node in ast.walk(parsed(path))]
+    long = [
+        f"{path}: {node.name}"
+        for path, node in functions
+        if isinstance(node, FUNCTIONS) and (node.end_lineno or 0) - node.lineno >= LONGEST_FUNCTION
+    ]
+    assert not long
+
+
+def test_every_room_says_what_it_is_for() -> None:
+    for path in MODULES.values():
+        if path.name == "__init__.py":
+            assert ast.get_docstring(parsed(path)), f"{path}: say in a paragraph what it is for"
+
+
+def test_tests_need_no_private_names() -> None:
+    """Of ours, that is; what a library keeps to itself has no other name."""
+    ours = set().union(*(private_names(parsed(path)) for path in MODULES.values()))
+    assert len(ours) > 50
+    for path in TESTS:
+        tree = parsed(path)
+        assert not (names_used(tree) & ours) - private_names(tree), path

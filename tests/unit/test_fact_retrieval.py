@@ -66,7 +66,7 @@ def test_pictures_are_the_mean_of_what_the_decoder_reads_for_them(
     inputs = backbone.image_inputs([Image.open(pictures[1])])[0]
     features = backbone.model.get_image_features(**inputs).pooler_output
     assert torch.allclose(found[2], normalize(torch.cat(list(features)).mean(dim=0), dim=0), atol=1e-5)
-    monkeypatch.setattr(module, "_read_images", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(module, "read_images", lambda *_: pytest.fail("read again"))
     assert torch.equal(embed_images(backbone, pictures[:1])[0], found[0])
 
 

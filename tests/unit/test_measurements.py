@@ -1,7 +1,6 @@
 """Runs are put together where they compare, named by what was set, and kept apart where they do not."""
 
 import json
-from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,6 @@ from unike.report import (
     score_table,
 )
 from unike.report.measurements import method_names
-
-Cli = Callable[..., Any]
-
 
 # ---------------------------------------------------------------------- nothing is mixed
 

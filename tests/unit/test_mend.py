@@ -263,7 +263,7 @@ def test_a_network_that_was_trained_anew_is_seen(tiny: Backbone, at_own_home: Pa
 
 
 def test_an_untrained_editor_says_what_to_run(tiny: Backbone, facts: list[Query], at_own_home: Path) -> None:
-    for what in (MEND().prepare, MEND().split, lambda backbone: MEND().edit(backbone, facts[0])):
+    for what in (MEND().prepare, MEND().lowest_layer, lambda backbone: MEND().edit(backbone, facts[0])):
         with pytest.raises(
             UnikeError, match=r"^mend has not been trained for 'tiny-.*; run: unike train --editor mend"
         ):

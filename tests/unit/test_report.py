@@ -2,10 +2,8 @@
 
 import csv
 import re
-from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 import pytest
 from reports import asked, bold, case, sequence, shown, unike, write
@@ -27,9 +25,6 @@ from unike.report import (
     views_of,
 )
 from unike.report.figures import bars, on_the_way
-
-Cli = Callable[..., Any]
-
 
 # ---------------------------------------------------------------------- tables
 

@@ -106,7 +106,7 @@ def embed_images(backbone: Backbone, images: Sequence[Path | None]) -> Tensor:
 
     def read(missing: Sequence[str]) -> dict[str, Tensor]:
         parts = [missing[start : start + TOGETHER] for start in range(0, len(missing), TOGETHER)]
-        seen = [_read_images(backbone, [shown[content] for content in part]) for part in parts]
+        seen = [read_images(backbone, [shown[content] for content in part]) for part in parts]
         return dict(zip(missing, torch.cat(seen), strict=True))
 
     vectors = _SEEN.of(backbone).get_all(list(contents.values()), read)
@@ -119,7 +119,7 @@ _SEEN: MemoOf[str, Tensor] = MemoOf()
 
 
 @torch.no_grad()
-def _read_images(backbone: Backbone, images: Sequence[Path]) -> Tensor:
+def read_images(backbone: Backbone, images: Sequence[Path]) -> Tensor:
     """``[n, D]``."""
     batch = backbone.encode([Query("What is this?", image) for image in images])
     # The decoder's arguments rather than its first layer's input, to which OPT has already added positions.
