@@ -235,7 +235,8 @@ def test_another_backbone_is_refused(
 
 def test_a_stack_of_other_settings_is_refused(edits: Edit, backbone: Backbone, facts: list[Query]) -> None:
     config = edits.config.model_copy(update={"max_target_tokens": 9})
-    other = type(edits)(config, edits.tensors, facts, fingerprint=edits.fingerprint, source=edits.source)
+    others = [replace(fact, prompt=f"And {fact.prompt}") for fact in facts]
+    other = type(edits)(config, edits.tensors, others, fingerprint=edits.fingerprint, source=edits.source)
     for use in (ask, logits_under):
         with pytest.raises(UnikeError, match="only with the same settings"):
             use([edits, other], backbone, facts)
@@ -267,6 +268,6 @@ def test_settings_round_trip_and_unknown_ones_are_errors(make_editor: Callable[.
 
 def test_two_methods_that_route_do_not_go_together(backbone: Backbone, facts: list[Query]) -> None:
     editors = [registry.editors.get(name)(**SETTINGS.get(name, {})) for name in ROUTING[:2]]
-    first, second = (editor.edit(backbone, facts[0]) for editor in editors)
+    first, second = (editor.edit(backbone, fact) for editor, fact in zip(editors, facts[:2], strict=True))
     with pytest.raises(UnikeError, match=f"'{ROUTING[0]}' and '{ROUTING[1]}' both rewrite or route questions"):
         ask([first, second], backbone, facts[:1])

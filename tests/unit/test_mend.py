@@ -231,9 +231,9 @@ def test_an_edit_keeps_factors_not_matrices(tiny: Backbone, facts: list[Query], 
 
 def test_edits_of_networks_with_other_layers_stack(tiny: Backbone, facts: list[Query], at_own_home: Path) -> None:
     edits = []
-    for layers in ((-1,), (-2, -1)):
+    for layers, fact in (((-1,), facts[0]), ((-2, -1), facts[1])):
         save_new_network(tiny, MENDNetworkSettings(layers=layers, step_size=0.5))
-        edits.append(MEND().edit(tiny, facts[0]))
+        edits.append(MEND().edit(tiny, fact))
     batch = tiny.encode(facts[:1])
     with attached(tiny, edits):
         both = tiny.forward(batch)
