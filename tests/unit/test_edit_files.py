@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tinies import tiny_backbone
 
 import unike
 from unike.core.errors import UnikeError
@@ -135,3 +136,20 @@ def test_nothing_in_the_library_reads_a_pickle() -> None:
                 assert safe.get("weights_only") == "True", where
             if isinstance(node, ast.keyword) and node.arg == "allow_pickle":
                 assert ast.unparse(node.value) == "False", where
+
+
+# ---------------------------------------------------------------------- edits of version 0.1
+
+OLD = Path(__file__).parents[1] / "data" / "edits_0_1"
+"""Made by version 0.1 on the tiny LLaVA, with the first five sums of logits under each."""
+
+
+@pytest.mark.parametrize("name", ["unike", "t_patcher"])
+def test_edits_of_version_0_1_act_as_they_did(name: str) -> None:
+    backbone, edit = tiny_backbone("llava"), Edit.from_pretrained(OLD / name)
+    expected = json.loads((OLD / "logits.json").read_text(encoding="utf-8"))
+    batch = backbone.encode(edit.facts)
+    assert backbone.forward(batch).sum(dim=(0, 1))[:5].tolist() == pytest.approx(expected["plain"], abs=1e-3)
+    with edit.attached(backbone):
+        assert backbone.forward(batch).sum(dim=(0, 1))[:5].tolist() == pytest.approx(expected[name], abs=1e-3)
+    assert max(abs(a - b) for a, b in zip(expected[name], expected["plain"], strict=True)) > 0.1
