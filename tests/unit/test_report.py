@@ -76,7 +76,7 @@ def test_one_step_has_both_tasks_side_by_side(tmp_path: Path) -> None:
     row = ["4", "100.0", "100.0", "75.0", "75.0", "100.0", "90.0", "100.0", "100.0"]
     assert shown(table) == {"ft": row * 2}
     assert table.title == "One-step editing; mini (f00d, float32): strict/exact, percent [95 % interval]"
-    assert "E-IC: pocket-caption eval (cases 0ther), answers of at most 32 tokens." in table.notes[0]
+    assert "E-IC: pocket-caption eval (cases 0ther), answers of at most 32 tokens, normalisation 2." in table.notes[0]
     _, cells = table.rows[0]
     (row_of_csv,) = [row for row in summarise(read_run(tmp_path / "vqa")) if row["metric"] == "m_generality"][:1]
     assert (cells[3].value, cells[3].n) == (0.75, 4) and cells[3].interval == (row_of_csv["low"], row_of_csv["high"])
