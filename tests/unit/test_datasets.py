@@ -1,6 +1,7 @@
 """From records to cases, and MMEdit's real files: what is read, and what is said about files that are not right."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,17 +80,62 @@ def test_every_data_set_says_what_it_is(name: str) -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"port_new": [{"Q&A": {"Question": "?"}}]}, "port_new or spec is not a list of questions with answers"),
-        ({"spec": "none"}, "port_new or spec is not a list of questions with answers"),
+        ({"port_new": [{"Q&A": {"Question": "?"}}]}, "port_new is not a list of questions with answers"),
+        ({"spec": "none"}, "spec is not a list of questions with answers"),
         ({"port_new": [{"Q&A": {"Question": "?", "Answer": " "}}]}, "the answer to a question of port_new is empty"),
         ({"spec": [{"Question": " ", "Answer": "a"}]}, "the question for specificity is empty"),
         ({"rephrase": ""}, "the question for t_generality is empty"),
-        ({"spec": [{"Question": "\ud800?", "Answer": "a"}]}, "the question for specificity is not valid text"),
+        ({"spec": [{"Question": "\ud800?", "Answer": "a"}]}, "question 0 of spec is not valid text"),
     ],
 )
 def test_further_probes_that_are_bad_are_refused(more: dict[str, Any], message: str) -> None:
     with pytest.raises(UnikeError, match=f"file, record 3: {message}"):
         case_from_record(RECORD | more, case_id="7", image=Path, where="file, record 3")
+
+
+NO_TEXT = [(None, "null"), (True, "true"), (math.nan, "NaN"), (math.inf, "Infinity"), ({"a": 1}, '{"a": 1}')]
+
+
+@pytest.mark.parametrize(("value", "told"), NO_TEXT, ids=[told for _, told in NO_TEXT])
+def test_what_is_neither_text_nor_a_number_is_no_answer(value: Any, told: str) -> None:
+    hop = {"Q&A": {"Question": "?", "Answer": value}}
+    for more, what in (
+        [({key: value}, key) for key in REQUIRED]
+        + [({"port_new": [hop]}, "answer 0 of port_new"), ({"spec": [hop["Q&A"]]}, "answer 0 of spec")]
+        + [
+            ({"alt": ["yes", value]}, "alt"),
+            ({"port_new": [{"Q&A": {"Question": value, "Answer": "a"}}]}, "question 0"),
+        ]
+    ):
+        with pytest.raises(UnikeError) as error:
+            case_from_record(RECORD | more, case_id="7", image=Path, where="file, record 3")
+        assert str(error.value).startswith(f"file, record 3: {what}")
+        assert str(error.value).endswith(f" is {told}, not text")
+
+
+def test_a_list_of_answers_means_any_of_them() -> None:
+    hops = [
+        {"Q&A": {"Question": "Which?", "Answer": ["rain", " snow ", "rain"]}},
+        {"Q&A": {"Question": "n?", "Answer": 7}},
+    ]
+    more = {"alt": ["yes", "sure"], "port_new": hops, "spec": [{"Question": "Where?", "Answer": ["in", "out"]}]}
+    case = case_from_record(RECORD | more, case_id="7", image=Path, where="x")
+    assert (case.edit.target, case.edit.also) == ("yes", ("sure",))
+    found = {(probe.kind, probe.query.prompt): (probe.query.target, *probe.query.also) for probe in case.probes}
+    assert found["portability", "Which?"] == ("rain", "snow")
+    assert found["portability", "n?"] == ("7",)
+    assert found["specificity", "Where?"] == ("in", "out")
+    assert found["m_generality", RECORD["src"]] == ("yes", "sure")
+    assert case.edit.accepts("Sure.") and case.edit.accepts("yes") and not case.edit.accepts("no")
+    assert case.edit.question == Query(case.edit.prompt, case.edit.image), "what a model is asked has no answer"
+    with pytest.raises(UnikeError, match="x: alt is an empty list; give at least one answer"):
+        case_from_record(RECORD | {"alt": []}, case_id="7", image=Path, where="x")
+
+
+@pytest.mark.parametrize("key", ["port_new", "spec"])
+def test_null_means_absent(key: str) -> None:
+    case = case_from_record(RECORD | {key: None}, case_id="7", image=Path, where="x")
+    assert case == case_from_record(RECORD, case_id="7", image=Path, where="x")
 
 
 def test_data_sets_are_opened_by_the_name_of_their_task(tmp_path: Path) -> None:
@@ -179,6 +225,8 @@ def test_what_is_missing_is_listed(folder: Path) -> None:
         (b'[{"src": "\xff"}]', r"vqa_eval\.json, byte 10: not UTF-8"),
         (b"{}", r"vqa_eval\.json: not a JSON list"),
         (b"[3]", r"vqa_eval\.json, record 0: not a JSON object"),
+        (b"[" * 100_000, r"vqa_eval\.json: nested too deep"),
+        (b"[" + b"9" * 5000 + b"]", r"vqa_eval\.json: cannot be read"),
     ],
 )
 def test_a_file_that_cannot_be_read_says_where(folder: Path, content: bytes, message: str) -> None:
@@ -193,6 +241,8 @@ def test_a_file_that_cannot_be_read_says_where(folder: Path, content: bytes, mes
         (lambda folder: change(folder, rephrase=None, loc=None), "rephrase, loc missing"),
         (lambda folder: change(folder, alt=None), "alt missing"),
         (lambda folder: change(folder, src=" "), r"the prompt \(src\) is empty"),
+        (lambda folder: change(folder, alt=True), "alt is true, not text"),
+        (lambda folder: change(folder, alt=float("nan")), "alt is NaN, not text"),
         (lambda folder: change(folder, m_loc_q=["a", "b"]), r'm_loc_q is \["a", "b"\], not text'),
         (lambda folder: change(folder, alt="\ud800"), r'alt is not valid text: "\\ud800"'),
         (lambda folder: change(folder, image="val2014/none.jpg"), "image not found: .*none.jpg"),

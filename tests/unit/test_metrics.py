@@ -41,6 +41,12 @@ def test_strict(kind, before, after, target, as_edited, as_before):
     assert all_protocols()["strict"].score(response(kind, before, after, target)) == {"strict/exact": wanted}
 
 
+@pytest.mark.parametrize(("after", "right"), [("Kenya", 1.0), ("the republic of Kenya", 1.0), ("Chad", 0.0), ("", 0.0)])
+def test_any_of_several_right_answers_is_right(after, right):
+    asked = Response(EDITED, "kenya", False, "chad", after, also=("Republic of Kenya", ""))
+    assert all_protocols()["strict"].score(asked) == {"strict/exact": right}
+
+
 @pytest.mark.parametrize(
     ("guesses", "wanted", "every", "share"),
     [

@@ -1,7 +1,6 @@
 """Answers: greedy or beam search through the model's own ``generate``."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +87,7 @@ class Generation(Passes):
                 "batch of edits; ask them in two calls, or attach one edit: edit[i]"
             )
         for rows in groups:
-            batch = self.encode([replace(queries[row], target=None) for row in rows], padding_side="left")
+            batch = self.encode([queries[row].question for row in rows], padding_side="left")
             with self._pass(batch.prefill(), acting):
                 ids = self._generate(batch.inputs, config)[:, batch.labels.shape[1] :]
             for row, new in zip(rows, ids.tolist(), strict=True):

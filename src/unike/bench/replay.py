@@ -224,11 +224,11 @@ class Examiner:
         edited = (case.edit.target or "").strip()
         for number, question in enumerate(asked):
             if gold := (question.query.target or "").strip():
-                texts[number, "gold"] = replace(question.query, target=gold)
+                texts[number, "gold"] = replace(question.query.question, target=gold)
             if probe_kinds()[question.kind].expects == "unchanged" and question.before:
-                texts[number, "own"] = replace(question.query, target=question.before)
+                texts[number, "own"] = replace(question.query.question, target=question.before)
             if not self.hooked and edited:  # what a fact in the prompt is often copied to
-                texts[number, "edited"] = replace(question.query, target=edited)
+                texts[number, "edited"] = replace(question.query.question, target=edited)
         lines = list(dict.fromkeys(texts.values()))  # an answer that was right before is read once
         batches, places = [], {}
         for number, rows in enumerate(self.backbone.groups(lines) if lines else []):
@@ -258,7 +258,7 @@ class Examiner:
         if not self.fast:
             return False
         bare = replace(query, image=None)
-        read, asked = self.backbone.encode([bare]), self.backbone.encode([replace(bare, target=None)])
+        read, asked = self.backbone.encode([bare]), self.backbone.encode([bare.question])
         length = asked.labels.shape[1]
         ids = read.inputs["input_ids"][:, :length]
         return int(read.prompt_last) == length - 1 and torch.equal(ids, asked.inputs["input_ids"])
@@ -289,7 +289,7 @@ class Examiner:
         if not self.hooked:
             self._hand_on(readings, after, edits)
         for stack, places in self._jobs(readings, after, edits):
-            asked = [replace(readings[row].questions[number].query, target=None) for row, number in places]
+            asked = [readings[row].questions[number].query.question for row, number in places]
             said = EditedModel(self.backbone, stack).generate(asked, max_new_tokens=self.answers.max_new_tokens)
             for (row, number), answer in zip(places, said, strict=True):
                 after[row][number] = answer
@@ -344,7 +344,7 @@ class Examiner:
         """Answer the open questions that the edits hand on to the model as it answered them before."""
         for row, (reading, answers) in enumerate(zip(readings, after, strict=True)):
             stack = [edits[row]] if isinstance(edits, Edit) else edits
-            asked = [replace(question.query, target=None) for question in reading.questions]
+            asked = [question.query.question for question in reading.questions]
             for number, own in enumerate(self._in_scope(stack, asked)):
                 if not own:
                     answers[number] = reading.questions[number].before
@@ -432,6 +432,7 @@ class Examiner:
             after,
             at_gold=self._predicted(reading, found, question.gold),
             at_own=self._predicted(reading, found, question.own),
+            also=query.also,
         )
         scores: Scores = {}
         for protocol in self.protocols:
@@ -439,7 +440,9 @@ class Examiner:
         image = image_name(query.image, self.image_root)
         place = question.gold or question.own
         notes = {} if place is None else found[place[0]][place[1]].notes
-        return Asked(question.kind, query.prompt, image, query.target, question.before, after, scores, notes)
+        return Asked(
+            question.kind, query.prompt, image, query.target, question.before, after, scores, notes, query.also
+        )
 
     def _predicted(
         self, reading: Reading, found: list[list[Guesses]], place: tuple[int, int] | None

@@ -19,7 +19,6 @@ from unike.core.images import load_image
 from unike.core.progress import Progress, silent
 from unike.data.datasets.base import all_tasks, open_dataset
 from unike.data.leaks import LeakGuard
-from unike.data.matching import exact_match
 from unike.data.queries import EditCase
 from unike.editors.base import Editor
 
@@ -164,7 +163,7 @@ def choose(
             part, order = order[:count], order[count:]
             good = [case for case in part if _is_good(backbone, editor, case, skip_bad=spec.skip_bad)]
             answers.ask([case.edit for case in good], team=team)
-            wrong = [case for case in good if not exact_match(answers[case.edit], case.edit.target or "")]
+            wrong = [case for case in good if not case.edit.accepts(answers[case.edit])]
             read += len(part)
             skipped += len(part) - len(good)
             right += len(good) - len(wrong)
@@ -222,5 +221,6 @@ def cases_hash(tasks: Sequence[Task]) -> str:
         for case in task.cases:
             for kind, query in questions(case):
                 image = image_name(query.image, task.image_root)
-                digest.update(json.dumps([case.case_id, kind, query.prompt, query.target, image]).encode())
+                told = [case.case_id, kind, query.prompt, query.target, image, *query.also]
+                digest.update(json.dumps(told).encode())
     return digest.hexdigest()[:16]

@@ -41,9 +41,9 @@ def caseless(text: str) -> str:
     return unicodedata.normalize("NFC", unicodedata.normalize("NFD", text).casefold())
 
 
-def exact_match(answer: str, target: str) -> bool:
-    """Whether two answers are the same once normalised; to say nothing is no answer."""
-    return normalise(answer) == normalise(target) != ""
+def exact_match(answer: str, *targets: str) -> bool:
+    """Whether an answer is the same as any of some others once normalised; to say nothing is no answer."""
+    return normalise(answer) in {*map(normalise, targets)} - {""}
 
 
 def _separates(text: str, index: int) -> bool:

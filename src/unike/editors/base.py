@@ -9,6 +9,7 @@ through `EditedModel`::
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor
@@ -92,6 +93,7 @@ class Editor(ABC, Generic[ConfigT]):
             raise UnikeError("there is nothing to edit: no fact was given")
         for fact in facts:
             self.check(backbone, fact)
+        facts = [replace(fact, also=()) for fact in facts]  # it makes the model say its target, whatever else is right
         tensors = {name: tensor.detach() for name, tensor in self.make(backbone, facts).items()}
         return self.edit_class(self.config, tensors, facts, fingerprint=backbone.fingerprint(), source=backbone.source)
 
