@@ -241,6 +241,7 @@ def test_a_file_that_cannot_be_read_says_where(folder: Path, content: bytes, mes
         (lambda folder: change(folder, rephrase=None, loc=None), "rephrase, loc missing"),
         (lambda folder: change(folder, alt=None), "alt missing"),
         (lambda folder: change(folder, src=" "), r"the prompt \(src\) is empty"),
+        (lambda folder: change(folder, alt="a\nb"), r"the target \(alt\) has several lines, and an answer is one"),
         (lambda folder: change(folder, alt=True), "alt is true, not text"),
         (lambda folder: change(folder, alt=float("nan")), "alt is NaN, not text"),
         (lambda folder: change(folder, m_loc_q=["a", "b"]), r'm_loc_q is \["a", "b"\], not text'),

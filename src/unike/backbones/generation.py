@@ -12,6 +12,7 @@ from unike.backbones.forward.context import Acting
 from unike.backbones.forward.passes import Passes
 from unike.backbones.forward.replica import replica
 from unike.core.errors import UnikeError
+from unike.data.matching import exact_match
 from unike.data.queries import Query
 
 
@@ -45,6 +46,22 @@ class Generation(Passes):
         """What an answer's tokens say: their first line."""
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
         return text.strip().split("\n", 1)[0].strip()
+
+    def check_answer(self, answer: str) -> None:
+        """Refuse what no generated answer can equal, because it is not read to its end.
+
+        Raises:
+            UnikeError: It has several lines, or tokens that an answer is told without.
+        """
+        said = self.answer_text(self.tokenizer(" " + answer.strip(), add_special_tokens=False)["input_ids"])
+        if exact_match(said, answer):
+            return
+        if len(answer.strip().splitlines()) > 1:
+            raise UnikeError(f"the target {answer!r} has several lines, and an answer is one; write it in one line")
+        raise UnikeError(
+            f"the target {answer!r} can never be answered: {self.source} says {said!r} for its tokens; leave special "
+            "tokens out"
+        )
 
     @torch.no_grad()
     def generate(

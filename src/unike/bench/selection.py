@@ -19,7 +19,7 @@ from unike.core.images import load_image
 from unike.core.progress import Progress, silent
 from unike.data.datasets.base import all_tasks, open_dataset
 from unike.data.leaks import LeakGuard
-from unike.data.queries import EditCase
+from unike.data.queries import EditCase, probe_kinds
 from unike.editors.base import Editor
 
 STEP = 64
@@ -203,8 +203,10 @@ def _is_good(backbone: Backbone, editor: Editor[Any], case: EditCase, *, skip_ba
     try:
         editor.check(backbone, case.edit)
         asked = [query for _, query in questions(case)]
-        for query in asked:
+        for kind, query in questions(case):
             backbone.check(query)
+            if probe_kinds()[kind].expects == "target" and query.target:
+                backbone.check_answer(query.target)
         for path in {query.image for query in asked if query.image is not None}:
             load_image(path)
     except UnikeError as error:

@@ -101,12 +101,13 @@ class Editor(ABC, Generic[ConfigT]):
         """Refuse a fact that cannot be edited.
 
         Raises:
-            UnikeError: Its prompt or target is empty, or the target too long.
+            UnikeError: Its prompt or target is empty, or the target too long or no answer that can be given.
         """
         if not fact.prompt.strip():
             raise UnikeError("the prompt is empty; say which question is to be answered differently")
         if not fact.target or not fact.target.strip():
             raise UnikeError(f"the target for {fact.prompt!r} is empty; say what the answer should be")
+        backbone.check_answer(fact.target)
         length = len(backbone.tokenizer(" " + fact.target.strip(), add_special_tokens=False)["input_ids"])
         if length > self.config.max_target_tokens:
             limit = self.config.max_target_tokens

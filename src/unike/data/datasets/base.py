@@ -228,6 +228,8 @@ def case_from_record(
     if not all(targets) or not text["src"].strip():
         raise UnikeError(f"{where}: the {'prompt (src)' if all(targets) else 'target (alt)'} is empty")
 
+    _check_lines(targets, f"{where}: the target (alt)")
+
     def asked(prompt: str, picture: Path | None, right: tuple[str, ...]) -> Query:
         return Query(prompt, picture, right[0], right[1:])
 
@@ -243,6 +245,8 @@ def case_from_record(
             probes.append(Probe(kind, asked(question, picture, right)))
             if kind == "portability" and not all(right):
                 raise UnikeError(f"{where}: the answer to a question of port_new is empty")
+            if kind == "portability":
+                _check_lines(right, f"{where}: the answer to a question of port_new")
     for probe in probes:
         if not probe.query.prompt.strip():
             raise UnikeError(f"{where}: the question for {probe.kind} is empty")
@@ -301,6 +305,13 @@ def _answers(value: Any, what: str) -> tuple[str, ...]:
         raise UnikeError(f"{what} is an empty list; give at least one answer")
     every = value if isinstance(value, list) else [value]
     return tuple(dict.fromkeys(_text(each, what) for each in every))
+
+
+def _check_lines(answers: Sequence[str], what: str) -> None:
+    """Refuse answers that are never right: of what a model says one line counts."""
+    for answer in answers:
+        if len(answer.splitlines()) > 1:
+            raise UnikeError(f"{what} has several lines, and an answer is one: {json.dumps(answer)[:40]}")
 
 
 def _text(value: Any, what: str) -> str:
