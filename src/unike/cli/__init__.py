@@ -5,6 +5,7 @@ Its ``ORDER`` is its place in the help. Other distributions add theirs under the
 Nothing heavy is imported before a command runs, so that ``unike --help`` is instant.
 """
 
+import io
 import os
 import sys
 from collections import Counter
@@ -109,4 +110,7 @@ _add_commands()
 
 def main() -> None:
     """Run the command line on ``sys.argv``; never returns."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # an answer may hold what a terminal of cp1252 cannot show
+            stream.reconfigure(errors="backslashreplace")
     app(prog_name="unike")
