@@ -15,7 +15,6 @@ from unike.bench.header import Counts
 from unike.bench.replay import image_name, questions
 from unike.bench.spec import RunSpec
 from unike.core.errors import UnikeError
-from unike.core.images import load_image
 from unike.core.progress import Progress, silent
 from unike.data.datasets.base import all_tasks, open_dataset
 from unike.data.leaks import LeakGuard
@@ -208,7 +207,7 @@ def _is_good(backbone: Backbone, editor: Editor[Any], case: EditCase, *, skip_ba
             if probe_kinds()[kind].expects == "target" and query.target:
                 backbone.check_answer(query.target)
         for path in {query.image for query in asked if query.image is not None}:
-            load_image(path)
+            backbone.check_image(path)
     except UnikeError as error:
         if skip_bad:
             return False
