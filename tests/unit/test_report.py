@@ -31,6 +31,7 @@ from unike.report import (
     gap_tables,
     read,
     report_tables,
+    rows_to_csv,
     score_table,
     summary_tables,
     to_csv,
@@ -418,6 +419,28 @@ def test_markdown_has_tables_and_provenance(tmp_path: Path) -> None:
     assert "commit c0ffee" in text and "seed 0" in text and "cases' hash ca5e5" in text and "unike 0.1.0" in text
     assert "1 already right, 0 skipped" in text and "seconds an edit 0.50" in text
     assert "unike bench --model mini --editor ft --dataset pocket-vqa" in text
+
+
+def test_nothing_in_a_header_ends_the_block_that_it_stands_in(tmp_path: Path) -> None:
+    evil = "m\n```\n# Title\r````\n<script>"
+    write(tmp_path / "a", model=evil, dataset="pocket-|vqa\n# x")
+    measurements = read([tmp_path])
+    text = to_markdown(measurements, report_tables(measurements, ["strict/exact"]))
+    inside = text[text.index("  `````sh\n") : text.index("\n  `````\n")]
+    assert evil.replace("\n", "\n  ").replace("\r", "\r  ") in inside, "indented as the list's"
+    outside = text.replace(inside, "")
+    assert (
+        "<script>" not in outside and "\n```" not in outside and "\n# x" not in outside and "\n# Title" not in outside
+    )
+    assert all(line.count(" | ") == 9 for line in text.splitlines() if line.startswith("|"))
+
+
+@pytest.mark.parametrize("name", ["=1+2", "+x", "-x", "@x", " =HYPERLINK()", "\t=1"])
+def test_a_spreadsheet_computes_nothing(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "a", model=name)
+    rows = list(csv.DictReader(StringIO(to_csv(read([tmp_path])))))
+    assert {row["model"] for row in rows} == {f"'{name}"}
+    assert rows_to_csv([{"a": -0.5, "b": "-0.5", "c": "+1", "d": "x=1", "e": None}]) == "a,b,c,d,e\n-0.5,-0.5,+1,x=1,\n"
 
 
 # ---------------------------------------------------------------------- the page

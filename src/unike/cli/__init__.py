@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from unike.core import registry
+from unike.core import home, registry
 from unike.core.errors import UnikeError
 from unike.core.version import __version__
 
@@ -113,4 +113,5 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # an answer may hold what a terminal of cp1252 cannot show
             stream.reconfigure(errors="backslashreplace")
+    os.environ.setdefault("MPLCONFIGDIR", str(home.folder() / "matplotlib"))  # else it writes to the user's own
     app(prog_name="unike")
