@@ -217,6 +217,25 @@ def test_what_is_missing_is_listed(folder: Path) -> None:
         MMEdit(folder).cases("train")
 
 
+def test_mmedit_reads_easyedits_folders_of_tasks(folder: Path) -> None:
+    expected = MMEdit(folder, "caption").cases("eval")
+    for task in MMEdit.tasks:
+        (folder / task).mkdir()
+        for path in folder.glob(f"{task}_*.json"):
+            path.rename(folder / task / path.name)
+    assert MMEdit(folder, "caption").has("eval") and MMEdit(folder).has("train")
+    assert MMEdit(folder, "caption").cases("eval") == expected
+
+
+def test_what_lies_one_folder_away_is_told(folder: Path) -> None:
+    (folder / "vqa_eval.json").rename(folder / "val2014" / "vqa_eval.json")
+    below = folder / "val2014"
+    with pytest.raises(UnikeError, match=rf"; vqa_eval\.json is in {below}: name that folder, or move it; MMEdit is"):
+        MMEdit(folder).cases("eval")
+    with pytest.raises(UnikeError, match=rf"; val2014/ is in {folder}, val2014_image_rephrase/ is in {folder}: name"):
+        MMEdit(below).cases("eval")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -289,9 +308,11 @@ def vlkeb(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("images", ["VLKEB_images", "mmkb_images"])
+@pytest.mark.parametrize("images", ["VLKEB_images", "mmkb_images", "VLKEB_images/mmkb_images"])
 def test_vlkeb_reads_its_files(vlkeb: Path, images: str) -> None:
-    (vlkeb / "VLKEB_images").rename(vlkeb / images)
+    (vlkeb / "VLKEB_images").rename(vlkeb / "pictures")
+    (vlkeb / images).parent.mkdir(exist_ok=True)
+    (vlkeb / "pictures").rename(vlkeb / images)
     data = open_dataset("vlkeb", vlkeb)
     first, second = data.cases("eval")
     assert (first.case_id, second.case_id) == ("vlkeb-eval-00000", "vlkeb-eval-00001")

@@ -148,7 +148,7 @@ class RecordFiles(Dataset):
         records = read_records(path) if path.is_file() else None
         missing = [*([path.name] if records is None else []), *self.missing(records)]
         if missing or records is None:
-            raise UnikeError(f"{', '.join(missing)} missing in {self.folder}; {self.published}")
+            raise UnikeError(f"{', '.join(missing)} missing in {self.folder}; {self._nearby(missing)}{self.published}")
         cases = []
         for index, record in enumerate(records):
             try:
@@ -161,6 +161,12 @@ class RecordFiles(Dataset):
                 cases.append(case)
         self.skipped = len(records) - len(cases)
         return cases
+
+    def _nearby(self, missing: Sequence[str]) -> str:
+        """Where what is missing lies one folder away: archives are unpacked into folders of their own."""
+        places = [self.folder.parent, *sorted(path for path in self.folder.glob("*") if path.is_dir())]
+        found = [f"{name} is in {place}" for name in missing for place in places if (place / name).exists()]
+        return f"{', '.join(found)}: name that folder, or move it; " if found else ""
 
     def _case(self, record: Any, *, case_id: str, where: str) -> EditCase | None:
         """The case of a record, None if it has no target: MMEdit has such records, and passes over them."""
