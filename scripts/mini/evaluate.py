@@ -26,7 +26,6 @@ import unike
 from unike import Query
 from unike.backbones.families import mini
 from unike.data.datasets import pocket
-from unike.data.matching import exact_match
 
 KINDS = {
     "photo": ("name", "kind", "medium"),
@@ -70,7 +69,7 @@ def picture_accuracy(model: Any, wordings: str) -> dict[str, dict[str, Any]]:
     asked = picture_questions(wordings)
     right: dict[str, list[bool]] = defaultdict(list)
     for (domain, kind, query), answer in zip(asked, answers(model, [q for *_, q in asked], 12), strict=True):
-        right[f"{domain}.{kind}"].append(exact_match(answer, query.target or ""))
+        right[f"{domain}.{kind}"].append(query.accepts(answer))
     return {key: {"exact_match": round(100 * sum(r) / len(r), 1), "n": len(r)} for key, r in sorted(right.items())}
 
 

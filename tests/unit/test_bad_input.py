@@ -165,6 +165,11 @@ def test_models_that_are_not_there(cli: Cli, tmp_path: Path) -> None:
     ("args", "messages"),
     [
         (["--prompt", "x", "--target", "word " * 65], ["the target for 'x' has", "the limit is 64"]),
+        (["--prompt", "x", "--target", "cat</s>"], ["the target 'cat</s>' can never be answered", "says 'cat'"]),
+        (
+            ["--prompt", "x", "--target", "a cat\nor two"],
+            ["'a cat\\nor two' has several lines", "write it in one line"],
+        ),
         ([*GOOD, "--set", "max_target_tokens=1"], ["the limit is 1"]),
         ([*GOOD, "--set", "layers=[99]"], ["layer 99 is out of range", "has 4 layers"]),
         (["--prompt", "word " * 600, "--target", "x"], ["tokens", "reads at most 512"]),

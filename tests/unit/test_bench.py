@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+from typed import instead
 
 import unike
 from unike.bench.header import Header
@@ -60,8 +61,8 @@ def test_a_folder_of_mmedit_becomes_a_table(cli: Cli, args: tuple[object, ...]) 
 
 @pytest.mark.parametrize("dataset", ["mmedit-vqa", "mmedit", "mmedit-vqa+mmedit-caption"])
 def test_cross_task_takes_both_tasks_of_a_data_set(cli: Cli, args: tuple[object, ...], dataset: str) -> None:
-    more = ("--dataset", dataset, "--setting", "cross-task", "--k", 4, "--out", "run", "--json")
-    result = cli(*args, *more)
+    more = ("--dataset", dataset, "--setting", "cross-task", "--k", 4, "--out", "run")
+    result = cli(*instead(args, *more), "--json")
     assert result.code == 0, result.err
     header = json.loads(result.out)["header"]
     assert read_header(Path("run")) == Header.from_json(header)
@@ -122,7 +123,7 @@ def test_mistakes_are_known_before_the_model_is_loaded(
     )
     Path("there").mkdir()
     Path("there/file").write_text("mine")
-    assert cli(*args, "--out", "run", *options).is_error(message)
+    assert cli(*instead((*args, "--out", "run"), *options)).is_error(message)
     assert not Path("run").exists()
 
 

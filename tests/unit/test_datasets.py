@@ -1,6 +1,7 @@
 """From records to cases, and MMEdit's real files: what is read, and what is said about files that are not right."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -79,17 +80,62 @@ def test_every_data_set_says_what_it_is(name: str) -> None:
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"port_new": [{"Q&A": {"Question": "?"}}]}, "port_new or spec is not a list of questions with answers"),
-        ({"spec": "none"}, "port_new or spec is not a list of questions with answers"),
+        ({"port_new": [{"Q&A": {"Question": "?"}}]}, "port_new is not a list of questions with answers"),
+        ({"spec": "none"}, "spec is not a list of questions with answers"),
         ({"port_new": [{"Q&A": {"Question": "?", "Answer": " "}}]}, "the answer to a question of port_new is empty"),
         ({"spec": [{"Question": " ", "Answer": "a"}]}, "the question for specificity is empty"),
         ({"rephrase": ""}, "the question for t_generality is empty"),
-        ({"spec": [{"Question": "\ud800?", "Answer": "a"}]}, "the question for specificity is not valid text"),
+        ({"spec": [{"Question": "\ud800?", "Answer": "a"}]}, "question 0 of spec is not valid text"),
     ],
 )
 def test_further_probes_that_are_bad_are_refused(more: dict[str, Any], message: str) -> None:
     with pytest.raises(UnikeError, match=f"file, record 3: {message}"):
         case_from_record(RECORD | more, case_id="7", image=Path, where="file, record 3")
+
+
+NO_TEXT = [(None, "null"), (True, "true"), (math.nan, "NaN"), (math.inf, "Infinity"), ({"a": 1}, '{"a": 1}')]
+
+
+@pytest.mark.parametrize(("value", "told"), NO_TEXT, ids=[told for _, told in NO_TEXT])
+def test_what_is_neither_text_nor_a_number_is_no_answer(value: Any, told: str) -> None:
+    hop = {"Q&A": {"Question": "?", "Answer": value}}
+    for more, what in (
+        [({key: value}, key) for key in REQUIRED]
+        + [({"port_new": [hop]}, "answer 0 of port_new"), ({"spec": [hop["Q&A"]]}, "answer 0 of spec")]
+        + [
+            ({"alt": ["yes", value]}, "alt"),
+            ({"port_new": [{"Q&A": {"Question": value, "Answer": "a"}}]}, "question 0"),
+        ]
+    ):
+        with pytest.raises(UnikeError) as error:
+            case_from_record(RECORD | more, case_id="7", image=Path, where="file, record 3")
+        assert str(error.value).startswith(f"file, record 3: {what}")
+        assert str(error.value).endswith(f" is {told}, not text")
+
+
+def test_a_list_of_answers_means_any_of_them() -> None:
+    hops = [
+        {"Q&A": {"Question": "Which?", "Answer": ["rain", " snow ", "rain"]}},
+        {"Q&A": {"Question": "n?", "Answer": 7}},
+    ]
+    more = {"alt": ["yes", "sure"], "port_new": hops, "spec": [{"Question": "Where?", "Answer": ["in", "out"]}]}
+    case = case_from_record(RECORD | more, case_id="7", image=Path, where="x")
+    assert (case.edit.target, case.edit.also) == ("yes", ("sure",))
+    found = {(probe.kind, probe.query.prompt): (probe.query.target, *probe.query.also) for probe in case.probes}
+    assert found["portability", "Which?"] == ("rain", "snow")
+    assert found["portability", "n?"] == ("7",)
+    assert found["specificity", "Where?"] == ("in", "out")
+    assert found["m_generality", RECORD["src"]] == ("yes", "sure")
+    assert case.edit.accepts("Sure.") and case.edit.accepts("yes") and not case.edit.accepts("no")
+    assert case.edit.question == Query(case.edit.prompt, case.edit.image), "what a model is asked has no answer"
+    with pytest.raises(UnikeError, match="x: alt is an empty list; give at least one answer"):
+        case_from_record(RECORD | {"alt": []}, case_id="7", image=Path, where="x")
+
+
+@pytest.mark.parametrize("key", ["port_new", "spec"])
+def test_null_means_absent(key: str) -> None:
+    case = case_from_record(RECORD | {key: None}, case_id="7", image=Path, where="x")
+    assert case == case_from_record(RECORD, case_id="7", image=Path, where="x")
 
 
 def test_data_sets_are_opened_by_the_name_of_their_task(tmp_path: Path) -> None:
@@ -171,6 +217,25 @@ def test_what_is_missing_is_listed(folder: Path) -> None:
         MMEdit(folder).cases("train")
 
 
+def test_mmedit_reads_easyedits_folders_of_tasks(folder: Path) -> None:
+    expected = MMEdit(folder, "caption").cases("eval")
+    for task in MMEdit.tasks:
+        (folder / task).mkdir()
+        for path in folder.glob(f"{task}_*.json"):
+            path.rename(folder / task / path.name)
+    assert MMEdit(folder, "caption").has("eval") and MMEdit(folder).has("train")
+    assert MMEdit(folder, "caption").cases("eval") == expected
+
+
+def test_what_lies_one_folder_away_is_told(folder: Path) -> None:
+    (folder / "vqa_eval.json").rename(folder / "val2014" / "vqa_eval.json")
+    below = folder / "val2014"
+    with pytest.raises(UnikeError, match=rf"; vqa_eval\.json is in {below}: name that folder, or move it; MMEdit is"):
+        MMEdit(folder).cases("eval")
+    with pytest.raises(UnikeError, match=rf"; val2014/ is in {folder}, val2014_image_rephrase/ is in {folder}: name"):
+        MMEdit(below).cases("eval")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -179,6 +244,8 @@ def test_what_is_missing_is_listed(folder: Path) -> None:
         (b'[{"src": "\xff"}]', r"vqa_eval\.json, byte 10: not UTF-8"),
         (b"{}", r"vqa_eval\.json: not a JSON list"),
         (b"[3]", r"vqa_eval\.json, record 0: not a JSON object"),
+        (b"[" * 100_000, r"vqa_eval\.json: nested too deep"),
+        (b"[" + b"9" * 5000 + b"]", r"vqa_eval\.json: cannot be read"),
     ],
 )
 def test_a_file_that_cannot_be_read_says_where(folder: Path, content: bytes, message: str) -> None:
@@ -193,6 +260,9 @@ def test_a_file_that_cannot_be_read_says_where(folder: Path, content: bytes, mes
         (lambda folder: change(folder, rephrase=None, loc=None), "rephrase, loc missing"),
         (lambda folder: change(folder, alt=None), "alt missing"),
         (lambda folder: change(folder, src=" "), r"the prompt \(src\) is empty"),
+        (lambda folder: change(folder, alt="a\nb"), r"the target \(alt\) has several lines, and an answer is one"),
+        (lambda folder: change(folder, alt=True), "alt is true, not text"),
+        (lambda folder: change(folder, alt=float("nan")), "alt is NaN, not text"),
         (lambda folder: change(folder, m_loc_q=["a", "b"]), r'm_loc_q is \["a", "b"\], not text'),
         (lambda folder: change(folder, alt="\ud800"), r'alt is not valid text: "\\ud800"'),
         (lambda folder: change(folder, image="val2014/none.jpg"), "image not found: .*none.jpg"),
@@ -238,9 +308,11 @@ def vlkeb(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("images", ["VLKEB_images", "mmkb_images"])
+@pytest.mark.parametrize("images", ["VLKEB_images", "mmkb_images", "VLKEB_images/mmkb_images"])
 def test_vlkeb_reads_its_files(vlkeb: Path, images: str) -> None:
-    (vlkeb / "VLKEB_images").rename(vlkeb / images)
+    (vlkeb / "VLKEB_images").rename(vlkeb / "pictures")
+    (vlkeb / images).parent.mkdir(exist_ok=True)
+    (vlkeb / "pictures").rename(vlkeb / images)
     data = open_dataset("vlkeb", vlkeb)
     first, second = data.cases("eval")
     assert (first.case_id, second.case_id) == ("vlkeb-eval-00000", "vlkeb-eval-00001")

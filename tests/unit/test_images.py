@@ -1,5 +1,8 @@
 """Pictures come in as RGB, whatever they were; bad ones are refused (the command line's side: test_bad_input.py)."""
 
+import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,6 +28,38 @@ def test_modes_become_rgb_on_white(tmp_path: Path, mode: str, colour: int, expec
     Image.new(mode, (3, 2), colour).save(tmp_path / "x.png")
     image = load_image(tmp_path / "x.png")
     assert (image.mode, image.size, image.getpixel((2, 1))) == ("RGB", (3, 2), expected)
+
+
+GREYS = [
+    ("F", [0.0, 0.5, 1.0]),
+    ("F", [0.0, 127.5, 255.0]),
+    ("F", [0.0, 32767.5, 65535.0]),
+    ("I", [0, 128, 255]),
+    ("I", [0, 32768, 65535]),
+    ("I;16", [0, 32768, 65535]),
+    ("I;16", [0, 128, 255]),
+]
+
+
+@pytest.mark.parametrize(("mode", "values"), GREYS)
+def test_grey_of_many_bits_goes_from_black_to_white(tmp_path: Path, mode: str, values: list[float]) -> None:
+    image = Image.new(mode, (3, 1))
+    for x, value in enumerate(values):
+        image.putpixel((x, 0), value)
+    image.save(tmp_path / "x.tiff")
+    loaded = load_image(tmp_path / "x.tiff")
+    assert [loaded.getpixel((x, 0)) for x in range(3)] == [(0, 0, 0), (128, 128, 128), (255, 255, 255)]
+
+
+@pytest.mark.parametrize("value", [-1.0, 1e6, math.nan, math.inf])
+def test_grey_without_a_scale_is_refused(tmp_path: Path, value: float) -> None:
+    image = Image.new("F", (2, 1))
+    image.putpixel((0, 0), value)
+    image.save(tmp_path / "x.tiff")
+    with pytest.raises(
+        UnikeError, match=r"image of unknown scale: .*x\.tiff has values from .*; export it with 8 bits"
+    ):
+        load_image(tmp_path / "x.tiff")
 
 
 def test_half_transparent_is_half_white(tmp_path: Path) -> None:
@@ -55,6 +90,45 @@ def test_the_limit_itself_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(images, "MAX_PIXELS", 99)
     with pytest.raises(UnikeError, match="10 x 10 pixels, the limit is 99"):
         load_image(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize(
+    ("mode", "colour", "expected"),
+    [
+        ("RGB", (9, 200, 9), (9, 200, 9)),
+        ("RGBA", (0, 0, 0, 0), (255, 255, 255)),
+        ("P", 0, (0, 0, 0)),
+        ("1", 1, (255, 255, 255)),
+        ("I;16", 65535, (255, 255, 255)),
+    ],
+)
+def test_more_than_a_model_reads_is_scaled_down(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, colour: int, expected: tuple[int, ...]
+) -> None:
+    Image.new(mode, (40, 10), colour).save(tmp_path / "x.png")
+    monkeypatch.setattr(images, "READ_PIXELS", 100)
+    image = load_image(tmp_path / "x.png")
+    assert (image.mode, image.size, image.getpixel((10, 2))) == ("RGB", (20, 5), expected)
+    Image.new("L", (4000, 1)).save(tmp_path / "thin.png")
+    assert load_image(tmp_path / "thin.png").height == 1
+
+
+PEAK = """
+import resource, sys
+from unike.core.images import load_image
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+load_image(sys.argv[1])
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="units of ru_maxrss")
+def test_a_small_file_of_many_pixels_takes_little_memory(tmp_path: Path) -> None:
+    Image.new("RGBA", (8000, 8000)).save(tmp_path / "x.png")
+    found = subprocess.run(
+        [sys.executable, "-c", PEAK, str(tmp_path / "x.png")], capture_output=True, text=True, check=True
+    )
+    assert int(found.stdout) < 800, "megabytes"
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif"])

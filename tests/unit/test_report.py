@@ -17,6 +17,7 @@ from unike.report import (
     gap_tables,
     read,
     report_tables,
+    rows_to_csv,
     score_table,
     summary_tables,
     to_csv,
@@ -38,7 +39,7 @@ def test_one_step_has_both_tasks_side_by_side(tmp_path: Path) -> None:
     row = ["4", "100.0", "100.0", "75.0", "75.0", "100.0", "90.0", "100.0", "100.0"]
     assert shown(table) == {"ft": row * 2}
     assert table.title == "One-step editing; mini (f00d, float32): strict/exact, percent [95 % interval]"
-    assert "E-IC: pocket-caption eval (cases 0ther), answers of at most 32 tokens." in table.notes[0]
+    assert "E-IC: pocket-caption eval (cases 0ther), answers of at most 32 tokens, normalisation 2." in table.notes[0]
     _, cells = table.rows[0]
     (row_of_csv,) = [row for row in summarise(read_run(tmp_path / "vqa")) if row["metric"] == "m_generality"][:1]
     assert (cells[3].value, cells[3].n) == (0.75, 4) and cells[3].interval == (row_of_csv["low"], row_of_csv["high"])
@@ -239,3 +240,25 @@ def test_markdown_has_tables_and_provenance(tmp_path: Path) -> None:
     assert "commit c0ffee" in text and "seed 0" in text and "cases' hash ca5e5" in text and "unike 0.1.0" in text
     assert "1 already right, 0 skipped" in text and "seconds an edit 0.50" in text
     assert "unike bench --model mini --editor ft --dataset pocket-vqa" in text
+
+
+def test_nothing_in_a_header_ends_the_block_that_it_stands_in(tmp_path: Path) -> None:
+    evil = "m\n```\n# Title\r````\n<script>"
+    write(tmp_path / "a", model=evil, dataset="pocket-|vqa\n# x")
+    measurements = read([tmp_path])
+    text = to_markdown(measurements, report_tables(measurements, ["strict/exact"]))
+    inside = text[text.index("  `````sh\n") : text.index("\n  `````\n")]
+    assert evil.replace("\n", "\n  ").replace("\r", "\r  ") in inside, "indented as the list's"
+    outside = text.replace(inside, "")
+    assert (
+        "<script>" not in outside and "\n```" not in outside and "\n# x" not in outside and "\n# Title" not in outside
+    )
+    assert all(line.count(" | ") == 9 for line in text.splitlines() if line.startswith("|"))
+
+
+@pytest.mark.parametrize("name", ["=1+2", "+x", "-x", "@x", " =HYPERLINK()", "\t=1"])
+def test_a_spreadsheet_computes_nothing(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "a", model=name)
+    rows = list(csv.DictReader(StringIO(to_csv(read([tmp_path])))))
+    assert {row["model"] for row in rows} == {f"'{name}"}
+    assert rows_to_csv([{"a": -0.5, "b": "-0.5", "c": "+1", "d": "x=1", "e": None}]) == "a,b,c,d,e\n-0.5,-0.5,+1,x=1,\n"

@@ -3,6 +3,7 @@
 import gzip
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +40,16 @@ def write(folder: Path, *names: str, part: int | None = None) -> None:
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    cases = [result("a"), result("b", 0.25, notes={"alpha": 0.5}, sequence=3, position=1, when="own")]
+    several = replace(result("c"), asked=(replace(result("c").asked[0], also=("ici",)),))
+    cases = [result("a"), several, result("b", 0.25, notes={"alpha": 0.5}, sequence=3, position=1, when="own")]
     with ResultsFile(tmp_path / "new" / "run", HEADER) as file:
         file.append("sequence-3", cases)
     run = read_run(tmp_path / "new" / "run")
     assert run.header == HEADER
     assert run.units == {"sequence-3": cases} and run.cases == cases
     line = json.loads((tmp_path / "new" / "run" / "results.jsonl").read_text().splitlines()[1])
-    assert ["notes" in case["asked"][0] for case in line["cases"]] == [False, True]
+    assert ["notes" in case["asked"][0] for case in line["cases"]] == [False, False, True]
+    assert ["also" in case["asked"][0] for case in line["cases"]] == [False, True, False]
 
 
 def test_a_run_goes_on_from_any_byte(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from reports import case, header, write
+from typed import instead
 
 from unike.backbones.adapter import Backbone
 from unike.bench.outcome import Asked, CaseResult
@@ -86,7 +87,7 @@ def test_a_study_is_a_set_of_runs_a_table_and_a_figure(
     assert json.loads(cli("study", "alpha", *args, "--at", "0,0.5", "--json").out) == found, "finished runs are used"
     other = cli("study", "alpha", *args, "--at", "0,0.5", "--seed", 1)
     assert other.is_error("out/unike-collaboration.fixed_alpha=0.0 holds another run", "seed is 0, not 1")
-    other = cli("study", "alpha", *args, "--at", "0,0.5", "--dtype", "bfloat16", "--max-new-tokens", 5)
+    other = cli("study", "alpha", *instead(args, "--at", "0,0.5", "--dtype", "bfloat16", "--max-new-tokens", 5))
     assert other.is_error("max_new_tokens is 3, not 5", 'dtype is "float32", not "bfloat16"')
 
 
@@ -129,7 +130,7 @@ def test_mistakes_are_known_before_the_model_is_loaded(
     monkeypatch.setattr("unike.studies.lab.load_backbone", lambda *args, **kwargs: pytest.fail("loaded"))
     Path("file").touch()
     name, *more = options
-    assert cli("study", name, *args, *more).is_error(message)
+    assert cli("study", name, *instead(args, *more)).is_error(message)
     assert not Path("out").exists()
 
 
@@ -158,7 +159,7 @@ def test_table_4_and_the_parts_of_one_row(cli: Cli, args: tuple[object, ...], mo
 
 
 def test_random_zetas_share_a_row(cli: Cli, args: tuple[object, ...]) -> None:
-    assert cli("study", "zeta", *args, "--limit", 1).code == 0
+    assert cli("study", "zeta", *instead(args, "--limit", 1)).code == 0
     seeds = [
         read_run(path).header.config["seed"] for path in sorted(Path("out").glob("unike-collaboration.zeta=random-*"))
     ]
@@ -179,7 +180,7 @@ def test_more_demonstrations_make_longer_prompts_and_more_states_do_not(
     monkeypatch.setattr(
         context_size, "demonstrations", lambda count: {"n_copy": count, "n_update": 0, "n_retain": 0, "pool_size": 4}
     )
-    assert cli("study", "context-size", *args, "--limit", 1, "--at", "0,2").code == 0
+    assert cli("study", "context-size", *instead(args, "--limit", 1, "--at", "0,2")).code == 0
     cost = {path.parent.name: json.loads(path.read_text()) for path in Path("out").rglob("cost.json")}
     few, many, without, with_states = (cost[name] for name in sorted(cost))
     assert many["prompt_tokens"] > few["prompt_tokens"] > with_states["prompt_tokens"] == without["prompt_tokens"]
@@ -187,7 +188,7 @@ def test_more_demonstrations_make_longer_prompts_and_more_states_do_not(
     assert f"| Intrin + IKE, 2 | {many['prompt_tokens']:.0f} | {many['ask_seconds']:.3f} |" in table
     assert Path("out/context_size_cost.svg").is_file()
     before = Path("out/context_size.md").read_text()
-    assert cli("study", "context-size", *args, "--limit", 1, "--at", "0,2").code == 0
+    assert cli("study", "context-size", *instead(args, "--limit", 1, "--at", "0,2")).code == 0
     assert Path("out/context_size.md").read_text() == before, "costs are measured once"
 
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from unike.backbones.adapter import Backbone
@@ -87,7 +87,7 @@ class Answers:
         """
         check_unedited(self.backbone)
         self._read()
-        wanted = {content_key(query): replace(query, target=None) for query in queries}
+        wanted = {content_key(query): query.question for query in queries}
         self._ask([key for key in wanted if team.is_mine(key)], wanted, progress or (lambda done, total: None))
         if team.size > 1:
             team.wait()

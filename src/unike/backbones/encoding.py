@@ -6,13 +6,20 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from unike.backbones.forward.split import IGNORE, Batch
 from unike.backbones.sites import Parts
 from unike.core.errors import UnikeError
 from unike.core.images import load_image
+from unike.core.memo import MemoOf
 from unike.data.queries import Query
+
+REFUSALS = (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError)
+"""What image processors raise for pictures they cannot take."""
+
+_SIZES: MemoOf[tuple[int, int], None] = MemoOf()
 
 
 class Encoding(Parts):
@@ -123,8 +130,9 @@ class Encoding(Parts):
             A batch on the model's device.
 
         Raises:
-            UnikeError: No query, an unreadable image, an empty target, a prompt that is too long or holds a
-                placeholder of its own, or queries with and without an image where the family cannot mix them.
+            UnikeError: No query, an image that cannot be read or is of a size that the processor refuses, an empty
+                target, a prompt that is too long or holds a placeholder of its own, or queries with and without an
+                image where the family cannot mix them.
         """
         if padding_side not in ("left", "right"):
             raise ValueError(f"padding_side is 'left' or 'right', not {padding_side!r}")
@@ -194,7 +202,35 @@ class Encoding(Parts):
         for query in queries:
             if query.image is not None and query.image not in opened:
                 opened[query.image] = load_image(query.image)
-        return self.image_inputs([opened[query.image] for query in queries if query.image is not None])
+        try:
+            return self.image_inputs([opened[query.image] for query in queries if query.image is not None])
+        except REFUSALS:
+            for path, image in opened.items():
+                self._check_size(path, *image.size)
+            raise  # each is read alone: something else is wrong
+
+    def check_image(self, path: Path) -> None:
+        """Refuse a picture that `encode` would refuse.
+
+        Raises:
+            UnikeError: It cannot be read, or the processor takes none of its size.
+        """
+        self._check_size(path, *load_image(path).size)
+
+    def _check_size(self, path: Path, width: int, height: int) -> None:
+        """Refuse a size that the processor does not take: of a picture in RGB it can dislike nothing else."""
+
+        def check() -> None:
+            self.image_processor(images=[Image.new("RGB", (width, height))], return_tensors="pt")
+
+        try:
+            _SIZES.of(self).get((width, height), check)
+        except REFUSALS as error:
+            why = str(error).strip().splitlines() or [type(error).__name__]
+            raise UnikeError(
+                f"image of a size that {self.source} cannot read: {path} has {width} x {height} pixels ({why[0]}); "
+                "crop or scale it"
+            ) from None
 
     def _fill(self, prompt: str, image_text: str) -> str:
         """The template around a question; ``image_text`` is empty if it has no image."""

@@ -1,7 +1,6 @@
 """Answers: greedy or beam search through the model's own ``generate``."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from unike.backbones.forward.replica import replica
 from unike.core.errors import UnikeError
 from unike.core.images import picture
 from unike.core.registry import check_names
+from unike.data.matching import exact_match
 from unike.data.queries import Query
 
 
@@ -47,6 +47,22 @@ class Generation(Passes):
         """What an answer's tokens say: their first line."""
         text: str = self.tokenizer.decode(ids, skip_special_tokens=True)
         return text.strip().split("\n", 1)[0].strip()
+
+    def check_answer(self, answer: str) -> None:
+        """Refuse what no generated answer can equal, because it is not read to its end.
+
+        Raises:
+            UnikeError: It has several lines, or tokens that an answer is told without.
+        """
+        said = self.answer_text(self.tokenizer(" " + answer.strip(), add_special_tokens=False)["input_ids"])
+        if exact_match(said, answer):
+            return
+        if len(answer.strip().splitlines()) > 1:
+            raise UnikeError(f"the target {answer!r} has several lines, and an answer is one; write it in one line")
+        raise UnikeError(
+            f"the target {answer!r} can never be answered: {self.source} says {said!r} for its tokens; leave special "
+            "tokens out"
+        )
 
     @torch.no_grad()
     def generate(
@@ -94,7 +110,7 @@ class Generation(Passes):
                 "batch of edits; ask them in two calls, or attach one edit: edit[i]"
             )
         for rows in groups:
-            batch = self.encode([replace(queries[row], target=None) for row in rows], padding_side="left")
+            batch = self.encode([queries[row].question for row in rows], padding_side="left")
             with self._pass(batch.prefill(), acting):
                 ids = self._generate(batch.inputs, config)[:, batch.labels.shape[1] :]
             for row, new in zip(rows, ids.tolist(), strict=True):

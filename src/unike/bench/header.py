@@ -19,6 +19,7 @@ from typing_extensions import Self
 
 from unike.bench.spec import Role, RunSpec
 from unike.core.options import declared
+from unike.data.matching import NORMALISATION
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ class Header:
         unike: The version.
         git: The commit, and whether there were changes; None outside of a checkout.
         threads: Of torch, in one process.
+        normalisation: Version of `unike.data.matching.normalise`, on which strict scores depend.
     """
 
     spec: RunSpec
@@ -65,6 +67,7 @@ class Header:
     unike: str = "unknown"
     git: Mapping[str, Any] | None = field(default=None)
     threads: int | None = None
+    normalisation: Annotated[int, Role.CONDITION] = NORMALISATION
 
     def values(self, *roles: Role) -> dict[str, Any]:
         """The values of the fields that have one of these roles, by name."""
@@ -99,6 +102,7 @@ class Header:
         told.setdefault("settings", settings_of_0_1(entry["editor"], entry["config"]))
         counts = Counts(**{each.name: entry["counts"].get(each.name, 0) for each in fields(Counts)})
         own = {each.name: entry[each.name] for each in fields(cls) if each.name in entry}
+        own.setdefault("normalisation", 1)
         return cls(spec=RunSpec(**told), **own | {"counts": counts})
 
 

@@ -16,6 +16,7 @@ class Asked:
         after: The greedy answer under the edits.
         scores: ``"protocol/scorer"`` to a value from 0 to 1; None where the method leaves it undefined.
         notes: What the method says about the question, see `Prefill.note`.
+        also: Further answers that are as right as the target.
     """
 
     kind: str
@@ -26,6 +27,7 @@ class Asked:
     after: str
     scores: dict[str, float | None]
     notes: dict[str, float] = field(default_factory=dict)
+    also: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

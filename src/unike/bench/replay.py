@@ -99,11 +99,11 @@ class Examiner:
         edited = (case.edit.target or "").strip()
         for number, question in enumerate(asked):
             if gold := (question.query.target or "").strip():
-                texts[number, "gold"] = replace(question.query, target=gold)
+                texts[number, "gold"] = replace(question.query.question, target=gold)
             if probe_kinds()[question.kind].expects == "unchanged" and question.before:
-                texts[number, "own"] = replace(question.query, target=question.before)
+                texts[number, "own"] = replace(question.query.question, target=question.before)
             if not self.hooked and edited:  # what a fact in the prompt is often copied to
-                texts[number, "edited"] = replace(question.query, target=edited)
+                texts[number, "edited"] = replace(question.query.question, target=edited)
         lines = list(dict.fromkeys(texts.values()))  # an answer that was right before is read once
         batches, places = [], {}
         for number, rows in enumerate(self.backbone.groups(lines) if lines else []):
@@ -148,7 +148,7 @@ class Examiner:
             under.append([self._read_under(model, batch) for batch in read.batches])
         after = self._settled(cases, under, edits)
         for stack, places in self._jobs(cases, after, edits):
-            asked = [replace(cases[row].questions[number].query, target=None) for row, number in places]
+            asked = [cases[row].questions[number].query.question for row, number in places]
             said = EditedModel(self.backbone, stack).generate(asked, max_new_tokens=self.answers.max_new_tokens)
             for (row, number), answer in zip(places, said, strict=True):
                 after[row][number] = answer
@@ -221,7 +221,7 @@ class Examiner:
         """Answer the open questions that the edits hand on to the model as it answered them before."""
         for row, (read, answers) in enumerate(zip(cases, after, strict=True)):
             stack = [edits[row]] if isinstance(edits, Edit) else edits
-            asked = [replace(question.query, target=None) for question in read.questions]
+            asked = [question.query.question for question in read.questions]
             for number, own in enumerate(self._in_scope(stack, asked)):
                 if not own:
                     answers[number] = read.questions[number].before
@@ -262,6 +262,7 @@ class Examiner:
             after,
             at_gold=self._predicted(read, under, question.gold),
             at_own=self._predicted(read, under, question.own),
+            also=query.also,
         )
         scores: Scores = {}
         for protocol in self.protocols:
@@ -269,7 +270,9 @@ class Examiner:
         image = image_name(query.image, self.image_root)
         place = question.gold or question.own
         notes = {} if place is None else under[place[0]][place[1]].notes
-        return Asked(question.kind, query.prompt, image, query.target, question.before, after, scores, notes)
+        return Asked(
+            question.kind, query.prompt, image, query.target, question.before, after, scores, notes, query.also
+        )
 
     def _predicted(
         self, read: ReadCase, under: list[list[Guesses]], place: tuple[int, int] | None

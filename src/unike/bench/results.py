@@ -215,11 +215,12 @@ def read_run(folder: Path) -> RunResults:
 
 
 def to_json(case: CaseResult) -> dict[str, Any]:
-    """A result as a line has it; questions without notes have no such key."""
+    """A result as a line has it; what a question has none of has no key."""
     entry = asdict(case)
     for asked in entry["asked"]:
-        if not asked["notes"]:
-            del asked["notes"]
+        for name in ("notes", "also"):
+            if not asked[name]:
+                del asked[name]
     return entry
 
 
@@ -230,7 +231,8 @@ def from_json(entry: Mapping[str, Any]) -> CaseResult:
         TypeError: Unknown or missing keys.
         KeyError: No questions.
     """
-    return CaseResult(**{**entry, "asked": tuple(Asked(**asked) for asked in entry["asked"])})
+    asked = tuple(Asked(**{**each, "also": tuple(each.get("also", ()))}) for each in entry["asked"])
+    return CaseResult(**{**entry, "asked": asked})
 
 
 def _header(path: Path, entry: Mapping[str, Any]) -> Header:

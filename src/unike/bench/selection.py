@@ -15,12 +15,10 @@ from unike.bench.header import Counts
 from unike.bench.lines import image_name, questions
 from unike.bench.spec import RunSpec
 from unike.core.errors import UnikeError
-from unike.core.images import load_image
 from unike.core.progress import Progress, silent
 from unike.data.datasets.base import all_tasks, open_dataset
 from unike.data.leaks import LeakGuard
-from unike.data.matching import exact_match
-from unike.data.queries import EditCase
+from unike.data.queries import EditCase, probe_kinds
 from unike.editors.base import Editor
 
 STEP = 64
@@ -164,7 +162,7 @@ def choose(
             part, order = order[:count], order[count:]
             good = [case for case in part if _is_good(backbone, editor, case, skip_bad=spec.skip_bad)]
             answers.ask([case.edit for case in good], team=team)
-            wrong = [case for case in good if not exact_match(answers[case.edit], case.edit.target or "")]
+            wrong = [case for case in good if not case.edit.accepts(answers[case.edit])]
             read += len(part)
             skipped += len(part) - len(good)
             right += len(good) - len(wrong)
@@ -204,10 +202,12 @@ def _is_good(backbone: Backbone, editor: Editor[Any], case: EditCase, *, skip_ba
     try:
         editor.check(backbone, case.edit)
         asked = [query for _, query in questions(case)]
-        for query in asked:
+        for kind, query in questions(case):
             backbone.check(query)
+            if probe_kinds()[kind].expects == "target" and query.target:
+                backbone.check_answer(query.target)
         for path in {query.image for query in asked if query.image is not None}:
-            load_image(path)
+            backbone.check_image(path)
     except UnikeError as error:
         if skip_bad:
             return False
@@ -222,5 +222,6 @@ def cases_hash(tasks: Sequence[Task]) -> str:
         for case in task.cases:
             for kind, query in questions(case):
                 image = image_name(query.image, task.image_root)
-                digest.update(json.dumps([case.case_id, kind, query.prompt, query.target, image]).encode())
+                told = [case.case_id, kind, query.prompt, query.target, image, *query.also]
+                digest.update(json.dumps(told).encode())
     return digest.hexdigest()[:16]

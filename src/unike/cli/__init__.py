@@ -5,14 +5,16 @@ Its ``ORDER`` is its place in the help. Other distributions add theirs under the
 Nothing heavy is imported before a command runs, so that ``unike --help`` is instant.
 """
 
+import io
 import os
 import sys
+from collections import Counter
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
-from unike.core import registry
+from unike.core import home, registry
 from unike.core.errors import UnikeError
 from unike.core.version import __version__
 
@@ -41,6 +43,22 @@ class Commands(TyperGroup):
             raise typer.Exit(1) from None
 
 
+class Single(TyperCommand):
+    """A command that takes each option once, unless it is one that may be repeated."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Refuse an option that comes twice: of two pictures one would be dropped without a word.
+
+        Raises:
+            UnikeError: With its name.
+        """
+        _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+        for option, times in Counter(given).items():
+            if times > 1 and not getattr(option, "multiple", True) and not getattr(option, "is_flag", True):
+                raise UnikeError(f"{option.opts[0]} is given {times} times; give it once")
+        return list(super().parse_args(ctx, args))
+
+
 app = typer.Typer(
     cls=Commands,
     help="Edit single facts in vision-language models.",
@@ -66,15 +84,25 @@ def _options(
     pass
 
 
+def _make_single(group: typer.Typer) -> None:
+    """Commands of a group, and of groups in it, are `Single` too."""
+    for command in group.registered_commands:
+        command.cls = Single
+    for within in group.registered_groups:
+        if within.typer_instance is not None:
+            _make_single(within.typer_instance)
+
+
 def _add_commands() -> None:
     """Every file here, and what others add, which comes last."""
     files = {name: registry.commands.module(name) for name in registry.commands.names()}
     for name, file in sorted(files.items(), key=lambda each: (getattr(each[1], "ORDER", LAST), each[0])):
         command, word = getattr(file, name), name.replace("_", "-")
         if isinstance(command, typer.Typer):
+            _make_single(command)
             app.add_typer(command, name=word)
         else:
-            app.command(word)(command)
+            app.command(word, cls=Single)(command)
 
 
 _add_commands()
@@ -82,4 +110,8 @@ _add_commands()
 
 def main() -> None:
     """Run the command line on ``sys.argv``; never returns."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # an answer may hold what a terminal of cp1252 cannot show
+            stream.reconfigure(errors="backslashreplace")
+    os.environ.setdefault("MPLCONFIGDIR", str(home.folder() / "matplotlib"))  # else it writes to the user's own
     app(prog_name="unike")

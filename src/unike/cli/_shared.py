@@ -1,6 +1,7 @@
 """What the subcommands share: options, checks, loading with a spinner, asking, and showing the answers."""
 
 import json
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -224,8 +225,13 @@ def printable(text: str) -> str:
 
 
 def print_json(result: dict[str, Any]) -> None:
-    """The result as one JSON object on stdout."""
-    typer.echo(json.dumps(result, indent=2, ensure_ascii=False))
+    """The result as one JSON object on stdout, escaped if that could not hold it otherwise."""
+    text = json.dumps(result, indent=2, ensure_ascii=False)
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(result, indent=2)
+    typer.echo(text)
 
 
 def as_json(rows: Sequence[Row]) -> list[dict[str, Any]]:

@@ -11,7 +11,6 @@ import typer
 from unike.cli import _shared as shared
 from unike.core.errors import UnikeError
 from unike.core.options import parse_settings
-from unike.data.matching import exact_match
 
 if TYPE_CHECKING:
     from unike.data.queries import Query
@@ -92,7 +91,7 @@ def make_rows(asked: "Sequence[Query]", before: Sequence[str], after: Sequence[s
     """The edit and its rephrasings with their verdicts."""
     rows = []
     for number, (query, old, new) in enumerate(zip(asked, before, after, strict=True)):
-        right = exact_match(new, query.target or "")
+        right = query.accepts(new)
         verdict = "right" if right else "unchanged" if old == new else "changed"
         kind, image = "rephrase" if number else "edit", None if query.image is None else str(query.image)
         rows.append(shared.Row(kind, query.prompt, image, old, new, verdict))

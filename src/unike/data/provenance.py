@@ -17,7 +17,7 @@ def describe_data(cases: Sequence[EditCase], against: Sequence[EditCase]) -> dic
     """How many cases, and a hash of their ids, questions and answers and the names of their pictures."""
 
     def plain(query: Query) -> list[str | None]:
-        return [query.prompt, None if query.image is None else query.image.name, query.target]
+        return [query.prompt, None if query.image is None else query.image.name, query.target, *query.also]
 
     content = [
         [[case.case_id, plain(case.edit), *(plain(probe.query) for probe in case.probes)] for case in group]

@@ -7,6 +7,7 @@ from typing import Literal
 
 from unike.core.errors import UnikeError
 from unike.core.registry import added
+from unike.data.matching import exact_match
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,24 @@ class Query:
     Args:
         prompt: The question as the user writes it; the backbone adds its own template.
         image: Path of the image, or None for a question about text alone.
-        target: The wanted answer, or None where there is none (locality probes, generation).
+        target: The wanted answer, or None where there is none (locality probes, generation). An edit makes the model
+            say this one, and it is read along this one.
+        also: Further answers that are as right.
     """
 
     prompt: str
     image: Path | None = None
     target: str | None = None
+    also: tuple[str, ...] = ()
+
+    @property
+    def question(self) -> "Query":
+        """Without its answers, as a model is asked."""
+        return Query(self.prompt, self.image)
+
+    def accepts(self, answer: str) -> bool:
+        """Whether an answer is one of the right ones."""
+        return exact_match(answer, self.target or "", *self.also)
 
     def __post_init__(self) -> None:
         """Refuse what is no text, and take a picture's path in either form.

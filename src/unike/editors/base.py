@@ -9,6 +9,7 @@ through `EditedModel`::
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor
@@ -93,6 +94,7 @@ class Editor(ABC, Generic[ConfigT]):
             raise UnikeError("there is nothing to edit: no fact was given")
         for fact in facts:
             self.check(backbone, fact)
+        facts = [replace(fact, also=()) for fact in facts]  # it makes the model say its target, whatever else is right
         with superseding(backbone, facts):
             tensors = {name: tensor.detach() for name, tensor in self.make(backbone, facts).items()}
         return self.edit_class(self.config, tensors, facts, fingerprint=backbone.fingerprint(), source=backbone.source)
@@ -101,12 +103,13 @@ class Editor(ABC, Generic[ConfigT]):
         """Refuse a fact that cannot be edited.
 
         Raises:
-            UnikeError: Its prompt or target is empty, or the target too long.
+            UnikeError: Its prompt or target is empty, or the target too long or no answer that can be given.
         """
         if not fact.prompt.strip():
             raise UnikeError("the prompt is empty; say which question is to be answered differently")
         if not fact.target or not fact.target.strip():
             raise UnikeError(f"the target for {fact.prompt!r} is empty; say what the answer should be")
+        backbone.check_answer(fact.target)
         length = len(backbone.tokenizer(" " + fact.target.strip(), add_special_tokens=False)["input_ids"])
         if length > self.config.max_target_tokens:
             limit = self.config.max_target_tokens

@@ -6,7 +6,7 @@ how far what should be equal is apart, as a fraction of the largest value: 0 whe
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +155,7 @@ def generation(backbone: Backbone, queries: Sequence[Query]) -> float:
             with trace(backbone.head, keep_all=True) as record:
                 backbone.generate([query], max_new_tokens=5)
             cached = backbone.read_out(torch.cat([call.input[:, -1] for call in record.calls]))
-            asked = backbone.encode([replace(query, target=None)], padding_side="left")
+            asked = backbone.encode([query.question], padding_side="left")
             whole = backbone.forward(backbone.extended(asked, cached.argmax(dim=-1)[None, :-1]))
             worst = max(worst, apart(whole[0, -len(cached) :], cached))
     return worst

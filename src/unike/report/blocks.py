@@ -66,7 +66,7 @@ class Block:
         spec = self.header.spec
         return (
             f"{self.title}: {spec.dataset} {spec.split} (cases {self.header.cases}), "
-            f"answers of at most {spec.max_new_tokens} tokens"
+            f"answers of at most {spec.max_new_tokens} tokens, normalisation {self.header.normalisation}"
         )
 
     @property

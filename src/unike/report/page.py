@@ -187,7 +187,7 @@ def _shown(failure: Failure, dataset: str, pictures: Pictures) -> dict[str, Any]
     return {
         "case_id": failure.case_id,
         "prompt": asked.prompt,
-        "target": "none" if asked.target is None else asked.target,
+        "target": "none" if asked.target is None else " or ".join((asked.target, *asked.also)),
         "before": asked.before,
         "after": asked.after,
         "image": asked.image,

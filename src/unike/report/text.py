@@ -14,6 +14,10 @@ MARKED = re.compile(r"([\\`*|<>\[\]])")
 """What Markdown would read as markup; ``_`` within a word is none."""
 
 
+FORMULAS = ("=", "+", "-", "@")
+"""What a cell that a spreadsheet computes begins with."""
+
+
 def to_csv(measurements: Sequence[Measurement], protocols: Sequence[str] | None = None) -> str:
     """Every number, in the columns of `COLUMNS`: a row a measurement, time, protocol, scorer and metric.
 
@@ -38,8 +42,19 @@ def rows_to_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None
     text = io.StringIO()
     writer = csv.DictWriter(text, columns or list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({key: _csv_cell(value) for key, value in row.items()} for row in rows)
     return text.getvalue()
+
+
+def _csv_cell(value: Any) -> Any:
+    """Text that a spreadsheet would compute, as a model's name may be, is marked as text."""
+    if not isinstance(value, str) or value.lstrip()[:1] not in FORMULAS:
+        return value
+    try:
+        float(value)
+    except ValueError:
+        return f"'{value}"
+    return value
 
 
 def to_markdown(
@@ -72,7 +87,7 @@ def _table(table: Table) -> str:
         for title, heads in table.heads
         for place, head in enumerate(heads)
     ]
-    lines = [[table.of, *heads], ["---", *("---:" for _ in heads)]]
+    lines = [[_escaped(table.of), *map(_escaped, heads)], ["---", *("---:" for _ in heads)]]
     lines += [[_escaped(method), *(_cell(cell) for cell in cells)] for method, cells in table.rows]
     grid = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     return f"## {_escaped(table.title)}\n\n{grid}\n\n{_escaped(' '.join(table.notes))}"
@@ -87,8 +102,14 @@ def _origin(measurement: Measurement) -> str:
     lines = [f"### {measurement.number}. {_escaped(measurement.method)}: {_escaped(where(measurement))}"]
     for fact in provenance(measurement):
         told = "; ".join(f"{key} {_escaped(value)}" for key, value in fact.items() if key not in ("run", "command"))
-        lines.append(f"- {_escaped(fact['run'])}: {told}\n\n  ```sh\n  {fact['command']}\n  ```")
+        lines.append(f"- {_escaped(fact['run'])}: {told}\n\n  {_fenced(fact['command'])}")
     return "\n\n".join(lines)
+
+
+def _fenced(command: str) -> str:
+    """A block within a list, which nothing in it can end."""
+    fence = "`" * max([3, *(len(ticks) + 1 for ticks in re.findall("`+", command))])
+    return re.sub(r"(\r\n?|\n)", r"\1  ", f"{fence}sh\n{command}\n{fence}")
 
 
 def _escaped(text: str) -> str:

@@ -106,7 +106,7 @@ def card(lab: Lab, asked: Asked, half: Asked) -> tuple[Any, str]:
         pixels = picture
     told = {
         probe_kinds()[asked.kind].short: asked.prompt,
-        "target": asked.target or "none",
+        "target": " or ".join((asked.target, *asked.also)) if asked.target else "none",
         "before": asked.before,
         "after": asked.after,
         HALF: half.after,

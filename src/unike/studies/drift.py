@@ -27,7 +27,6 @@ from unike.bench.summary import interval
 from unike.core import registry
 from unike.core.errors import UnikeError
 from unike.core.files import check_writable, replace_file
-from unike.data.matching import exact_match
 from unike.data.queries import GENERALITY, LOCALITY, EditCase, Query
 from unike.edits.edit import Edit
 from unike.edits.stack import attached
@@ -223,8 +222,8 @@ class Unedited:
     def compare(self, backbone: Backbone, probes: Sequence[Query], edits: int) -> Probed:
         """Ask the model as it is now."""
         said = ask(backbone, probes, self.max_new_tokens)
-        right = [exact_match(answer, query.target or "") for answer, query in zip(self.said, probes, strict=True)]
-        still = [float(exact_match(answer, query.target or "")) for answer, query in zip(said, probes, strict=True)]
+        right = [query.accepts(answer) for answer, query in zip(self.said, probes, strict=True)]
+        still = [float(query.accepts(answer)) for answer, query in zip(said, probes, strict=True)]
         return Probed(
             edits,
             kept=[score for score, was in zip(still, right, strict=True) if was],

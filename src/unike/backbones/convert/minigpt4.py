@@ -41,6 +41,7 @@ from transformers.utils.import_utils import is_protobuf_available, is_sentencepi
 from unike.backbones.loading import read_config, read_image_processor, read_tokenizer
 from unike.core.errors import UnikeError
 from unike.core.files import check_folder, new_folder
+from unike.core.permissions import as_new_files
 from unike.core.progress import Progress, silent
 from unike.core.version import __version__
 
@@ -168,6 +169,7 @@ def convert_minigpt4(
         shards, size = _write_tensors(stored, new, progress)
         config.save_pretrained(new)
         processor.save_pretrained(new)
+        as_new_files(new)
         (new / RECORD).write_text(json.dumps(parts.record(), indent=2) + "\n", encoding="utf-8")
     return Converted(out, len(stored), size, shards, _notes(blip2, blip2_config))
 

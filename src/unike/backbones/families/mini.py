@@ -52,6 +52,7 @@ from typing_extensions import Self
 from unike.backbones.adapter import Backbone
 from unike.core import home
 from unike.core.errors import UnikeError
+from unike.core.permissions import as_new_files
 
 GRID = 3
 N_TOKENS = GRID * GRID + 1
@@ -244,6 +245,7 @@ def build(report: Callable[[str], None] = lambda step: None) -> Path:
             built = work / "built"
             model.save_pretrained(built)
             processor.save_pretrained(built)
+            as_new_files(built)
             if not final.is_dir():  # another process may have been faster
                 built.replace(final)
     except (OSError, SafetensorError) as error:  # the latter is what a disk that fills up raises

@@ -46,6 +46,7 @@ class Response:
         after: Greedy answer under the edits.
         at_gold: Along the gold answer, if there is one.
         at_own: Along the answer before the edit; None where that is not read, or empty.
+        also: Further answers that are as right as the gold one.
     """
 
     kind: ProbeKind
@@ -55,6 +56,7 @@ class Response:
     after: str
     at_gold: Prediction | None = None
     at_own: Prediction | None = None
+    also: tuple[str, ...] = ()
 
     @property
     def along_gold(self) -> Prediction:

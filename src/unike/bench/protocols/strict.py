@@ -14,7 +14,7 @@ class Strict(Protocol):
     views: ClassVar = {"strict/exact": ("exact",)}
 
     def score(self, response: Response) -> Scores:
-        """Equal to the target once both are normalised; or to the letter, to the answer before."""
+        """Equal to a right answer once both are normalised; or to the letter, to the answer before."""
         if response.kind.expects == "unchanged":
             return {"strict/exact": float(response.after == response.before)}
-        return {"strict/exact": float(exact_match(response.after, response.target or ""))}
+        return {"strict/exact": float(exact_match(response.after, response.target or "", *response.also))}

@@ -8,13 +8,16 @@ raw key                 becomes
 ``image_rephrase``      ``m_generality``: ``src`` about this image, the same target
 ``loc``, ``loc_ans``    ``t_locality``: a question without an image
 ``m_loc*``              ``m_locality``: image ``m_loc``, question ``m_loc_q``, answer ``m_loc_a``
-``port_new``            ``portability`` (VLKEB, PocketEdit): ``[{"Q&A": {"Question", "Answer"}}]``
+``port_new``            ``portability`` (VLKEB, PocketEdit): ``[{"Q&A": {"Question", "Answer"}}]``, or null
 ``spec``                ``specificity`` (PocketEdit): ``[{"Question", "Answer"}]``
 ``pred``                ignored: the wrong answer of BLIP-2, never of another backbone
 ======================  ====================================================================
+
+Questions are text; answers are text or numbers, or a list of these, any of which is right: the first is the target.
 """
 
 import json
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -26,6 +29,7 @@ from unike.core import registry
 from unike.core.errors import UnikeError
 from unike.data.queries import EditCase, Probe, Query
 
+ANSWERS = ("alt", "loc_ans", "m_loc_a")
 REQUIRED = ("src", "rephrase", "alt", "image", "image_rephrase", "loc", "loc_ans", "m_loc", "m_loc_q", "m_loc_a")
 
 
@@ -144,7 +148,7 @@ class RecordFiles(Dataset):
         records = read_records(path) if path.is_file() else None
         missing = [*([path.name] if records is None else []), *self.missing(records)]
         if missing or records is None:
-            raise UnikeError(f"{', '.join(missing)} missing in {self.folder}; {self.published}")
+            raise UnikeError(f"{', '.join(missing)} missing in {self.folder}; {self._nearby(missing)}{self.published}")
         cases = []
         for index, record in enumerate(records):
             try:
@@ -158,10 +162,17 @@ class RecordFiles(Dataset):
         self.skipped = len(records) - len(cases)
         return cases
 
+    def _nearby(self, missing: Sequence[str]) -> str:
+        """Where what is missing lies one folder away: archives are unpacked into folders of their own."""
+        places = [self.folder.parent, *sorted(path for path in self.folder.glob("*") if path.is_dir())]
+        found = [f"{name} is in {place}" for name in missing for place in places if (place / name).exists()]
+        return f"{', '.join(found)}: name that folder, or move it; " if found else ""
+
     def _case(self, record: Any, *, case_id: str, where: str) -> EditCase | None:
         """The case of a record, None if it has no target: MMEdit has such records, and passes over them."""
-        check_record(record, where)
-        if not record.get("alt", "?").strip():
+        if not isinstance(record, dict):
+            raise UnikeError(f"{where}: not a JSON object")
+        if isinstance(alt := record.get("alt"), str) and not alt.strip():
             return None
         case = case_from_record(record, case_id=case_id, image=self.image_root.joinpath, where=where)
         for picture in {case.edit.image, *(probe.query.image for probe in case.probes)}:
@@ -217,30 +228,54 @@ def case_from_record(
     missing = [key for key in REQUIRED if key not in record]
     if missing:
         raise UnikeError(f"{where}: {', '.join(missing)} missing")
-    target = str(record["alt"]).strip()
-    if not target or not str(record["src"]).strip():
-        raise UnikeError(f"{where}: the {'prompt (src)' if target else 'target (alt)'} is empty")
-    picture = image(record["image"])
-    edit = Query(record["src"], picture, target)
+    text = {key: _text(record[key], f"{where}: {key}") for key in REQUIRED if key not in ANSWERS}
+    answers = {key: _answers(record[key], f"{where}: {key}") for key in ANSWERS}
+    targets = tuple(answer.strip() for answer in answers["alt"])
+    if not all(targets) or not text["src"].strip():
+        raise UnikeError(f"{where}: the {'prompt (src)' if all(targets) else 'target (alt)'} is empty")
+
+    _check_lines(targets, f"{where}: the target (alt)")
+
+    def asked(prompt: str, picture: Path | None, right: tuple[str, ...]) -> Query:
+        return Query(prompt, picture, right[0], right[1:])
+
+    picture = image(text["image"])
     probes = [
-        Probe("t_generality", Query(record["rephrase"], picture, target)),
-        Probe("m_generality", Query(record["src"], image(record["image_rephrase"]), target)),
-        Probe("t_locality", Query(record["loc"], None, record["loc_ans"])),
-        Probe("m_locality", Query(record["m_loc_q"], image(record["m_loc"]), record["m_loc_a"])),
+        Probe("t_generality", asked(text["rephrase"], picture, targets)),
+        Probe("m_generality", asked(text["src"], image(text["image_rephrase"]), targets)),
+        Probe("t_locality", asked(text["loc"], None, answers["loc_ans"])),
+        Probe("m_locality", asked(text["m_loc_q"], image(text["m_loc"]), answers["m_loc_a"])),
     ]
-    try:
-        hops = [hop["Q&A"] for hop in record.get("port_new", ())]
-        for kind, others in [("portability", hops), ("specificity", record.get("spec", ()))]:
-            probes += [Probe(kind, Query(str(qa["Question"]), picture, str(qa["Answer"]).strip())) for qa in others]
-    except (LookupError, TypeError):
-        raise UnikeError(f"{where}: port_new or spec is not a list of questions with answers") from None
-    if any(probe.kind == "portability" and not probe.query.target for probe in probes):
-        raise UnikeError(f"{where}: the answer to a question of port_new is empty")
+    for key, kind in (("port_new", "portability"), ("spec", "specificity")):
+        for question, right in _questions(record, key, where):
+            probes.append(Probe(kind, asked(question, picture, right)))
+            if kind == "portability" and not all(right):
+                raise UnikeError(f"{where}: the answer to a question of port_new is empty")
+            if kind == "portability":
+                _check_lines(right, f"{where}: the answer to a question of port_new")
     for probe in probes:
         if not probe.query.prompt.strip():
             raise UnikeError(f"{where}: the question for {probe.kind} is empty")
-        check_text(f"{probe.query.prompt} {probe.query.target}", f"{where}: the question for {probe.kind}")
-    return EditCase(case_id, edit, tuple(probes), domain)
+    return EditCase(case_id, asked(text["src"], picture, targets), tuple(probes), domain)
+
+
+def _questions(record: Mapping[str, Any], key: str, where: str) -> list[tuple[str, tuple[str, ...]]]:
+    """The questions of ``port_new`` or ``spec`` with their answers; null and a missing key are none."""
+    entries = record.get(key)
+    try:
+        if not isinstance(entries, list | None):
+            raise TypeError
+        pairs = [entry["Q&A"] if key == "port_new" else entry for entry in entries or ()]
+        found = [(pair["Question"], pair["Answer"]) for pair in pairs]
+    except (LookupError, TypeError):
+        raise UnikeError(f"{where}: {key} is not a list of questions with answers") from None
+    return [
+        (
+            _text(question, f"{where}: question {number} of {key}"),
+            tuple(answer.strip() for answer in _answers(right, f"{where}: answer {number} of {key}")),
+        )
+        for number, (question, right) in enumerate(found)
+    ]
 
 
 def read_records(path: Path) -> list[Any]:
@@ -253,8 +288,12 @@ def read_records(path: Path) -> list[Any]:
         records: Any = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise UnikeError(f"{path}, line {error.lineno}, column {error.colno}: not JSON ({error.msg})") from None
+    except RecursionError:
+        raise UnikeError(f"{path}: nested too deep to be read") from None
     except UnicodeDecodeError as error:
         raise UnikeError(f"{path}, byte {error.start}: not UTF-8 ({error.reason})") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise UnikeError(f"{path}: cannot be read ({error})") from None
     except OSError as error:
         raise UnikeError(f"cannot read {path}: {error.strerror}") from None
     if not isinstance(records, list):
@@ -262,29 +301,37 @@ def read_records(path: Path) -> list[Any]:
     return records
 
 
-def check_record(record: Any, where: str) -> None:
-    """Make every value we use text, an answer such as 2 too.
+def _answers(value: Any, what: str) -> tuple[str, ...]:
+    """An answer, or a list of them, each once.
 
     Raises:
-        UnikeError: It is not a JSON object whose values are text or numbers, or a text is not valid.
+        UnikeError: As `_text`, or the list is empty.
     """
-    if not isinstance(record, dict):
-        raise UnikeError(f"{where}: not a JSON object")
-    for key in (key for key in REQUIRED if key in record):
-        if isinstance(record[key], int | float):
-            record[key] = str(record[key])
-        if not isinstance(record[key], str):
-            raise UnikeError(f"{where}: {key} is {json.dumps(record[key])[:40]}, not text")
-        check_text(record[key], f"{where}: {key}")
+    if isinstance(value, list) and not value:
+        raise UnikeError(f"{what} is an empty list; give at least one answer")
+    every = value if isinstance(value, list) else [value]
+    return tuple(dict.fromkeys(_text(each, what) for each in every))
 
 
-def check_text(text: str, what: str) -> None:
-    """Refuse half a character, which JSON can hold and no model reads.
+def _check_lines(answers: Sequence[str], what: str) -> None:
+    """Refuse answers that are never right: of what a model says one line counts."""
+    for answer in answers:
+        if len(answer.splitlines()) > 1:
+            raise UnikeError(f"{what} has several lines, and an answer is one: {json.dumps(answer)[:40]}")
+
+
+def _text(value: Any, what: str) -> str:
+    """A text, or a number such as 2 as one.
 
     Raises:
-        UnikeError: With ``what`` it is.
+        UnikeError: It is neither, or has half a character in it, which JSON can hold and no model reads.
     """
+    if type(value) is int or (isinstance(value, float) and math.isfinite(value)):
+        return str(value)
+    if not isinstance(value, str):
+        raise UnikeError(f"{what} is {json.dumps(value)[:40]}, not text")
     try:
-        text.encode()
+        value.encode()
     except UnicodeEncodeError:
-        raise UnikeError(f"{what} is not valid text: {json.dumps(text)[:40]}") from None
+        raise UnikeError(f"{what} is not valid text: {json.dumps(value)[:40]}") from None
+    return value

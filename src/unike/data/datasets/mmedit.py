@@ -5,6 +5,7 @@ in the folder                           what it is
 ======================================  ==========================================================
 ``vqa_train.json``, ``vqa_eval.json``   E-VQA, a JSON list of records (keys: `unike.data.datasets.base`)
 ``caption_{train,eval}_edit.json``      E-IC, the same
+``vqa/``, ``caption/``                  or these files in folders of their tasks, as EasyEdit has them
 ``val2014``, ``train2014``              COCO's pictures
 ``val2014_image_rephrase``              generated pictures
 ======================================  ==========================================================
@@ -62,8 +63,10 @@ class MMEdit(RecordFiles):
         return cls(folder, task or "vqa")
 
     def file(self, split: str) -> Path:
-        """``vqa_eval.json`` and the like."""
-        return self.folder / FILES[self.task, split]
+        """``vqa_eval.json`` and the like, or ``vqa/vqa_eval.json``."""
+        name = FILES[self.task, split]
+        within = self.folder / self.task / name
+        return within if within.is_file() and not (self.folder / name).is_file() else self.folder / name
 
     def case_id(self, split: str, index: int) -> str:
         """Task, split and index in the file."""

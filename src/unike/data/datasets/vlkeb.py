@@ -6,7 +6,8 @@ in the folder                   what it is
 ``train.json``                  5,000 records (keys: `unike.data.datasets.base`)
 ``eval_multihop.json``          3,174 records, those that have them with ``port_new`` (portability);
                                 ``eval.json`` has the same without, and is not read
-``VLKEB_images``                pictures in folders by entity; ``mmkb_images`` in older downloads
+``VLKEB_images``                pictures in folders by entity, or ``mmkb_images`` with these in it;
+                                ``mmkb_images`` alone in older downloads
 ==============================  ===================================================================
 
 Nothing is downloaded: the pictures have licences of their own.
@@ -22,7 +23,7 @@ from unike.core import home
 from unike.data.datasets.base import RecordFiles
 
 FILES = {"train": "train.json", "eval": "eval_multihop.json"}
-IMAGE_FOLDERS = ("VLKEB_images", "mmkb_images")
+IMAGE_FOLDERS = ("VLKEB_images/mmkb_images", "VLKEB_images", "mmkb_images")
 
 
 class VLKEB(RecordFiles):
@@ -49,9 +50,9 @@ class VLKEB(RecordFiles):
 
     @property
     def image_root(self) -> Path:
-        """The folder of pictures, by either name."""
+        """The folder of pictures, by any of its names."""
         found = (self.folder / name for name in IMAGE_FOLDERS if (self.folder / name).is_dir())
-        return next(found, self.folder / IMAGE_FOLDERS[0])
+        return next(found, self.folder / "VLKEB_images")
 
     def file(self, split: str) -> Path:
         """``train.json`` or ``eval_multihop.json``."""
@@ -63,4 +64,4 @@ class VLKEB(RecordFiles):
 
     def missing(self, records: Sequence[Any] | None) -> list[str]:
         """The folder of pictures, if it is not there."""
-        return [] if self.image_root.is_dir() else [f"{IMAGE_FOLDERS[0]}/"]
+        return [] if self.image_root.is_dir() else ["VLKEB_images/"]

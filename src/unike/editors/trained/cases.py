@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from unike.backbones.adapter import Backbone
 from unike.backbones.answers import Answers
 from unike.core.errors import UnikeError
-from unike.data.matching import exact_match
 from unike.data.queries import EditCase
 from unike.editors.trained.base import Frozen
 from unike.editors.trained.meta_objective import probes_of
@@ -41,7 +40,7 @@ def choose(
     for start in range(0, len(order), ASKED_TOGETHER):
         part = order[start : start + ASKED_TOGETHER]
         answers.ask([case.edit for case in part])
-        wrong += [case for case in part if not exact_match(answers[case.edit], case.edit.target or "")]
+        wrong += [case for case in part if not case.edit.accepts(answers[case.edit])]
         progress(min(len(wrong), count), count)
         if len(wrong) >= count:
             break

@@ -1,5 +1,6 @@
 """What a backbone answers wrongly: triplets of a question, its true answer and the backbone's own."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,7 +8,7 @@ from pathlib import Path
 
 from unike.backbones.adapter import Backbone
 from unike.core.errors import UnikeError
-from unike.data.matching import normalise
+from unike.data.matching import ARTICLES, normalise
 from unike.data.queries import Query
 from unike.data.sampling import evenly, far_apart
 from unike.editors.unike.knowledge import Triplet
@@ -45,7 +46,12 @@ def collect(work: Work, candidates: Sequence[Candidate]) -> tuple[list[Mistake],
         answers = ask(work, batches[index], known)
         mistakes[index] = []
         for answer, candidate in zip(answers, batches[index], strict=True):
-            verdict = judge(backbone, answer, candidate.query.target or "", config.max_new_tokens)
+            wanted = candidate.query
+            verdict = (
+                "right"
+                if wanted.accepts(answer)
+                else judge(backbone, answer, wanted.target or "", config.max_new_tokens)
+            )
             counts[verdict] += 1
             if verdict == "wrong":
                 mistakes[index].append(as_mistake(candidate, answer))
@@ -93,7 +99,7 @@ def judge(backbone: Backbone, answer: str, target: str, max_new_tokens: int) -> 
     said, wanted = normalise(answer), normalise(target)
     if said == wanted:
         return "right"
-    if not said:
+    if said in ARTICLES or not re.search(r"\w", said):
         return "empty"
     if len(backbone.tokenizer(" " + answer, add_special_tokens=False)["input_ids"]) >= max_new_tokens:
         return "truncated"

@@ -1,7 +1,6 @@
 """Where the gate is read and where it opens: what tells rephrasings from other questions on cases of a train split."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -97,7 +96,7 @@ def read_batches(
 @torch.no_grad()
 def read_prompts(backbone: Backbone, queries: Sequence[Query], layers: Sequence[int]) -> tuple[dict[str, Tensor], None]:
     """Attention inputs at ``p`` of some layers, ``[B, D]`` fp32 each."""
-    batch = backbone.encode([replace(query, target=None) for query in queries])
+    batch = backbone.encode([query.question for query in queries])
     with trace([backbone.attention(layer).module for layer in layers], stop="input", prepend=True) as records:
         backbone.forward(batch)
     prefill = batch.prefill()
