@@ -84,17 +84,21 @@ def check_hardware(device: str, dtype: str, quantize: str | None) -> None:
     resolve_placement(device, dtype, quantize)
 
 
-def load_edits(folders: Iterable[Path]) -> "list[Edit]":
+def load_edits(folders: Iterable[Path], encoder: str | None = None) -> "list[Edit]":
     """Read saved edits.
 
+    Args:
+        folders: Of the edits.
+        encoder: A sentence encoder that they may name, beside the one that ships.
+
     Raises:
-        UnikeError: One cannot be read, or holds several independent edits.
+        UnikeError: One cannot be read, names another encoder, or holds several independent edits.
     """
     from unike.edits.edit import Edit
 
     edits = []
     for folder in folders:
-        edit = Edit.from_pretrained(folder)
+        edit = Edit.from_pretrained(folder, encoder=encoder)
         if len(edit) != 1:
             raise UnikeError(
                 f"{folder} holds {len(edit)} independent edits; save one, as in edit[0].save_pretrained(...)"

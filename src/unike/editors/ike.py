@@ -39,7 +39,7 @@ from unike.data.leaks import Trace
 from unike.data.queries import Query
 from unike.editors.base import Editor
 from unike.editors.common.demonstrations import COPY, RETAIN, UPDATE, Pool, asked_under, demonstration, pool_of, stated
-from unike.editors.common.sentence_encoder import MINILM
+from unike.editors.common.sentence_encoder import MINILM, not_shipped
 from unike.edits.edit import Edit, EditorConfig
 from unike.edits.edited import EditedModel
 from unike.edits.routing import RoutingEdit
@@ -79,6 +79,10 @@ class IKEConfig(EditorConfig):
         """The kind of each demonstration, that of the nearest fact first."""
         kinds = [COPY] * self.n_copy + [UPDATE] * self.n_update + [RETAIN] * self.n_retain
         return random.Random(self.seed).sample(kinds, len(kinds))
+
+    def encoders(self) -> tuple[str, ...]:
+        """As in `EditorConfig`."""
+        return not_shipped(self.encoder)
 
     def read_pool(self) -> Pool:
         """The pool, read once in a process."""

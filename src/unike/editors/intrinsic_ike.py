@@ -53,6 +53,10 @@ class IntrinsicIKEConfig(EditorConfig):
         """Of the content, for dictionaries have none."""
         return hash(json.dumps(self.model_dump(mode="json"), sort_keys=True))
 
+    def encoders(self) -> tuple[str, ...]:
+        """Those of the halves."""
+        return self.half(INTRINSIC).encoders() + self.half(IKE).encoders()
+
     def half(self, name: str) -> EditorConfig:
         """The config of one of the halves.
 

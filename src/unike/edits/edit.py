@@ -34,6 +34,10 @@ class EditorConfig(Settings):
 
     max_target_tokens: int = 64
 
+    def encoders(self) -> tuple[str, ...]:
+        """Sentence encoders that are named and do not ship: whoever loads an edit has to name them, too."""
+        return ()
+
 
 class Edit(ABC):
     """B independent facts, as tensors that act on a backbone while attached.
@@ -165,12 +169,17 @@ class Edit(ABC):
         write(self, Path(folder))
 
     @staticmethod
-    def from_pretrained(folder: str | Path) -> "Edit":
+    def from_pretrained(folder: str | Path, *, encoder: str | None = None) -> "Edit":
         """Read an edit of whatever editor made it.
 
+        Args:
+            folder: Of the edit.
+            encoder: A folder or hub id of a sentence encoder that the edit may name; the one that ships it always may.
+
         Raises:
-            UnikeError: No edit there, or one that was changed, cut short, or made by a newer version.
+            UnikeError: No edit there, or one that was changed, cut short, or made by a newer version; or it names
+                another encoder.
         """
         from unike.edits.files import read
 
-        return read(Path(folder))
+        return read(Path(folder), encoder)

@@ -7,6 +7,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from unike.core import registry
+from unike.core.errors import UnikeError
 from unike.core.files import SealedFolder, replace_folder
 from unike.core.version import __version__
 from unike.data.queries import Query
@@ -34,7 +35,7 @@ def write(edit: Edit, folder: Path) -> None:
     replace_folder(folder, SAVED.files(described, content), known_by=CONFIG_FILE)
 
 
-def read(folder: Path) -> Edit:
+def read(folder: Path, encoder: str | None = None) -> Edit:
     """As `Edit.from_pretrained`."""
     described, content = SAVED.read(folder)
     try:
@@ -52,4 +53,10 @@ def read(folder: Path) -> Edit:
         )
     except (LookupError, TypeError, ValueError, AttributeError, SafetensorError) as error:
         raise SAVED.damaged(folder, repr(error)) from None
+    for named in edit.config.encoders():
+        if named != encoder:
+            raise UnikeError(
+                f"the edit in {folder} wants to load the sentence encoder {named!r}, which does not ship; if you trust "
+                "it, name it: --encoder, or from_pretrained(..., encoder=...)"
+            )
     return edit

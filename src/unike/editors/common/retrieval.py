@@ -14,7 +14,7 @@ from torch import Tensor
 from unike.backbones.adapter import Backbone
 from unike.core.settings import Settings
 from unike.data.queries import Query
-from unike.editors.common.sentence_encoder import MINILM, embed_images, sentence_encoder
+from unike.editors.common.sentence_encoder import MINILM, embed_images, not_shipped, sentence_encoder
 
 TEXT, IMAGE = "text", "image"
 """Names of the tensors."""
@@ -33,6 +33,10 @@ class RetrievalSettings(Settings):
     encoder: str = MINILM
     text_threshold: float = Field(ge=-1, le=1)
     image_threshold: float = Field(ge=-1, le=1)
+
+    def encoders(self) -> tuple[str, ...]:
+        """As in `EditorConfig`."""
+        return not_shipped(self.encoder)
 
 
 class Stored(Protocol):

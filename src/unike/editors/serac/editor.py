@@ -25,6 +25,7 @@ from unike.core.memo import MemoOf
 from unike.data.queries import EditCase, Query
 from unike.editors.common.demonstrations import stated
 from unike.editors.common.retrieval import IMAGE, TEXT
+from unike.editors.common.sentence_encoder import MINILM, not_shipped
 from unike.editors.serac import networks as serac
 from unike.editors.serac.networks import (
     IN_SCOPE,
@@ -50,10 +51,16 @@ class SERACConfig(TrainedConfig):
     Attributes:
         threshold: The least similarity at which a question is about an edit.
         compat: ``"mmedit"`` lets the classifier read a question's target, a leak that published numbers have.
+        encoder: The encoder that the networks may name, because it was chosen when they were trained.
     """
 
     threshold: float = Field(IN_SCOPE, gt=0, lt=1)
     compat: Literal["mmedit"] | None = None
+    encoder: str = MINILM
+
+    def encoders(self) -> tuple[str, ...]:
+        """As in `EditorConfig`."""
+        return not_shipped(self.encoder)
 
 
 class SERACEdit(RoutingEdit):
@@ -190,6 +197,14 @@ class SERAC(TrainedEditor[SERACConfig]):
     edit_class = SERACEdit
     network_settings = SERACNetworkSettings
     weights: ClassVar[Mapping[str, float]] = {"nll": 0.1, "scope": 1.0}
+
+    def check_network(self, settings: SERACNetworkSettings) -> None:
+        """Refuse an encoder that does not ship and that the editor's settings do not name."""
+        if settings.encoder not in (MINILM, self.config.encoder):
+            raise UnikeError(
+                f"serac's networks want to load the sentence encoder {settings.encoder!r}, which does not ship; "
+                f"if you trust it, name it: --set encoder={settings.encoder}"
+            )
 
     def prepare(self, backbone: Backbone) -> None:
         """Read the networks."""

@@ -84,7 +84,9 @@ class TrainedEditor(Editor[TrainedConfigT]):
 
     def _read_network(self, backbone: Backbone) -> nn.Module:
         trained = find(self.name, backbone, self.config.trained)
-        network = self.build(backbone, self.network_settings.parse(trained.settings))
+        settings = self.network_settings.parse(trained.settings)
+        self.check_network(settings)
+        network = self.build(backbone, settings)
         try:
             network.load_state_dict(trained.tensors)
         except RuntimeError:
@@ -93,6 +95,13 @@ class TrainedEditor(Editor[TrainedConfigT]):
                 f"{how_to_train(self.name, backbone)}"
             ) from None
         return network.eval().requires_grad_(False)
+
+    def check_network(self, settings: Any) -> None:
+        """Refuse what the settings of a network that was read would load; most load nothing.
+
+        Raises:
+            UnikeError: A model that nobody named who uses the network.
+        """
 
     def prepare(self, backbone: Backbone) -> None:
         """Read the network."""
