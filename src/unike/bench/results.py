@@ -17,7 +17,7 @@ import json
 import os
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,8 @@ from unike.bench.header import Header
 from unike.bench.outcome import Asked, CaseResult
 from unike.core import registry
 from unike.core.errors import UnikeError
-from unike.core.files import check_writable
+from unike.core.files import open_file, read_file
+from unike.core.folders import check_writable, reason
 from unike.core.settings import folded
 
 FORMAT = 1
@@ -83,19 +84,21 @@ class ResultsFile:
         self.path = folder / ("results.jsonl" if part is None else f"results.{part}.jsonl")
         self._lock = FileLock(folder / f".{self.path.name}.lock")
         check_same_run(folder, header.to_json())
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self.path.touch()  # before its lock: a folder with a lock alone would be something else
-            self._lock.acquire(timeout=0)
-            self._file = self.path.open("ab")
-            whole = _whole_bytes(self.path)
-            self._file.truncate(whole)
-            if not whole:
-                self._write({"format": FORMAT, **header.to_json()})
-        except Timeout:
-            raise UnikeError(f"{self.path} is being written by another process; wait for it, or end it") from None
-        except OSError as error:
-            raise UnikeError(f"cannot write {self.path}: {error.strerror}; choose another folder") from None
+        with ExitStack() as stack:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                self._file = stack.enter_context(open_file(self.path, "ab"))  # before its lock, which is nothing alone
+                self._lock.acquire(timeout=0)
+                stack.callback(self._unlock)
+                whole = _whole_bytes(self.path)
+                self._file.truncate(whole)
+                if not whole:
+                    self._write({"format": FORMAT, **header.to_json()})
+            except Timeout:
+                raise UnikeError(f"{self.path} is being written by another process; wait for it, or end it") from None
+            except OSError as error:
+                raise UnikeError(f"cannot write {self.path}: {reason(error)}; choose another folder") from None
+            self._held = stack.pop_all()
 
     def append(self, unit: str, cases: Sequence[CaseResult]) -> None:
         """Put a finished unit on disk.
@@ -106,22 +109,25 @@ class ResultsFile:
         try:
             self._write({"unit": unit, "cases": [to_json(case) for case in cases]})
         except OSError as error:
-            raise UnikeError(f"cannot write {self.path}: {error.strerror}; run again to go on from here") from None
+            raise UnikeError(f"cannot write {self.path}: {reason(error)}; run again to go on from here") from None
 
     def _write(self, entry: dict[str, Any]) -> None:
-        self._file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
-        self._file.flush()
+        line = json.dumps(entry, ensure_ascii=False).encode() + b"\n"
+        while line:  # a disk that is nearly full takes a part
+            line = line[os.write(self._file.fileno(), line) :]
         os.fsync(self._file.fileno())
+
+    def _unlock(self) -> None:
+        with suppress(OSError):  # where an open file cannot be removed, releasing the lock does
+            Path(self._lock.lock_file).unlink()
+        self._lock.release()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
         """Let go of the file; all that was appended is on disk already."""
-        self._file.close()
-        with suppress(OSError):  # where an open file cannot be removed, releasing the lock does
-            Path(self._lock.lock_file).unlink()
-        self._lock.release()
+        self._held.close()
 
 
 def check_place(folder: Path) -> None:
@@ -248,15 +254,15 @@ def _parts(folder: Path) -> list[Path]:
 
 def _whole_bytes(path: Path) -> int:
     """The length of a file without a last line that was cut short."""
-    content = path.read_bytes()
+    content = read_file(path)
     return content.rfind(b"\n") + 1
 
 
 def _read(path: Path) -> Iterable[dict[str, Any]]:
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        content = gzip.decompress(read_file(path)) if path.suffix == ".gz" else read_file(path)
     except (OSError, EOFError, zlib.error) as error:
-        raise UnikeError(f"cannot read {path}: {error}") from None
+        raise UnikeError(f"cannot read {path}: {reason(error)}") from None
     for number, line in enumerate(content.split(b"\n")[:-1]):  # what follows the last line break was cut short
         try:
             entry = json.loads(line)

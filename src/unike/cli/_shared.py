@@ -71,7 +71,7 @@ def check_image(image: Path | None) -> None:
 
 def check_place(out: Path) -> None:
     """Refuse a folder where an edit could not be saved."""
-    from unike.core.files import check_folder
+    from unike.core.folders import check_folder
     from unike.edits.files import CONFIG_FILE
 
     check_folder(out, known_by=CONFIG_FILE)

@@ -8,7 +8,8 @@ from safetensors.torch import load, save
 
 from unike.core import registry
 from unike.core.errors import UnikeError
-from unike.core.files import SealedFolder, replace_folder
+from unike.core.files import SealedFolder
+from unike.core.folders import replace_folder
 from unike.core.version import __version__
 from unike.data.queries import Query
 from unike.edits.edit import Edit

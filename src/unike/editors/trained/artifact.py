@@ -19,7 +19,7 @@ from typing_extensions import Self
 from unike.backbones.adapter import Backbone
 from unike.core import home
 from unike.core.errors import UnikeError
-from unike.core.files import SealedFolder
+from unike.core.files import SealedFolder, read_file
 from unike.core.memo import MemoOf, file_stamp
 from unike.data.leaks import ImageHashes, Trace
 
@@ -114,7 +114,7 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
         UnikeError: They cannot be read.
     """
     try:
-        return [json.loads(line) for line in (folder / LOG_FILE).read_text(encoding="utf-8").splitlines()]
+        return [json.loads(line) for line in read_file(folder / LOG_FILE).decode().splitlines()]
     except (OSError, ValueError) as error:
         raise UnikeError(f"cannot read {folder / LOG_FILE}: {error}") from None
 
@@ -171,7 +171,7 @@ def _where(editor: str, backbone: Backbone, folder: str | Path | None) -> Path:
         where = _PLACES.of(backbone).get((editor, home.folder()), partial(place, editor, backbone))
     else:
         where = Path(folder)
-    if folder is None and not (where / CONFIG_FILE).is_file():
+    if folder is None and not SAVED.lies_in(where):
         raise UnikeError(f"{editor} has not been trained for {backbone.source!r} yet; {how_to_train(editor, backbone)}")
     return where
 

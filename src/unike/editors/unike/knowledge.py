@@ -22,7 +22,8 @@ from unike.backbones.loading import DTYPES
 from unike.backbones.sites import AttentionSite
 from unike.core import home
 from unike.core.errors import UnikeError
-from unike.core.files import SealedFolder, replace_folder
+from unike.core.files import SealedFolder
+from unike.core.folders import replace_folder
 from unike.core.memo import MemoOf, file_stamp
 from unike.data.leaks import ImageHashes, Trace
 from unike.data.sampling import evenly
@@ -340,7 +341,7 @@ def _find(backbone: Backbone) -> Knowledge:
     with resources.as_file(bundled) as folder:
         there = sorted(folder.iterdir()) if folder.is_dir() else []
         for where in [place(backbone), *there]:
-            if not (where / CONFIG_FILE).is_file():
+            if not SAVED.lies_in(where):
                 continue
             if SAVED.describe(where)["backbone"]["fingerprint"] == backbone.fingerprint():
                 return Knowledge.from_pretrained(where)
