@@ -15,6 +15,7 @@ from unike.core import scratch
 from unike.core.errors import UnikeError
 from unike.core.folders import is_there, reason, settle
 from unike.core.memo import Memo, file_stamp
+from unike.core.schema import parse_json
 
 ATTEMPTS = 100
 """How often a folder is read again because another has taken its place meanwhile."""
@@ -198,7 +199,7 @@ class SealedFolder:
         try:
             if not is_there(path):
                 raise UnikeError(f"no {self.what} in {folder}: {self.description} is missing")
-            described = json.loads(read_file(path).decode())
+            described = parse_json(read_file(path))
             found = described["format"]
             if found not in {self.version, *self.older}:
                 remedy = "update unike" if found > self.version else f"make the {self.what} anew"

@@ -18,6 +18,7 @@ from unike.backbones.forward.context import Prefill
 from unike.backbones.forward.hooks import Args, Hooks, Kwargs, text_input
 from unike.edits.edit import Edit, EditorConfig
 from unike.edits.group import Group
+from unike.edits.layout import check_widths
 from unike.edits.native import in_the_models_own_calls
 
 Kind = tuple[type[Edit], EditorConfig]
@@ -102,6 +103,8 @@ def check_fit(backbone: Backbone, edits: Sequence[Edit]) -> None:
     """
     for edit in {edit.fingerprint: edit for edit in edits}.values():
         edit.check_fits(backbone)
+    for edit in edits:
+        check_widths(edit, backbone)
 
 
 def _columns(backbone: Backbone, sets: Sequence[Sequence[Edit]]) -> Group:

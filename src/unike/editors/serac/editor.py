@@ -10,7 +10,7 @@ Note:
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -24,7 +24,7 @@ from unike.core.errors import UnikeError
 from unike.core.memo import MemoOf
 from unike.data.queries import EditCase, Query
 from unike.editors.common.demonstrations import stated
-from unike.editors.common.retrieval import IMAGE, TEXT
+from unike.editors.common.retrieval import FOUND_BY, IMAGE, TEXT, check_widths
 from unike.editors.common.sentence_encoder import MINILM, not_shipped
 from unike.editors.serac import networks as serac
 from unike.editors.serac.networks import (
@@ -40,6 +40,7 @@ from unike.editors.trained.base import TrainedConfig, TrainedEditor
 from unike.editors.trained.meta_objective import Outcome
 from unike.edits.edit import Edit
 from unike.edits.edited import EditedModel
+from unike.edits.layout import FINGERPRINT, Layout
 from unike.edits.routing import RoutingEdit
 
 NETWORK = "network"
@@ -73,6 +74,11 @@ class SERACEdit(RoutingEdit):
     config_class = SERACConfig
 
     @classmethod
+    def layout(cls, config: SERACConfig, names: Collection[str]) -> Layout:
+        """What the classifier reads, and the fingerprint of the networks."""
+        return {**FOUND_BY, NETWORK: FINGERPRINT}
+
+    @classmethod
     def check_stack(cls, edits: Sequence[Edit], backbone: Backbone) -> None:
         """As for all that route, and the networks must be those that the edits were made with."""
         super().check_stack(edits, backbone)
@@ -93,7 +99,9 @@ class SERACEdit(RoutingEdit):
         config = cast(SERACConfig, edits[0].config)
         network, _ = networks_of(backbone, config)
         rows = [edit.shared_out(len(queries)) for edit in edits]
-        asked = network.scope(network.embed(backbone, [as_classified(query, config) for query in queries]))
+        embedded = network.embed(backbone, [as_classified(query, config) for query in queries])
+        check_widths(edits, embedded)
+        asked = network.scope(embedded)
         kept = [{name: edit.tensors[name].to(backbone.device) for name in (TEXT, IMAGE)} for edit in edits]
         stored = [network.scope(each)[seen] for each, seen in zip(kept, rows, strict=True)]
         best = torch.exp(-squared_distance(asked, torch.stack(stored))).max(dim=0)  # over the edits
