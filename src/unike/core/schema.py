@@ -47,11 +47,13 @@ def checked(schema: type[SchemaT], value: Any) -> SchemaT:
 
 
 def read_as(adapter: TypeAdapter[Any], text: bytes) -> Any:
-    """One JSON value as a type.
+    """One JSON value as a type; half a character, which JSON can name, is read as a question mark.
 
     Raises:
         ValueError: It is not JSON, or not one of those; names the place.
     """
+    if b"\\u" in text:
+        text = json.dumps(parse_json(text), ensure_ascii=False).encode(errors="replace")
     try:
         return adapter.validate_json(text)
     except ValidationError as error:

@@ -87,8 +87,8 @@ class TrainedEditor(Editor[TrainedConfigT]):
         trained = find(self.name, backbone, self.config.trained)
         settings = self.network_settings.parse(trained.settings)
         self.check_network(settings)
-        network = self.build(backbone, settings)
         try:
+            network = self.build(backbone, settings)
             network.load_state_dict(trained.tensors)
         except RuntimeError:
             raise UnikeError(
