@@ -12,7 +12,7 @@ from tinies import TINIES
 
 from unike.backbones.adapter import Backbone
 from unike.core import registry
-from unike.core.files import replace_folder
+from unike.core.folders import replace_folder
 from unike.data.leaks import ImageHashes
 from unike.data.queries import Query
 from unike.editors.ke.conditioned_update import ConditionedUpdates

@@ -1,5 +1,6 @@
 """``unike bench``, from the command line to the table, by one process and by several."""
 
+import errno
 import json
 import os
 import runpy
@@ -156,6 +157,23 @@ def test_the_speed_of_evaluation_can_be_measured(
     runpy.run_path(str(script), run_name="__main__")
     report = json.loads(capsys.readouterr().out)
     assert report["cases"] == 1 and report["ratio"] > 0
+
+
+def test_a_disk_that_fills_up_ends_in_one_line(
+    cli: Cli, args: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(number: int, content: bytes) -> int:
+        if content.startswith(b'{"unit"'):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(number, content)
+
+    write = os.write
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        result = cli(*args, "--out", "run")
+    assert result.is_error("cannot write run/results.jsonl: No space left on device; run again"), result
+    assert [path.name for path in Path("run").iterdir()] == ["results.jsonl"]
+    assert cli(*args, "--out", "run").code == 0
 
 
 # ---------------------------------------------------------------------- several

@@ -73,7 +73,7 @@ def test_edit_and_ask_before_the_model(cli: Cli, tiny_folder: Path, pictures: li
     made = cli("edit", *model, "--target", "Kenya", "--editor", "answer_cache", "--json")
     assert (made.code, made.err) == (0, "")
     assert [row["after"] for row in json.loads(made.out)["answers"]] == ["Kenya"]
-    asked = cli("ask", "--image", pictures[0], "--prompt", FLAG, "--edit", "edits/kenya", "--json")
+    asked = cli("ask", *model, "--edit", "edits/kenya", "--json")
     assert (asked.code, asked.err) == (0, "")
     assert json.loads(asked.out)["answer"] == "Kenya" != json.loads(asked.out)["answer_without_edits"]
 
@@ -87,7 +87,7 @@ def test_edit_shows_a_table_and_the_next_command(cli: Cli, tiny_folder: Path, pi
     assert "right" in table
     assert "Whose [bold]flag[/bold] :flag: is this?" in table  # as it was written, not as markup
     assert "saved in edits/kenya" in told
-    assert f"unike ask --image {pictures[0]} --prompt '{FLAG}' --edit edits/kenya" in told
+    assert f"unike ask --model {tiny_folder} --image {pictures[0]} --prompt '{FLAG}' --edit edits/kenya" in told
     assert Edit.from_pretrained("edits/kenya").facts == (Query(FLAG, pictures[0], "Kenya"),)
 
 
@@ -113,7 +113,7 @@ def test_ask_attaches_a_stack(cli: Cli, tiny_folder: Path) -> None:
         assert cli("edit", *args).code == 0
     folders = ["edits/four", "edits/five"]
     stack = [part for folder in folders for part in ("--edit", folder)]
-    result = json.loads(cli("ask", "--prompt", "2 + 2?", *stack, "--max-new-tokens", 5, "--json").out)
+    result = json.loads(cli("ask", *args[:4], *stack, "--max-new-tokens", 5, "--json").out)
     backbone, edits = load_backbone(tiny_folder), [Edit.from_pretrained(folder) for folder in folders]
     plain = backbone.ask(None, "2 + 2?", max_new_tokens=5)
     with attached(backbone, edits):
@@ -122,7 +122,7 @@ def test_ask_attaches_a_stack(cli: Cli, tiny_folder: Path) -> None:
     assert (result["answer_without_edits"], result["answer"]) == (plain, both)
     assert plain != both
 
-    shown = cli("ask", "--prompt", "2 + 2?", *stack).out
+    shown = cli("ask", *args[:4], *stack).out
     assert "without edits" in shown and "with 2 edits" in shown
 
 
@@ -140,7 +140,7 @@ def test_ask_keeps_the_order_of_the_edits(cli: Cli, tiny_folder: Path, monkeypat
         args = ("--model", tiny_folder, "--prompt", "2 + 2?", "--target", target, "--editor", "ft", "--set", "steps=1")
         assert cli("edit", *args).code == 0
     monkeypatch.setattr(EditedModel, "__init__", spy)
-    assert cli("ask", "--prompt", "2 + 2?", "--edit", "edits/two", "--edit", "edits/one").code == 0
+    assert cli("ask", *args[:4], "--edit", "edits/two", "--edit", "edits/one").code == 0
     assert sorted(orders) == [[], ["two", "one"]]
 
 

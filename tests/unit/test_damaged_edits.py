@@ -85,8 +85,8 @@ def test_damaged_edits(early: Cli, saved: Path, name: str, damage: Callable[[Pat
     assert result.is_error(*messages), result
 
 
-def test_an_edit_is_fine_before_it_is_damaged(cli: Cli, saved: Path) -> None:
-    assert cli("ask", "--prompt", "2 + 2?", "--edit", saved).code == 0
+def test_an_edit_is_fine_before_it_is_damaged(cli: Cli, saved: Path, tiny_folder: Path) -> None:
+    assert cli("ask", "--prompt", "2 + 2?", "--edit", saved, "--model", tiny_folder).code == 0
 
 
 def test_an_edit_made_for_another_backbone(cli: Cli, saved: Path, tmp_path: Path) -> None:

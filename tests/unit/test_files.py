@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from unike.core import folders
 from unike.core.errors import UnikeError
-from unike.core.files import check_folder, replace_folder
+from unike.core.folders import check_folder, replace_folder
 
 OLD, NEW = {"known": b"old", "data": b"1"}, {"known": b"new"}
 
@@ -99,6 +100,7 @@ def test_the_old_one_comes_back_if_the_last_step_fails(
             raise error
         return rename(self, target)
 
+    monkeypatch.setattr(folders, "exchange", lambda one, other: False)
     monkeypatch.setattr(Path, "replace", fails)
     with pytest.raises((UnikeError, KeyboardInterrupt)):
         replace_folder(tmp_path / "x", NEW, known_by="known")

@@ -13,7 +13,7 @@ from unike.backbones.adapter import Backbone
 from unike.backbones.forward.functional import token_nll
 from unike.backbones.forward.hooks import Hooks
 from unike.core.errors import UnikeError
-from unike.core.files import replace_folder
+from unike.core.folders import replace_folder
 from unike.data.queries import Query
 from unike.editors.common.low_rank import install_delta, install_low_rank
 from unike.editors.mend.editor import MEND, MENDNetworkSettings

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from unike.backbones.adapter import Backbone
 from unike.core.errors import UnikeError
-from unike.core.files import WORK
+from unike.core.folders import WORK
 from unike.data.leaks import LEAKS, content_hash
 from unike.data.queries import EditCase, Probe, Query
 from unike.editors.ft import FT

@@ -9,7 +9,7 @@ from tinies import tiny_backbone
 
 from unike.backbones.adapter import Backbone
 from unike.core.errors import UnikeError
-from unike.core.files import WORK
+from unike.core.folders import WORK
 from unike.data.queries import EditCase
 from unike.editors.unike.prepare.pipeline import prepare
 from unike.editors.unike.prepare.work import Work

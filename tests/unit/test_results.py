@@ -1,8 +1,11 @@
 """Results on disk: whole lines or none, one run in a folder, and what is made of them."""
 
+import errno
 import gzip
 import json
+import os
 import random
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -191,6 +194,45 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr("os.fsync", full)
         with pytest.raises(UnikeError, match=r"cannot write .*: No space left on device; run again to go on"):
             file.append("a", [result("a")])
+
+
+def test_a_disk_that_takes_half_a_line_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, "a")
+    before = (tmp_path / "results.jsonl").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", nearly_full(os.write))
+        with (
+            pytest.raises(UnikeError, match=r"cannot write .*: No space left on device; run again to go on"),
+            ResultsFile(tmp_path, HEADER) as file,
+        ):
+            file.append("b", [result("b")])
+    assert [path.name for path in tmp_path.iterdir()] == ["results.jsonl"]
+    assert len((tmp_path / "results.jsonl").read_bytes()) > len(before)
+    write(tmp_path, "b")
+    assert list(read_run(tmp_path).units) == ["a", "b"]
+
+
+def nearly_full(write: Callable[[int, bytes], int], starts: bytes = b'{"unit"') -> Callable[[int, bytes], int]:
+    """`os.write` of a disk that has room for ten more bytes when it comes to a unit."""
+
+    def written(number: int, content: bytes) -> int:
+        if content.startswith(starts):
+            return write(number, content[:10])
+        if content.startswith(b'{"'):
+            return write(number, content)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    return written
+
+
+def test_a_header_that_does_not_fit_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", nearly_full(os.write, b'{"format"'))
+        with pytest.raises(UnikeError, match=r"cannot write .*: No space left on device; choose another folder"):
+            ResultsFile(tmp_path, HEADER)
+    assert [path.name for path in tmp_path.iterdir()] == ["results.jsonl"]
+    write(tmp_path, "a")
+    assert list(read_run(tmp_path).units) == ["a"]
 
 
 # ---------------------------------------------------------------------- the summary

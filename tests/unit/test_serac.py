@@ -21,7 +21,7 @@ from unike.bench.selection import Task, check_leaks
 from unike.bench.spec import ENGINES
 from unike.core import registry
 from unike.core.errors import UnikeError
-from unike.core.files import replace_folder
+from unike.core.folders import replace_folder
 from unike.data.leaks import ImageHashes, Trace
 from unike.data.queries import EditCase, Probe, Query
 from unike.editors.serac import networks as serac

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save
 
 from unike.core.errors import UnikeError
-from unike.core.files import replace_folder, seal
+from unike.core.files import seal
+from unike.core.folders import replace_folder
 from unike.data.leaks import ImageHashes, Trace
 from unike.editors.trained.artifact import CONFIG_FILE, TENSOR_FILE, Trained
 

@@ -11,7 +11,7 @@ import torch
 from unike.backbones.adapter import Backbone
 from unike.core import registry
 from unike.core.errors import UnikeError
-from unike.core.files import WORK
+from unike.core.folders import WORK
 from unike.data.queries import EditCase
 from unike.editors.ke.editor import KENetworkSettings
 from unike.editors.mend.editor import MEND, MENDNetworkSettings

@@ -16,7 +16,7 @@ from unike.backbones.adapter import Backbone
 from unike.backbones.forward.context import UNEDITED, attached_to
 from unike.core import home
 from unike.core.errors import UnikeError
-from unike.core.files import file_hash
+from unike.core.files import file_hash, open_file
 from unike.data.queries import Query
 
 BATCH = 16
@@ -108,7 +108,7 @@ class Answers:
     def _read(self) -> None:
         """Take in what was added to the file, by this process or another."""
         try:
-            with self.path.open("rb") as file:
+            with open_file(self.path) as file:
                 file.seek(self._read_to)
                 for line in file:
                     if not line.endswith(b"\n"):
@@ -129,7 +129,7 @@ class Answers:
         lines = "".join(json.dumps({"key": key, "answer": answer}) + "\n" for key, answer in answers.items())
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self.path.open("ab+") as file:
+            with open_file(self.path, "ab+") as file:
                 if file.tell():
                     file.seek(-1, os.SEEK_END)
                     if file.read(1) != b"\n":

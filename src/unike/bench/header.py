@@ -15,10 +15,12 @@ from functools import cache
 from importlib import resources
 from typing import Annotated, Any
 
+from pydantic import Field, TypeAdapter, ValidationError
 from typing_extensions import Self
 
 from unike.bench.spec import Role, RunSpec
 from unike.core.options import declared
+from unike.core.schema import what_is_wrong
 from unike.data.matching import NORMALISATION
 
 
@@ -33,10 +35,10 @@ class Counts:
         edited: That are edited.
     """
 
-    read: int = 0
-    skipped: int = 0
-    right: int = 0
-    edited: int = 0
+    read: Annotated[int, Field(ge=0)] = 0
+    skipped: Annotated[int, Field(ge=0)] = 0
+    right: Annotated[int, Field(ge=0)] = 0
+    edited: Annotated[int, Field(ge=0)] = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,18 +94,21 @@ class Header:
 
         Raises:
             KeyError: Some are missing; names all of them.
+            ValueError: One is of another type; names it.
         """
         needed = [name for name, each in declared(RunSpec).items() if {*Role} & {*each.notes} or name == "seed"]
         needed += [each.name for each in fields(cls) if each.default is MISSING and each.name != "spec"]
         if missing := [key for key in needed if key not in entry]:
             raise KeyError(", ".join(missing))
         told = {key: entry[key] for key in declared(RunSpec) if key in entry}
-        told |= {key: tuple(told[key]) for key in ("evaluate_at", "protocols")}
         told.setdefault("settings", settings_of_0_1(entry["editor"], entry["config"]))
-        counts = Counts(**{each.name: entry["counts"].get(each.name, 0) for each in fields(Counts)})
         own = {each.name: entry[each.name] for each in fields(cls) if each.name in entry}
         own.setdefault("normalisation", 1)
-        return cls(spec=RunSpec(**told), **own | {"counts": counts})
+        try:
+            found: Self = TypeAdapter(cls).validate_json(json.dumps(own | {"spec": told}), strict=True)
+        except ValidationError as error:
+            raise ValueError(what_is_wrong(error)) from None
+        return found
 
 
 def settings_of_0_1(editor: str, config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,16 @@
 """What was measured of a case: every question before and after its edit, with scores."""
 
 from dataclasses import dataclass, field
+from typing import Annotated, ClassVar
+
+from pydantic import ConfigDict, Field
+
+from unike.core.schema import STRICT
+
+Score = Annotated[float, Field(ge=0, le=1)]
+
+READ: ConfigDict = {**STRICT, "extra": "forbid"}
+"""How lines of results are read."""
 
 
 @dataclass(frozen=True)
@@ -25,9 +35,11 @@ class Asked:
     target: str | None
     before: str
     after: str
-    scores: dict[str, float | None]
+    scores: dict[str, Score | None]
     notes: dict[str, float] = field(default_factory=dict)
     also: tuple[str, ...] = ()
+
+    __pydantic_config__: ClassVar[ConfigDict] = READ
 
 
 @dataclass(frozen=True)
@@ -46,8 +58,10 @@ class CaseResult:
 
     case_id: str
     domain: str
-    asked: tuple[Asked, ...]
-    edit_seconds: float
+    asked: Annotated[tuple[Asked, ...], Field(min_length=1)]
+    edit_seconds: Annotated[float, Field(ge=0)]
     sequence: int | None = None
-    position: int = 0
+    position: Annotated[int, Field(ge=0)] = 0
     when: str = "end"
+
+    __pydantic_config__: ClassVar[ConfigDict] = READ

@@ -16,23 +16,36 @@ import gzip
 import json
 import os
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from filelock import FileLock, Timeout
-from typing_extensions import Self
+from pydantic import Field, TypeAdapter
+from typing_extensions import Self, TypedDict
 
 from unike.bench.header import Header
-from unike.bench.outcome import Asked, CaseResult
+from unike.bench.outcome import CaseResult
 from unike.core import registry
 from unike.core.errors import UnikeError
-from unike.core.files import check_writable
+from unike.core.files import open_file, read_file
+from unike.core.folders import check_writable, reason
+from unike.core.schema import parse_json, read_as
 from unike.core.settings import folded
 
 FORMAT = 1
+
+
+class Unit(TypedDict):
+    """A line of results."""
+
+    unit: str
+    cases: Annotated[list[CaseResult], Field(min_length=1)]
+
+
+UNIT = TypeAdapter(Unit)
 
 MAY_DIFFER = frozenset({"threads", "settings"})
 """Keys of a header that may change when a run goes on: of the settings, ``config`` has the whole."""
@@ -83,19 +96,21 @@ class ResultsFile:
         self.path = folder / ("results.jsonl" if part is None else f"results.{part}.jsonl")
         self._lock = FileLock(folder / f".{self.path.name}.lock")
         check_same_run(folder, header.to_json())
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self.path.touch()  # before its lock: a folder with a lock alone would be something else
-            self._lock.acquire(timeout=0)
-            self._file = self.path.open("ab")
-            whole = _whole_bytes(self.path)
-            self._file.truncate(whole)
-            if not whole:
-                self._write({"format": FORMAT, **header.to_json()})
-        except Timeout:
-            raise UnikeError(f"{self.path} is being written by another process; wait for it, or end it") from None
-        except OSError as error:
-            raise UnikeError(f"cannot write {self.path}: {error.strerror}; choose another folder") from None
+        with ExitStack() as stack:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                self._file = stack.enter_context(open_file(self.path, "ab"))  # before its lock, which is nothing alone
+                self._lock.acquire(timeout=0)
+                stack.callback(self._unlock)
+                whole = _whole_bytes(self.path)
+                self._file.truncate(whole)
+                if not whole:
+                    self._write({"format": FORMAT, **header.to_json()})
+            except Timeout:
+                raise UnikeError(f"{self.path} is being written by another process; wait for it, or end it") from None
+            except OSError as error:
+                raise UnikeError(f"cannot write {self.path}: {reason(error)}; choose another folder") from None
+            self._held = stack.pop_all()
 
     def append(self, unit: str, cases: Sequence[CaseResult]) -> None:
         """Put a finished unit on disk.
@@ -106,22 +121,25 @@ class ResultsFile:
         try:
             self._write({"unit": unit, "cases": [to_json(case) for case in cases]})
         except OSError as error:
-            raise UnikeError(f"cannot write {self.path}: {error.strerror}; run again to go on from here") from None
+            raise UnikeError(f"cannot write {self.path}: {reason(error)}; run again to go on from here") from None
 
     def _write(self, entry: dict[str, Any]) -> None:
-        self._file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
-        self._file.flush()
+        line = json.dumps(entry, ensure_ascii=False).encode() + b"\n"
+        while line:  # a disk that is nearly full takes a part
+            line = line[os.write(self._file.fileno(), line) :]
         os.fsync(self._file.fileno())
+
+    def _unlock(self) -> None:
+        with suppress(OSError):  # where an open file cannot be removed, releasing the lock does
+            Path(self._lock.lock_file).unlink()
+        self._lock.release()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
         """Let go of the file; all that was appended is on disk already."""
-        self._file.close()
-        with suppress(OSError):  # where an open file cannot be removed, releasing the lock does
-            Path(self._lock.lock_file).unlink()
-        self._lock.release()
+        self._held.close()
 
 
 def check_place(folder: Path) -> None:
@@ -184,8 +202,8 @@ def read_header(folder: Path) -> Header | None:
         UnikeError: A file is damaged.
     """
     for path in _parts(folder):
-        for entry in _read(path):
-            return _header(path, entry)
+        for line in _lines(path):
+            return _header(path, line)
     return None
 
 
@@ -198,17 +216,18 @@ def read_run(folder: Path) -> RunResults:
     header: Header | None = None
     units: dict[str, list[CaseResult]] = {}
     for path in _parts(folder):
-        for number, entry in enumerate(_read(path)):
+        for number, line in enumerate(_lines(path)):
             if number == 0:
-                found = _header(path, entry)
+                found = _header(path, line)
                 if header is not None:
                     check_same_run(folder, found.to_json())
                 header = header or found
                 continue
             try:
-                units.setdefault(entry["unit"], [from_json(case) for case in entry["cases"]])
-            except (LookupError, TypeError) as error:
-                raise UnikeError(f"{path}, line {number + 1} is damaged: {error!r}") from None
+                unit: Unit = read_as(UNIT, line)
+            except ValueError as error:
+                raise UnikeError(f"{path}, line {number + 1} is damaged: {error}") from None
+            units.setdefault(unit["unit"], unit["cases"])
     if header is None:
         raise UnikeError(f"no results in {folder}: results.jsonl is missing or empty")
     return RunResults(header, units)
@@ -224,18 +243,13 @@ def to_json(case: CaseResult) -> dict[str, Any]:
     return entry
 
 
-def from_json(entry: Mapping[str, Any]) -> CaseResult:
-    """The other way round.
-
-    Raises:
-        TypeError: Unknown or missing keys.
-        KeyError: No questions.
-    """
-    asked = tuple(Asked(**{**each, "also": tuple(each.get("also", ()))}) for each in entry["asked"])
-    return CaseResult(**{**entry, "asked": asked})
-
-
-def _header(path: Path, entry: Mapping[str, Any]) -> Header:
+def _header(path: Path, line: bytes) -> Header:
+    try:
+        entry = dict(parse_json(line))
+        if entry["format"] != FORMAT:
+            raise UnikeError(f"{path} has format {entry['format']}, this version reads {FORMAT}; update unike")
+    except (ValueError, LookupError, TypeError) as error:
+        raise UnikeError(f"{path}, line 1 is damaged: {error!r}") from None
     try:
         return Header.from_json(entry)
     except KeyError as error:
@@ -250,23 +264,17 @@ def _parts(folder: Path) -> list[Path]:
 
 def _whole_bytes(path: Path) -> int:
     """The length of a file without a last line that was cut short."""
-    content = path.read_bytes()
+    content = read_file(path)
     return content.rfind(b"\n") + 1
 
 
-def _read(path: Path) -> Iterable[dict[str, Any]]:
+def _lines(path: Path) -> list[bytes]:
+    """All that are whole: what follows the last line break was cut short."""
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        content = gzip.decompress(read_file(path)) if path.suffix == ".gz" else read_file(path)
     except (OSError, EOFError, zlib.error) as error:
-        raise UnikeError(f"cannot read {path}: {error}") from None
-    for number, line in enumerate(content.split(b"\n")[:-1]):  # what follows the last line break was cut short
-        try:
-            entry = json.loads(line)
-            if number == 0 and entry["format"] != FORMAT:
-                raise UnikeError(f"{path} has format {entry['format']}, this version reads {FORMAT}; update unike")
-            yield dict(entry)
-        except (ValueError, LookupError, TypeError) as error:
-            raise UnikeError(f"{path}, line {number + 1} is damaged: {error!r}") from None
+        raise UnikeError(f"cannot read {path}: {reason(error)}") from None
+    return content.split(b"\n")[:-1]
 
 
 def as_of_today(begun: Mapping[str, Any], wanted: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -25,6 +25,7 @@ from unike.bench.runner import evaluate
 from unike.bench.selection import Task, read_tasks
 from unike.bench.spec import RunSpec
 from unike.core.errors import UnikeError
+from unike.core.processes import end_with_parent
 from unike.core.progress import Progress, silent
 
 PATIENCE = timedelta(days=30)
@@ -122,6 +123,7 @@ def _work_locally(
     spec: RunSpec, out: Path, data: Path | None, place: tuple[int, int], threads: int, barrier: Any, told: Any
 ) -> None:
     """What the process in a place, rank and size, does."""
+    end_with_parent()
     torch.set_num_threads(threads)
     quiet()
     team = Team(*place, lambda: barrier.wait())

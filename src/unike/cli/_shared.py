@@ -72,7 +72,7 @@ def check_image(image: Path | None) -> None:
 
 def check_place(out: Path) -> None:
     """Refuse a folder where an edit could not be saved."""
-    from unike.core.files import check_folder
+    from unike.core.folders import check_folder
     from unike.edits.files import CONFIG_FILE
 
     check_folder(out, known_by=CONFIG_FILE)
@@ -85,17 +85,21 @@ def check_hardware(device: str, dtype: str, quantize: str | None) -> None:
     resolve_placement(device, dtype, quantize)
 
 
-def load_edits(folders: Iterable[Path]) -> "list[Edit]":
+def load_edits(folders: Iterable[Path], encoder: str | None = None) -> "list[Edit]":
     """Read saved edits.
 
+    Args:
+        folders: Of the edits.
+        encoder: A sentence encoder that they may name, beside the one that ships.
+
     Raises:
-        UnikeError: One cannot be read, or holds several independent edits.
+        UnikeError: One cannot be read, names another encoder, or holds several independent edits.
     """
     from unike.edits.edit import Edit
 
     edits = []
     for folder in folders:
-        edit = Edit.from_pretrained(folder)
+        edit = Edit.from_pretrained(folder, encoder=encoder)
         if len(edit) != 1:
             raise UnikeError(
                 f"{folder} holds {len(edit)} independent edits; save one, as in edit[0].save_pretrained(...)"

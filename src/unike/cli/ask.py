@@ -1,12 +1,18 @@
 """``unike ask``: ask a model a question, with or without saved edits."""
 
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from unike.cli import _shared as shared
+from unike.core.errors import UnikeError
+
+if TYPE_CHECKING:
+    from unike.edits.edit import Edit
 
 ORDER = 20
 
@@ -17,11 +23,15 @@ def ask(
     model: Annotated[
         str | None,
         typer.Option(
-            help="'mini', a folder with a saved model, or a hub id.", show_default="what the edit was made for, or mini"
+            help="'mini', a folder with a saved model, or a hub id. To be named where an edit is not of mini.",
+            show_default="mini",
         ),
     ] = None,
     edit: Annotated[
         list[Path] | None, typer.Option(metavar="DIR", help="A saved edit; repeatable, attached in the order given.")
+    ] = None,
+    encoder: Annotated[
+        str | None, typer.Option(help="A sentence encoder that the edit may load.", show_default="the one that ships")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 16,
     device: shared.Device = "auto",
@@ -34,12 +44,11 @@ def ask(
     shared.check_image(image)
     folders = edit or []
     with shared.working("starting"):
-        from unike.backbones import MINI
         from unike.data.queries import Query
 
         shared.check_hardware(device, dtype, quantize)
-        edits = shared.load_edits(folders)
-    source = model or (edits[0].source if edits else MINI)
+        edits = shared.load_edits(folders, encoder)
+        source = model or confirmed(folders, edits)
     backbone, _ = shared.load(source, device, dtype, quantize)
     query = Query(prompt, image)
     with shared.working("asking"):
@@ -63,3 +72,20 @@ def ask(
         grid.add_row("without edits", shared.printable(without))
         grid.add_row(f"with {len(edits)} edit{'s' if len(edits) > 1 else ''}", shared.printable(answer))
         shared.OUT.print(grid)
+
+
+def confirmed(folders: Sequence[Path], edits: "Sequence[Edit]") -> str:
+    """The bundled model: another one, which an edit names, is only loaded for somebody who names it too.
+
+    Raises:
+        UnikeError: An edit was made for another model.
+    """
+    from unike.backbones import MINI
+
+    for folder, edit in zip(folders, edits, strict=True):
+        if edit.source != MINI:
+            raise UnikeError(
+                f"the edit in {folder} was made for {edit.source!r}; if you trust that model, name it: "
+                f"--model {shlex.quote(edit.source)}"
+            )
+    return MINI

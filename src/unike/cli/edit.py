@@ -58,7 +58,10 @@ def edit(
     made.save_pretrained(place)
     rows = make_rows(asked, before, after)
     picture = [] if image is None else ["--image", str(image)]
-    command = shlex.join(["unike", "ask", *picture, "--prompt", prompt, "--edit", str(place)])
+    # Whoever asks names whatever the edit would load beside what ships.
+    named = [] if model == "mini" else ["--model", model]
+    named += [part for name in made.config.encoders() for part in ("--encoder", name)]
+    command = shlex.join(["unike", "ask", *named, *picture, "--prompt", prompt, "--edit", str(place)])
     if as_json:
         shared.print_json(
             {

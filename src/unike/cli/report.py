@@ -79,9 +79,10 @@ def check_file(path: Path) -> None:
     """Refuse a file that could not be written, before anything slow.
 
     Raises:
-        UnikeError: It is a folder, or its folder is not there.
+        UnikeError: It is a folder, a device or the like, or its folder is not there.
     """
+    from unike.core.files import check_replaceable
+
     if path.is_dir():
         raise UnikeError(f"{path} is a folder; give --out the name of a file")
-    if not path.absolute().parent.is_dir():
-        raise UnikeError(f"cannot write {path}: there is no folder {path.parent}")
+    check_replaceable(path)

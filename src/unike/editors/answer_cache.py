@@ -4,7 +4,7 @@ Every edit stores what its question and picture look like and its target. A ques
 is answered with the stored target, word for word; any other by the model itself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, cast
 
@@ -17,10 +17,11 @@ from unike.backbones.forward.functional import target_tokens
 from unike.backbones.forward.split import SplitState
 from unike.data.queries import Query
 from unike.editors.base import Editor
-from unike.editors.common.retrieval import RetrievalSettings, embed, nearest_facts
+from unike.editors.common.retrieval import FOUND_BY, RetrievalSettings, embed, nearest_facts
 from unike.editors.common.sentence_encoder import sentence_encoder
 from unike.edits.edit import Edit, EditorConfig
 from unike.edits.edited import EditedModel
+from unike.edits.layout import Layout
 from unike.edits.routing import RoutingEdit
 
 CERTAIN = 100.0
@@ -39,6 +40,11 @@ class AnswerCacheEdit(RoutingEdit):
 
     editor = "answer_cache"
     config_class = AnswerCacheConfig
+
+    @classmethod
+    def layout(cls, config: AnswerCacheConfig, names: Collection[str]) -> Layout:
+        """What the fact is found by."""
+        return FOUND_BY
 
     @classmethod
     def cached(cls, edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query]) -> dict[int, str]:

@@ -4,7 +4,8 @@ The update is kept as ``W + dW`` and applied beside the weight, so that batches 
 and the backbone stays untouched.
 """
 
-from typing import ClassVar
+from collections.abc import Collection
+from typing import ClassVar, cast
 
 import torch
 from pydantic import Field
@@ -20,6 +21,7 @@ from unike.editors.common.low_rank import install_delta
 from unike.editors.common.optimise import optimise
 from unike.edits.edit import Edit, EditorConfig
 from unike.edits.group import Group
+from unike.edits.layout import Layout, declared, matrix_sizes
 
 
 class FTConfig(EditorConfig):
@@ -43,6 +45,15 @@ class FTEdit(Edit):
 
     editor = "ft"
     config_class = FTConfig
+
+    @classmethod
+    def layout(cls, config: FTConfig, names: Collection[str]) -> Layout:
+        """One for each matrix, however the model calls it."""
+        return {name: declared(f"{name}.out", f"{name}.in") for name in names or ["of any matrix"]}
+
+    def sizes(self, backbone: Backbone) -> dict[str, int]:
+        """Those of the layer's matrices."""
+        return dict(matrix_sizes(backbone, cast(FTConfig, self.config).layer, self.tensors))
 
     def install(self, backbone: Backbone, hooks: Hooks, prefill: Prefill) -> None:
         """Apply the updates beside the layer's matrices."""

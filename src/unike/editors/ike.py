@@ -21,7 +21,7 @@ Note:
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -39,9 +39,10 @@ from unike.data.leaks import Trace
 from unike.data.queries import Query
 from unike.editors.base import Editor
 from unike.editors.common.demonstrations import COPY, RETAIN, UPDATE, Pool, asked_under, demonstration, pool_of, stated
-from unike.editors.common.sentence_encoder import MINILM
+from unike.editors.common.sentence_encoder import MINILM, not_shipped
 from unike.edits.edit import Edit, EditorConfig
 from unike.edits.edited import EditedModel
+from unike.edits.layout import FINGERPRINT, Layout, declared
 from unike.edits.routing import RoutingEdit
 
 ROOM = 0.75
@@ -80,6 +81,10 @@ class IKEConfig(EditorConfig):
         kinds = [COPY] * self.n_copy + [UPDATE] * self.n_update + [RETAIN] * self.n_retain
         return random.Random(self.seed).sample(kinds, len(kinds))
 
+    def encoders(self) -> tuple[str, ...]:
+        """As in `EditorConfig`."""
+        return not_shipped(self.encoder)
+
     def read_pool(self) -> Pool:
         """The pool, read once in a process."""
         return pool_of(self.pool, self.pool_folder, self.pool_size)
@@ -90,6 +95,11 @@ class IKEEdit(RoutingEdit):
 
     editor = "ike"
     config_class = IKEConfig
+
+    @classmethod
+    def layout(cls, config: IKEConfig, names: Collection[str]) -> Layout:
+        """Which demonstrations, of which pool; K is less than there are kinds if the pool is small, and may be none."""
+        return {"demonstrations": declared("K", dtype=torch.int64), "pool": FINGERPRINT}
 
     @classmethod
     def rewritten(cls, edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query]) -> list[Query]:
@@ -173,7 +183,10 @@ def prefix(edit: Edit, row: int, backbone: Backbone) -> str:
         raise UnikeError(
             f"the edit {fact.prompt!r} was made with other demonstrations than {config.pool!r} has now; make it anew"
         )
-    nearest = zip(edit.tensors["demonstrations"][row].tolist(), config.kinds, strict=False)  # a small pool has fewer
+    chosen = edit.tensors["demonstrations"][row].tolist()
+    if not all(0 <= index < len(pool.facts) for index in chosen):
+        raise UnikeError(f"the edit {fact.prompt!r} has demonstrations that {config.pool!r} does not; make it anew")
+    nearest = zip(chosen, config.kinds, strict=False)  # a small pool has fewer
     texts = [demonstration(text_of(fact), fact.prompt, fact.target or "")]
     texts += [pool.facts[index].demonstration(kind) for index, kind in nearest]
     lengths = torch.tensor([len(ids) for ids in backbone.tokenizer(texts, add_special_tokens=False)["input_ids"]])

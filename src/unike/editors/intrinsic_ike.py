@@ -5,7 +5,7 @@ a question is asked, the new pairs are attached, and the model reads the demonst
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +21,7 @@ from unike.data.queries import Query
 from unike.editors.base import Editor
 from unike.edits.edit import Edit, EditorConfig
 from unike.edits.edited import EditedModel
+from unike.edits.layout import Declared, Layout
 from unike.edits.routing import RoutingEdit
 
 INTRINSIC, IKE = "unike", "ike"
@@ -53,6 +54,10 @@ class IntrinsicIKEConfig(EditorConfig):
         """Of the content, for dictionaries have none."""
         return hash(json.dumps(self.model_dump(mode="json"), sort_keys=True))
 
+    def encoders(self) -> tuple[str, ...]:
+        """Those of the halves."""
+        return self.half(INTRINSIC).encoders() + self.half(IKE).encoders()
+
     def half(self, name: str) -> EditorConfig:
         """The config of one of the halves.
 
@@ -70,6 +75,15 @@ class IntrinsicIKEEdit(RoutingEdit):
 
     editor = "intrinsic_ike"
     config_class = IntrinsicIKEConfig
+
+    @classmethod
+    def layout(cls, config: IntrinsicIKEConfig, names: Collection[str]) -> Layout:
+        """Those of both halves."""
+        found: dict[str, Declared] = {}
+        for name in (INTRINSIC, IKE):
+            made_by: type[Edit] = registry.editors.get(name).edit_class
+            found |= {f"{name}.{key}": each for key, each in (made_by.layout(config.half(name), ()) or {}).items()}
+        return found
 
     def half(self, name: str) -> Edit:
         """The edit that one of the halves made."""

@@ -7,7 +7,7 @@ Note:
     Of a fact only the text is put before the question: the backbones here read one picture a question.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, cast
 
@@ -19,10 +19,11 @@ from unike.backbones.adapter import Backbone
 from unike.backbones.forward.split import SplitState
 from unike.data.queries import Query
 from unike.editors.base import Editor
-from unike.editors.common.retrieval import RetrievalSettings, embed, nearest_facts
+from unike.editors.common.retrieval import FOUND_BY, RetrievalSettings, embed, nearest_facts
 from unike.editors.common.sentence_encoder import sentence_encoder
 from unike.edits.edit import Edit, EditorConfig
 from unike.edits.edited import EditedModel
+from unike.edits.layout import Layout
 from unike.edits.routing import RoutingEdit
 
 TEMPLATE = "{fact} {target}\n{question}"
@@ -41,6 +42,11 @@ class RetrievalPromptEdit(RoutingEdit):
 
     editor = "retrieval_prompt"
     config_class = RetrievalPromptConfig
+
+    @classmethod
+    def layout(cls, config: RetrievalPromptConfig, names: Collection[str]) -> Layout:
+        """What the fact is found by."""
+        return FOUND_BY
 
     @classmethod
     def rewritten(cls, edits: Sequence[Edit], backbone: Backbone, queries: Sequence[Query]) -> list[Query]:

@@ -17,7 +17,7 @@ Note:
     lowers the learning rate on plateaus; here the rate is constant, and earlier edits are active, as in every stack.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import ClassVar
 
 import torch
@@ -34,9 +34,10 @@ from unike.data.queries import Query
 from unike.editors.base import Editor
 from unike.editors.common.anchors import ffn_inputs
 from unike.editors.common.optimise import optimise
-from unike.editors.common.pairs import FFNPatch, install_patch, wrong_positions
+from unike.editors.common.pairs import FFNPatch, install_patch, pairs_layout, wrong_positions
 from unike.edits.edit import Edit, EditorConfig
 from unike.edits.group import Group
+from unike.edits.layout import Layout
 
 TOP_ACTIVATIONS = 5
 """Of an edit's neurons, those whose activation at their own tokens counts."""
@@ -85,6 +86,11 @@ class TPatcherEdit(Edit):
 
     editor = "t_patcher"
     config_class = TPatcherConfig
+
+    @classmethod
+    def layout(cls, config: TPatcherConfig, names: Collection[str]) -> Layout:
+        """Keys, biases and values of each layer's neurons."""
+        return pairs_layout(config.layers, config.max_neurons)
 
     def install(self, backbone: Backbone, hooks: Hooks, prefill: Prefill) -> None:
         """Put the neurons beside their networks."""

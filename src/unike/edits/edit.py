@@ -5,10 +5,10 @@ row ``i`` of a batch being seen by edit ``i``. ``edit[i]`` is that one alone.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from unike.backbones.forward.hooks import Hooks
 from unike.core.errors import UnikeError
 from unike.core.settings import Settings
 from unike.data.queries import Query
+from unike.edits.layout import WIDTH, Layout
 
 if TYPE_CHECKING:
     from unike.edits.group import Group
@@ -33,6 +34,10 @@ class EditorConfig(Settings):
     """
 
     max_target_tokens: int = 64
+
+    def encoders(self) -> tuple[str, ...]:
+        """Sentence encoders that are named and do not ship: whoever loads an edit has to name them, too."""
+        return ()
 
 
 class Edit(ABC):
@@ -87,6 +92,29 @@ class Edit(ABC):
     def to(self, device: torch.device | str) -> Self:
         """The same edit on another device."""
         return self.like({name: t.to(device) for name, t in self.tensors.items()}, self.facts)
+
+    # ------------------------------------------------------------------ what it consists of
+
+    @classmethod
+    def layout(cls, config: Any, names: Collection[str]) -> Layout | None:
+        """What tensors an edit with these settings has; None for a method that does not say.
+
+        Args:
+            config: The settings.
+            names: Of the tensors that are there, for a method that names them after what a model has.
+        """
+        return None
+
+    def sizes(self, backbone: Backbone) -> Mapping[str, int]:
+        """What names of sizes in `layout` stand for in a model.
+
+        Raises:
+            ValueError: A tensor is named after something that the model does not have.
+            UnikeError: So are the settings.
+        """
+        for layer in getattr(self.config, "layers", ()):
+            backbone.layer_index(layer)
+        return {WIDTH: backbone.width}
 
     # ------------------------------------------------------------------ acting
 
@@ -166,12 +194,17 @@ class Edit(ABC):
         write(self, Path(folder))
 
     @staticmethod
-    def from_pretrained(folder: str | Path) -> "Edit":
+    def from_pretrained(folder: str | Path, *, encoder: str | None = None) -> "Edit":
         """Read an edit of whatever editor made it.
 
+        Args:
+            folder: Of the edit.
+            encoder: A folder or hub id of a sentence encoder that the edit may name; the one that ships it always may.
+
         Raises:
-            UnikeError: No edit there, or one that was changed, cut short, or made by a newer version.
+            UnikeError: No edit there, or one that was changed, cut short, or made by a newer version; or it names
+                another encoder.
         """
         from unike.edits.files import read
 
-        return read(Path(folder))
+        return read(Path(folder), encoder)

@@ -3,14 +3,19 @@
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from unike.core import registry
-from unike.core.files import SealedFolder, replace_folder
+from unike.core.errors import UnikeError
+from unike.core.files import SealedFolder
+from unike.core.folders import replace_folder
+from unike.core.schema import FileName, Schema, checked
 from unike.core.version import __version__
 from unike.data.queries import Query
 from unike.edits.edit import Edit
+from unike.edits.layout import check_loaded
 
 CONFIG_FILE, TENSOR_FILE = "edit_config.json", "edit.safetensors"
 SAVED = SealedFolder(
@@ -34,22 +39,51 @@ def write(edit: Edit, folder: Path) -> None:
     replace_folder(folder, SAVED.files(described, content), known_by=CONFIG_FILE)
 
 
-def read(folder: Path) -> Edit:
+class SavedFact(Schema):
+    """A query as files keep it."""
+
+    image: FileName | None
+    prompt: str = Field(min_length=1)
+    target: str = Field(min_length=1)
+
+
+class SavedBackbone(Schema):
+    """What an edit was made for."""
+
+    source: str
+    fingerprint: str
+
+
+class SavedEdit(Schema):
+    """``edit_config.json``."""
+
+    editor: str
+    config: dict[str, Any]
+    backbone: SavedBackbone
+    facts: list[SavedFact] = Field(min_length=1)
+
+
+def read(folder: Path, encoder: str | None = None) -> Edit:
     """As `Edit.from_pretrained`."""
     described, content = SAVED.read(folder)
     try:
-        editor = registry.editors.get(described["editor"])
-        facts = [
-            Query(fact["prompt"], None if fact["image"] is None else Path(fact["image"]), fact["target"])
-            for fact in described["facts"]
-        ]
+        saved = checked(SavedEdit, described)
+        editor = registry.editors.get(saved.editor)
+        facts = [Query(f.prompt, None if f.image is None else Path(f.image), f.target) for f in saved.facts]
         edit: Edit = editor.edit_class(
-            editor.config_class.parse(described["config"]),
+            editor.config_class.parse(saved.config),
             load(content),
             facts,
-            fingerprint=described["backbone"]["fingerprint"],
-            source=described["backbone"]["source"],
+            fingerprint=saved.backbone.fingerprint,
+            source=saved.backbone.source,
         )
-    except (LookupError, TypeError, ValueError, AttributeError, SafetensorError) as error:
-        raise SAVED.damaged(folder, repr(error)) from None
+        check_loaded(edit)
+    except (ValueError, SafetensorError) as error:
+        raise SAVED.damaged(folder, str(error)) from None
+    for named in edit.config.encoders():
+        if named != encoder:
+            raise UnikeError(
+                f"the edit in {folder} wants to load the sentence encoder {named!r}, which does not ship; if you trust "
+                "it, name it: --encoder, or from_pretrained(..., encoder=...)"
+            )
     return edit

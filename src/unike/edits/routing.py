@@ -13,6 +13,7 @@ from unike.backbones.forward.split import SplitState
 from unike.core.errors import UnikeError
 from unike.data.queries import Query
 from unike.edits.edit import Edit
+from unike.edits.layout import check_widths
 
 if TYPE_CHECKING:
     from unike.edits.edited import EditedModel
@@ -45,6 +46,8 @@ class RoutingEdit(Edit):
         """
         for edit in {edit.fingerprint: edit for edit in edits}.values():
             edit.check_fits(backbone)
+        for edit in edits:
+            check_widths(edit, backbone)
         if len({edit.config for edit in edits}) > 1:
             raise UnikeError(f"edits of {cls.editor!r} act together only with the same settings; make them anew")
 

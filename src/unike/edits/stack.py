@@ -20,6 +20,7 @@ from unike.data.queries import Query
 from unike.edits.conflicts import in_force
 from unike.edits.edit import Edit, EditorConfig
 from unike.edits.group import Group
+from unike.edits.layout import check_widths
 from unike.edits.native import in_the_models_own_calls
 
 Kind = tuple[type[Edit], EditorConfig]
@@ -98,6 +99,8 @@ def check_fit(backbone: Backbone, edits: Sequence[Edit]) -> None:
     """
     for edit in {edit.fingerprint: edit for edit in edits}.values():
         edit.check_fits(backbone)
+    for edit in edits:
+        check_widths(edit, backbone)
 
 
 def _by_kind(edits: Sequence[Edit]) -> dict[Kind, list[Edit]]:

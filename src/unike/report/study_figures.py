@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unike.core.errors import UnikeError
+from unike.core.files import read_file
 
 STUDY_FILE = ".study.json"
 """How the name of the list of a study's figures ends: ``{"title": ..., "figures": {file: caption}}``."""
@@ -43,9 +44,9 @@ def find_studies(folders: Iterable[Path]) -> list[StudyFigures]:
 
 def _read(path: Path) -> StudyFigures:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_file(path))
         # A name alone: a list must not lead to files elsewhere.
-        svgs = {file: (path.parent / Path(file).name).read_text(encoding="utf-8") for file in found["figures"]}
+        svgs = {file: read_file(path.parent / Path(file).name).decode() for file in found["figures"]}
         return StudyFigures(str(found["title"]), [(str(found["figures"][file]), svg) for file, svg in svgs.items()])
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UnikeError(f"cannot read the figures of {path}: {error}; run the study again") from None

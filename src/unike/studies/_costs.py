@@ -11,7 +11,7 @@ from unike.backbones.adapter import Backbone
 from unike.backbones.forward.hooks import Args, Hooks, Kwargs, text_input
 from unike.bench.lines import questions
 from unike.bench.spec import RunSpec
-from unike.core.files import replace_file
+from unike.core.files import read_file, replace_file
 from unike.data.queries import EditCase, Query
 from unike.editors.base import Editor
 from unike.edits.edit import Edit
@@ -48,7 +48,7 @@ def cost_of(lab: Lab, variant: Variant, spec: RunSpec) -> Cost:
     path = lab.out / variant.folder / FILE
     if path.is_file():
         try:
-            return Cost(**json.loads(path.read_text(encoding="utf-8")))
+            return Cost(**json.loads(read_file(path)))
         except (ValueError, TypeError):
             pass  # cut short, or of another version: it is measured anew
     cases = [case for task in lab.tasks for case in task.cases][:CASES]

@@ -26,7 +26,8 @@ from unike.bench.selection import cases_hash, choose, room
 from unike.bench.summary import interval
 from unike.core import registry
 from unike.core.errors import UnikeError
-from unike.core.files import check_writable, replace_file
+from unike.core.files import read_file, replace_file
+from unike.core.folders import check_writable
 from unike.data.queries import GENERALITY, LOCALITY, EditCase, Query
 from unike.edits.edit import Edit
 from unike.edits.stack import attached
@@ -305,7 +306,7 @@ def read(path: Path, made_from: dict[str, Any]) -> list[Probed] | None:
         UnikeError: It is damaged, or of something else.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(read_file(path))
         if found["made_from"] == made_from:
             return [Probed(**probed) for probed in found["probed"]]
     except FileNotFoundError:

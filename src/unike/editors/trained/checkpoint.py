@@ -11,7 +11,8 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from unike.core.errors import UnikeError
-from unike.core.files import SealedFolder, replace_file, replace_folder
+from unike.core.files import SealedFolder, replace_file
+from unike.core.folders import replace_folder
 from unike.editors.trained.artifact import LOG_FILE, log_lines
 
 CHECKPOINT = SealedFolder(
@@ -69,7 +70,7 @@ class Checkpoints:
         Raises:
             UnikeError: It is one of another training, or damaged.
         """
-        if not (self._place / CHECKPOINT.description).is_file():
+        if not CHECKPOINT.lies_in(self._place):
             return {}, []
         described, content = CHECKPOINT.read(self._place)
         if described["made_from"] != self.made_from:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from unike.backbones.adapter import Backbone
 from unike.backbones.answers import check_unedited
 from unike.core.errors import UnikeError
-from unike.core.files import WORK, check_folder, replace_folder
+from unike.core.folders import WORK, check_folder, replace_folder
 from unike.core.progress import Progress, silent
 from unike.core.settings import Settings
 from unike.core.version import __version__

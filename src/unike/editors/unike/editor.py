@@ -21,7 +21,7 @@ Note:
     input about something else keeps the unedited model's answer, bit for bit.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -38,7 +38,7 @@ from unike.data.leaks import Trace
 from unike.data.queries import Query
 from unike.editors.base import Editor
 from unike.editors.common.optimise import optimise
-from unike.editors.common.pairs import wrong_predictions
+from unike.editors.common.pairs import pairs_layout, wrong_predictions
 from unike.editors.unike.collaboration import alpha_of, shift_of
 from unike.editors.unike.config import UniKEConfig
 from unike.editors.unike.gate import GATE_LAST, GATE_WHOLE, NOT_REACHED, Gate, Openings, install_gate
@@ -48,6 +48,7 @@ from unike.editors.unike.memory import LatentMemory, entries_of, last_answer_tok
 from unike.editors.unike.pairs import AT_PROMPT, blurred, install_pairs, keys_firing_at, patch_of
 from unike.edits.edit import Edit
 from unike.edits.group import Group
+from unike.edits.layout import FINGERPRINT, WIDTH, Declared, Layout, declared
 from unike.edits.stack import Stack, edits_on
 
 KNOWLEDGE = "knowledge"
@@ -65,6 +66,24 @@ class UniKEEdit(Edit):
 
     editor = "unike"
     config_class = UniKEConfig
+
+    @classmethod
+    def layout(cls, config: UniKEConfig, names: Collection[str]) -> Layout:
+        """What the settings ask for, and no more."""
+        found: dict[str, Declared] = {}
+        if config.needs_knowledge:
+            found[KNOWLEDGE] = FINGERPRINT
+        if config.has_gate:
+            found |= {GATE_LAST: declared(1, WIDTH), GATE_WHOLE: declared(1, WIDTH)}
+        if config.has_memory and config.memory.own_entry:
+            entries = declared(config.pairs.n if config.memory.entry == "every" else 1, WIDTH)
+            found |= {f"{layer}.{part}": entries for layer in config.layers for part in ("own_keys", "own_values")}
+        if config.has_pairs:
+            found |= pairs_layout(config.layers, config.pairs.n)
+            found |= {AT_PROMPT: declared(config.pairs.n)} if config.has_gate else {}
+            moved = config.has_zeta and config.needs_knowledge
+            found |= {f"{layer}.shift": declared(1, WIDTH) for layer in config.layers if moved}
+        return found
 
     def install(self, backbone: Backbone, hooks: Hooks, prefill: Prefill) -> None:
         """Put one edit, or a batch, on a backbone."""

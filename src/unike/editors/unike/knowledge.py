@@ -22,13 +22,16 @@ from unike.backbones.loading import DTYPES
 from unike.backbones.sites import AttentionSite
 from unike.core import home
 from unike.core.errors import UnikeError
-from unike.core.files import SealedFolder, replace_folder
+from unike.core.files import SealedFolder
+from unike.core.folders import replace_folder
 from unike.core.memo import MemoOf, file_stamp
+from unike.core.schema import checked
 from unike.data.leaks import ImageHashes, Trace
 from unike.data.sampling import evenly
 from unike.editors.unike.collaboration import DynamicAlpha
 from unike.editors.unike.gate import Gate
 from unike.editors.unike.injection import project_memory
+from unike.editors.unike.knowledge_files import SavedKnowledge, below, check_layer
 from unike.editors.unike.memory import LatentMemory, SiteName
 from unike.editors.unike.spaces import Encoder
 
@@ -185,6 +188,12 @@ class Knowledge:
                 f"the knowledge was made with the template {made_for['template']!r}, not with {backbone.template!r}; "
                 "run unike prepare with that template"
             )
+        width = next(iter(self.layers.values())).h_sem.shape[1]
+        if width != backbone.width or (self.gate is not None and len(self.gate.mean) != width):
+            raise UnikeError(
+                f"the knowledge of {made_for['source']!r} is {width} numbers wide, and {backbone.source!r} "
+                f"{backbone.width}; run unike prepare anew"
+            )
 
     # ------------------------------------------------------------------ what editors need
 
@@ -282,20 +291,19 @@ class Knowledge:
         folder = Path(folder)
         described, content = SAVED.read(folder)
         try:
+            saved = checked(SavedKnowledge, described)
             tensors = load(content)
-            layers = {}
-            for index in described.pop("layers"):
-                prefix = f"{index}."
-                layers[int(index)] = LayerKnowledge.from_tensors(
-                    {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
-                )
-            triplets = tuple(map(Triplet.from_json, described.pop("triplets")))
-            settings = described.pop("gate")
-            gate = settings and Gate.of(settings, {name: tensors[f"gate.{name}"] for name in Gate.TENSORS})
-        except (LookupError, TypeError, ValueError, AttributeError, SafetensorError) as error:
+            layers = {index: LayerKnowledge.from_tensors(below(f"{index}.", tensors)) for index in saved.layers}
+            for index, layer in layers.items():
+                check_layer(index, layer, len(saved.triplets), next(iter(layers.values())))
+            triplets = tuple(map(Triplet.from_json, described["triplets"]))
+            gate = described["gate"] and Gate.of(described["gate"], below("gate.", tensors))
+            if gate and not all(tensor.isfinite().all() for tensor in gate.tensors().values()):
+                raise ValueError("the gate is not finite")
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
             raise SAVED.damaged(folder, repr(error)) from None
-        rest = {key: described[key] for key in described if key not in ("format", "sha256")}
-        return cls(layers, triplets, rest, gate)
+        own = ("format", "sha256", "layers", "triplets", "gate")
+        return cls(layers, triplets, {key: described[key] for key in described if key not in own}, gate)
 
 
 # ---------------------------------------------------------------------- where it is found
@@ -337,7 +345,7 @@ def _find(backbone: Backbone) -> Knowledge:
     with resources.as_file(bundled) as folder:
         there = sorted(folder.iterdir()) if folder.is_dir() else []
         for where in [place(backbone), *there]:
-            if not (where / CONFIG_FILE).is_file():
+            if not SAVED.lies_in(where):
                 continue
             if backbone.is_known_as(SAVED.describe(where)["backbone"]["fingerprint"]):
                 return Knowledge.from_pretrained(where)

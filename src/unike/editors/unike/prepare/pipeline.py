@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unike.backbones.adapter import Backbone
 from unike.core.errors import UnikeError
-from unike.core.files import WORK, check_folder, replace_folder
+from unike.core.folders import WORK, check_folder, replace_folder
 from unike.core.progress import Progress, silent
 from unike.core.version import __version__
 from unike.data.leaks import LeakGuard

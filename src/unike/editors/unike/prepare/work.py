@@ -15,7 +15,8 @@ from torch import Tensor
 
 from unike.backbones.adapter import Backbone
 from unike.core.errors import UnikeError
-from unike.core.files import WORK, replace_file
+from unike.core.files import check_file, open_file, read_file, replace_file
+from unike.core.folders import WORK, reason
 from unike.core.progress import Progress, silent
 from unike.data.provenance import digest
 from unike.editors.unike.prepare.config import PrepareConfig
@@ -61,6 +62,7 @@ class Work:
         """
         path = self.folder / f"{name}-{self.key(made_from)}.safetensors"
         try:
+            check_file(path)
             with safe_open(path, "pt") as file:
                 return {key: file.get_tensor(key) for key in file.keys()}, json.loads(file.metadata()["notes"])  # noqa: SIM118
         except (FileNotFoundError, SafetensorError):
@@ -73,9 +75,11 @@ class Work:
     def answers(self) -> dict[str, str]:
         """Key of a question to the answer it got."""
         try:
-            content = self._answer_file.read_bytes()
+            content = read_file(self._answer_file)
         except FileNotFoundError:
             return {}
+        except OSError as error:
+            raise UnikeError(f"cannot read {self._answer_file}: {reason(error)}") from None
         whole = content[: content.rfind(b"\n") + 1]
         if whole != content:  # a line that was cut off
             replace_file(self._answer_file, whole)
@@ -89,10 +93,10 @@ class Work:
         self._make_folder()
         lines = [json.dumps({"key": key, "answer": answer}, ensure_ascii=False) for key, answer in answers.items()]
         try:
-            with self._answer_file.open("a", encoding="utf-8") as file:
-                file.write("".join(f"{line}\n" for line in lines))
+            with open_file(self._answer_file, "ab") as file:
+                file.write("".join(f"{line}\n" for line in lines).encode())
         except OSError as error:
-            raise UnikeError(f"cannot write {self._answer_file}: {error.strerror}") from None
+            raise UnikeError(f"cannot write {self._answer_file}: {reason(error)}") from None
 
     @property
     def _answer_file(self) -> Path:

@@ -1,0 +1,81 @@
+"""What the two files of in-context knowledge have to say, see `unike.editors.unike.knowledge`."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from unike.core.schema import Schema
+from unike.editors.common.saved import SavedBackbone, SavedTrace
+
+
+class SavedPrepared(SavedBackbone):
+    """What knowledge was made for."""
+
+    template: str
+    n_layers: int = Field(ge=1)
+
+
+class SavedTriplet(SavedTrace):
+    """As `Triplet` keeps itself."""
+
+    positive: str
+    negative: str
+    tag: str
+
+
+class SavedRamps(Schema):
+    """As `RisingRamp`."""
+
+    low: list[float] = Field(min_length=1)
+    high: list[float] = Field(min_length=1)
+
+
+class SavedGate(Schema):
+    """As `Gate.settings`."""
+
+    layer: int = Field(ge=0)
+    question: list[float] = Field(min_length=2, max_length=2)
+    fact: SavedRamps
+
+
+class SavedKnowledge(Schema):
+    """``knowledge.json``."""
+
+    backbone: SavedPrepared
+    dtype: Literal["float32", "bfloat16", "float16"]
+    layers: list[int] = Field(min_length=1)
+    gate: SavedGate | None
+    triplets: list[SavedTriplet]
+
+
+def below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those whose names begin so, without that."""
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}
+
+
+def check_layer(index: int, layer: Any, n_triplets: int, first: Any) -> None:
+    """Refuse tensors of a layer that do not go together, or with those of the first layer.
+
+    Raises:
+        ValueError: As it says.
+    """
+    tensors = layer.tensors()
+    count, width = first.h_sem.shape
+    truth = len(tensors["truthfulness.outer.bias"])
+    states = ("h_sem", "h_pos", "h_neg", "raw_pos")
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(states, (count, width))
+    shapes |= {"mean": (width,), "w_zeta": (width, truth), "zeta": (truth,), "ffn_norm": ()}
+    shapes |= {"w_semantic": (width, width), "semantic_zeta": (width,), "semantic.outer.bias": (width,)}
+    for name, shape in shapes.items():
+        if tuple(tensors[name].shape) != shape:
+            raise ValueError(f"{index}.{name} has the shape {list(tensors[name].shape)}, not {list(shape)}")
+    for name in ("truthfulness.inner.weight", "semantic.inner.weight"):
+        if tensors[name].shape[1] != width:
+            raise ValueError(f"{index}.{name} reads {tensors[name].shape[1]} numbers, not {width}")
+    if not count or count > n_triplets:
+        raise ValueError(f"there are states of {count} triplets, and {n_triplets} triplets")
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{index}.{name} is not finite")
