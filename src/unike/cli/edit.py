@@ -14,6 +14,7 @@ from unike.core.options import parse_settings
 
 if TYPE_CHECKING:
     from unike.data.queries import Query
+    from unike.edits.edit import Edit
 
 ORDER = 10
 
@@ -57,11 +58,7 @@ def edit(
         after = shared.answers(backbone, asked, [made], room)
     made.save_pretrained(place)
     rows = make_rows(asked, before, after)
-    picture = [] if image is None else ["--image", str(image)]
-    # Whoever asks names whatever the edit would load beside what ships.
-    named = [] if model == "mini" else ["--model", model]
-    named += [part for name in made.config.encoders() for part in ("--encoder", name)]
-    command = shlex.join(["unike", "ask", *named, *picture, "--prompt", prompt, "--edit", str(place)])
+    command = command_to_ask(made, model, asked[0], place)
     if as_json:
         shared.print_json(
             {
@@ -80,6 +77,14 @@ def edit(
         return
     shared.OUT.print(shared.table(rows))
     typer.echo(f"edited in {seconds:.1f} s, saved in {place}; ask with:\n  {command}")
+
+
+def command_to_ask(made: "Edit", model: str, fact: "Query", place: Path) -> str:
+    """How to ask under a saved edit; whoever asks names whatever it would load beside what ships."""
+    named = [] if model == "mini" else ["--model", model]
+    named += [part for name in made.config.encoders() for part in ("--encoder", name)]
+    picture = [] if fact.image is None else ["--image", str(fact.image)]
+    return shlex.join(["unike", "ask", *named, *picture, "--prompt", fact.prompt, "--edit", str(place)])
 
 
 def check_texts(prompt: str, target: str, rephrasings: Sequence[str]) -> None:

@@ -140,8 +140,9 @@ def take_place(hidden: Path, place: Path) -> None:
             if not attempt or error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
                 raise  # else another writer came between looking and renaming
         finally:
-            if (hidden / OLD).exists() and not place.exists():  # an error or Ctrl-C came between the two renames
-                (hidden / OLD).replace(place)
+            with suppress(OSError):  # another writer has just put its own there
+                if (hidden / OLD).exists() and not place.exists():  # an error or Ctrl-C came between the two renames
+                    (hidden / OLD).replace(place)
 
 
 def exchange(one: Path, other: Path) -> bool:
