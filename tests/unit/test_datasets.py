@@ -49,7 +49,7 @@ def test_a_record_becomes_a_case() -> None:
         Probe("m_generality", Query("Is it sunny?", root / RECORD["image_rephrase"], "yes")),
         Probe("t_locality", Query("nq question: who wrote the iliad", None, "Homer")),
         Probe("m_locality", Query("What does this grow from?", root / RECORD["m_loc"], "roots")),
-        Probe("portability", Query("And then?", picture, "rain")),
+        Probe("portability", Query("And then?", picture, "rain"), 1),
         Probe("specificity", Query("Where?", picture, "outside")),
     )
     assert not any("no" in (q.target or "") for q in [case.edit, *(p.query for p in case.probes)]), "pred is not used"
@@ -317,7 +317,8 @@ def test_vlkeb_reads_its_files(vlkeb: Path, images: str) -> None:
     first, second = data.cases("eval")
     assert (first.case_id, second.case_id) == ("vlkeb-eval-00000", "vlkeb-eval-00001")
     assert first.edit.image == vlkeb / images / "m.01/google_1.jpg"
-    assert [probe.query.target for probe in first.probes if probe.kind == "portability"] == ["1", "2"]
+    hops = [(probe.query.target, probe.hop) for probe in first.probes if probe.kind == "portability"]
+    assert hops == [("1", 1), ("2", 2)]
     assert [case.case_id for case in data.cases("train")] == ["vlkeb-train-00000"]
 
 

@@ -242,6 +242,22 @@ def test_markdown_has_tables_and_provenance(tmp_path: Path) -> None:
     assert "unike bench --model mini --editor ft --dataset pocket-vqa" in text
 
 
+def test_portability_is_told_by_hop_too(tmp_path: Path) -> None:
+    answers = [asked("reliability", 1.0), *(asked("portability", float(hop == 1), hop=hop) for hop in (1, 2, 2, 4))]
+    write(tmp_path / "a", units={"a": [CaseResult("a", "flag", tuple(answers), 0.5)]}, edited=1)
+    (table,) = report_tables(read([tmp_path]), ["strict/exact"])
+    heads = dict(zip(table.heads[0][1], (cell.text for cell in table.rows[0][1]), strict=True))
+    assert {head: text for head, text in heads.items() if head.startswith("Port.")} == {
+        "Port.": "25.0",
+        "Port. 1-hop": "100.0",
+        "Port. 2-hop": "0.0",
+        "Port. 4-hop": "0.0",
+    }
+    rows = {row["metric"]: row for row in read([tmp_path])[0].rows if row["protocol"] == "strict"}
+    assert (rows["portability:2-hop"]["n"], rows["portability"]["n"]) == (2, 4)
+    assert "portability:4-hop" in to_csv(read([tmp_path]))
+
+
 def test_nothing_in_a_header_ends_the_block_that_it_stands_in(tmp_path: Path) -> None:
     evil = "m\n```\n# Title\r````\n<script>"
     write(tmp_path / "a", model=evil, dataset="pocket-|vqa\n# x")

@@ -43,7 +43,7 @@ def write(folder: Path, *names: str, part: int | None = None) -> None:
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    several = replace(result("c"), asked=(replace(result("c").asked[0], also=("ici",)),))
+    several = replace(result("c"), asked=(replace(result("c").asked[0], also=("ici",), hop=2),))
     cases = [result("a"), several, result("b", 0.25, notes={"alpha": 0.5}, sequence=3, position=1, when="own")]
     with ResultsFile(tmp_path / "new" / "run", HEADER) as file:
         file.append("sequence-3", cases)

@@ -27,6 +27,7 @@ class Asked:
         scores: ``"protocol/scorer"`` to a value from 0 to 1; None where the method leaves it undefined.
         notes: What the method says about the question, see `Prefill.note`.
         also: Further answers that are as right as the target.
+        hop: Of the `Probe`.
     """
 
     kind: str
@@ -38,6 +39,7 @@ class Asked:
     scores: dict[str, Score | None]
     notes: dict[str, float] = field(default_factory=dict)
     also: tuple[str, ...] = ()
+    hop: int | None = None
 
     __pydantic_config__: ClassVar[ConfigDict] = READ
 

@@ -270,9 +270,8 @@ class Examiner:
         image = image_name(query.image, self.image_root)
         place = question.gold or question.own
         notes = {} if place is None else under[place[0]][place[1]].notes
-        return Asked(
-            question.kind, query.prompt, image, query.target, question.before, after, scores, notes, query.also
-        )
+        told = (question.kind, query.prompt, image, query.target, question.before, after, scores, notes, query.also)
+        return Asked(*told, hop=read.case.probes[number - 1].hop if number else None)
 
     def _predicted(
         self, read: ReadCase, under: list[list[Guesses]], place: tuple[int, int] | None

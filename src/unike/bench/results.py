@@ -237,7 +237,7 @@ def to_json(case: CaseResult) -> dict[str, Any]:
     """A result as a line has it; what a question has none of has no key."""
     entry = asdict(case)
     for asked in entry["asked"]:
-        for name in ("notes", "also"):
+        for name in ("notes", "also", "hop"):
             if not asked[name]:
                 del asked[name]
     return entry

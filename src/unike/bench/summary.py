@@ -41,8 +41,9 @@ def summarise(run: RunResults, *, resamples: int = RESAMPLES) -> list[dict[str, 
         resamples: Draws of the bootstrap, with the run's seed.
 
     Returns:
-        Rows with the keys of `COLUMNS`; ``value``, ``low`` and ``high`` are shares from 0 to 1, None where a score is
-        not defined for the method; ``n`` counts questions.
+        Rows with the keys of `COLUMNS`. A metric is a kind of question; where it is known how far questions are from
+        the fact, those of each distance are one too, ``"portability:2-hop"``. ``value``, ``low`` and ``high`` are
+        shares from 0 to 1, None where a score is not defined for the method; ``n`` counts questions.
     """
     spec = run.header.spec
     shared = {"model": spec.model, "editor": spec.editor, "dataset": spec.dataset}
@@ -52,10 +53,11 @@ def summarise(run: RunResults, *, resamples: int = RESAMPLES) -> list[dict[str, 
         for case in cases:
             for asked in case.asked:
                 for key, value in asked.scores.items():
-                    totals = sums.setdefault((case.when, key, asked.kind), {}).setdefault(unit, [0.0, 0.0])
-                    if value is not None:
-                        totals[0] += value
-                        totals[1] += 1
+                    for metric in (asked.kind, *([f"{asked.kind}:{asked.hop}-hop"] if asked.hop else [])):
+                        totals = sums.setdefault((case.when, key, metric), {}).setdefault(unit, [0.0, 0.0])
+                        if value is not None:
+                            totals[0] += value
+                            totals[1] += 1
     rows = []
     for when, key, metric in sorted(sums, key=_order):
         protocol, scorer = key.split("/")
@@ -124,5 +126,6 @@ def interval(
 def _order(key: tuple[str, str, str]) -> tuple[Any, ...]:
     when, score, metric = key
     protocol, scorer = score.split("/")
+    kind, _, hop = metric.partition(":")
     # "at-10" before "at-100"; the end of a sequence first
-    return when != "end", len(when), when, [*all_protocols()].index(protocol), scorer, [*probe_kinds()].index(metric)
+    return when != "end", len(when), when, [*all_protocols()].index(protocol), scorer, [*probe_kinds()].index(kind), hop

@@ -85,10 +85,10 @@ def show(header: "Header", rows: Sequence[Mapping[str, Any]]) -> None:
         grid.add_column("n", justify="right")
         for view in columns:
             grid.add_column(view.replace("/", "\n"), justify="right")
-        for metric in probe_kinds():
+        there = sorted({metric for cells in columns.values() for metric in cells})
+        for metric in (each for kind in probe_kinds() for each in there if each.partition(":")[0] == kind):
             here = [cells.get(metric) for cells in columns.values()]
-            if any(here):
-                grid.add_row(metric, str(max(row["n"] for row in here if row)), *map(cell, here))
+            grid.add_row(metric, str(max(row["n"] for row in here if row)), *map(cell, here))
         shared.OUT.print(grid)
 
 

@@ -110,10 +110,12 @@ class Probe:
     Args:
         kind: Name of one of `probe_kinds`, except `RELIABILITY`.
         query: What to ask.
+        hop: How many steps of reasoning it is away from the edited fact, where that is known.
     """
 
     kind: str
     query: Query
+    hop: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse a kind that no metric would ever read."""

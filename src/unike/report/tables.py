@@ -62,11 +62,13 @@ def score_table(blocks: Sequence[Block], view: str) -> Table:
     kinds = probe_kinds()
     averages = [name for name, kind in kinds.items() if kind.of]
     beside = [name for name, kind in kinds.items() if not kind.of and name in there]
-    titles = ("n", *(kinds[name].short for name in averages), "Avg.", *(kinds[name].short for name in beside))
+    beside += sorted(metric for metric in there if ":" in metric)  # behind the whole: portability by hop
+    shorts = {name: " ".join([kinds[name.partition(":")[0]].short, *name.split(":")[1:]]) for name in averages + beside}
+    titles = ("n", *(shorts[name] for name in averages), "Avg.", *(shorts[name] for name in beside))
 
     def cells(entry: Entry) -> list[Cell]:
         found = column(entry.rows)
-        scores = {metric: _score(found.get(metric), entry.measurement) for metric in kinds}
+        scores = {metric: _score(found.get(metric), entry.measurement) for metric in shorts}
         average = _mean([scores[name] for name in averages], entry.measurement)
         return [_count(entry, found), *(scores[name] for name in averages), average, *(scores[name] for name in beside)]
 

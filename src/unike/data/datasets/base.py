@@ -8,7 +8,8 @@ raw key                 becomes
 ``image_rephrase``      ``m_generality``: ``src`` about this image, the same target
 ``loc``, ``loc_ans``    ``t_locality``: a question without an image
 ``m_loc*``              ``m_locality``: image ``m_loc``, question ``m_loc_q``, answer ``m_loc_a``
-``port_new``            ``portability`` (VLKEB, PocketEdit): ``[{"Q&A": {"Question", "Answer"}}]``, or null
+``port_new``            ``portability`` (VLKEB, PocketEdit): ``[{"Q&A": {"Question", "Answer"}}]``, or null;
+                        with ``port_type`` (VLKEB), ``"1-hop"`` to ``"4-hop"``: how far it is from the fact
 ``spec``                ``specificity`` (PocketEdit): ``[{"Question", "Answer"}]``
 ``pred``                ignored: the wrong answer of BLIP-2, never of another backbone
 ======================  ====================================================================
@@ -18,6 +19,7 @@ Questions are text; answers are text or numbers, or a list of these, any of whic
 
 import json
 import math
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -30,6 +32,7 @@ from unike.core.errors import UnikeError
 from unike.data.queries import EditCase, Probe, Query
 
 ANSWERS = ("alt", "loc_ans", "m_loc_a")
+HOP = re.compile(r"([1-9])-hop$")
 REQUIRED = ("src", "rephrase", "alt", "image", "image_rephrase", "loc", "loc_ans", "m_loc", "m_loc_q", "m_loc_a")
 
 
@@ -247,8 +250,8 @@ def case_from_record(
         Probe("m_locality", asked(text["m_loc_q"], image(text["m_loc"]), answers["m_loc_a"])),
     ]
     for key, kind in (("port_new", "portability"), ("spec", "specificity")):
-        for question, right in _questions(record, key, where):
-            probes.append(Probe(kind, asked(question, picture, right)))
+        for question, right, hop in _questions(record, key, where):
+            probes.append(Probe(kind, asked(question, picture, right), hop))
             if kind == "portability" and not all(right):
                 raise UnikeError(f"{where}: the answer to a question of port_new is empty")
             if kind == "portability":
@@ -259,22 +262,24 @@ def case_from_record(
     return EditCase(case_id, asked(text["src"], picture, targets), tuple(probes), domain)
 
 
-def _questions(record: Mapping[str, Any], key: str, where: str) -> list[tuple[str, tuple[str, ...]]]:
-    """The questions of ``port_new`` or ``spec`` with their answers; null and a missing key are none."""
+def _questions(record: Mapping[str, Any], key: str, where: str) -> list[tuple[str, tuple[str, ...], int | None]]:
+    """The questions of ``port_new`` or ``spec``, their answers and hops; null and a missing key are none."""
     entries = record.get(key)
     try:
         if not isinstance(entries, list | None):
             raise TypeError
         pairs = [entry["Q&A"] if key == "port_new" else entry for entry in entries or ()]
         found = [(pair["Question"], pair["Answer"]) for pair in pairs]
-    except (LookupError, TypeError):
+        hops = [HOP.match(str(entry.get("port_type"))) for entry in entries or ()]
+    except (LookupError, TypeError, AttributeError):
         raise UnikeError(f"{where}: {key} is not a list of questions with answers") from None
     return [
         (
             _text(question, f"{where}: question {number} of {key}"),
             tuple(answer.strip() for answer in _answers(right, f"{where}: answer {number} of {key}")),
+            hop and int(hop[1]),
         )
-        for number, (question, right) in enumerate(found)
+        for number, ((question, right), hop) in enumerate(zip(found, hops, strict=True))
     ]
 
 
