@@ -11,7 +11,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from unike.backbones.families import mini
 
@@ -52,6 +54,20 @@ def test_mini_is_built_once(cli: Cli, building: Path) -> None:
     assert cli("models", "build", "mini").out == f"mini is already there: {mini.folder()}\n"
     again = json.loads(cli("models", "build", "mini", "--json").out)
     assert again == {"model": "mini", "folder": str(mini.folder()), "already_built": True}
+
+
+def test_a_model_that_was_cut_short_since_is_built_again(cli: Cli, building: Path) -> None:
+    cli("models", "build", "mini")
+    weights = mini.folder() / "model.safetensors"
+    save_file({"a": torch.ones(8)}, weights)
+    assert cli("models", "build", "mini").out.startswith("mini is already there")
+    for damage in (b"", b"\xff" * 8, weights.read_bytes()[:-4], weights.read_bytes()[:20]):
+        weights.write_bytes(damage)
+        assert cli("models", "build", "mini").out.startswith("mini was built: ")
+        assert sorted(path.name for path in mini.folder().iterdir()) == ["model", "processor"]
+    (mini.folder() / "config.json").write_text("{")
+    assert cli("models", "build", "mini").out.startswith("mini was built: ")
+    assert list(building.iterdir()) == [mini.folder()]
 
 
 def test_no_disk_space_for_the_build(cli: Cli, building: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,13 +10,13 @@ others          the fields of `Header` under theirs
 
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cache
 from importlib import resources
 from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
-from typing_extensions import Self
+from typing_extensions import Self, TypedDict
 
 from unike.bench.spec import Role, RunSpec
 from unike.core.options import declared
@@ -39,6 +39,13 @@ class Counts:
     skipped: Annotated[int, Field(ge=0)] = 0
     right: Annotated[int, Field(ge=0)] = 0
     edited: Annotated[int, Field(ge=0)] = 0
+
+
+class Git(TypedDict):
+    """The commit of a checkout, and whether there were changes."""
+
+    commit: str
+    dirty: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +74,7 @@ class Header:
     learned: Annotated[str | None, Role.METHOD] = None
     anchors: str | None = None
     unike: str = "unknown"
-    git: Mapping[str, Any] | None = field(default=None)
+    git: Git | None = None
     threads: int | None = None
     normalisation: Annotated[int, Role.CONDITION] = NORMALISATION
 

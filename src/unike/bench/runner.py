@@ -24,7 +24,7 @@ from accelerate.utils import align_module_device
 
 from unike.backbones.adapter import Backbone
 from unike.backbones.answers import ALONE, Answers, Team
-from unike.bench.header import Counts, Header
+from unike.bench.header import Counts, Git, Header
 from unike.bench.lines import ReadCase, questions
 from unike.bench.outcome import CaseResult
 from unike.bench.replay import TOGETHER, Examiner
@@ -260,7 +260,7 @@ def describe(backbone: Backbone, editor: Editor[Any], tasks: Sequence[Task], spe
     )
 
 
-def git_state() -> dict[str, Any] | None:
+def git_state() -> Git | None:
     """The commit this package was last changed by, and whether it was changed since; None outside of a checkout."""
     commands = [
         ["ls-files", "--error-unmatch", Path(__file__).name],

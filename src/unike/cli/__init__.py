@@ -5,6 +5,7 @@ Its ``ORDER`` is its place in the help. Other distributions add theirs under the
 Nothing heavy is imported before a command runs, so that ``unike --help`` is instant.
 """
 
+import errno
 import io
 import os
 import sys
@@ -33,6 +34,7 @@ class Commands(TyperGroup):
             return result
         except UnikeError as error:
             message = " ".join(line.strip() for line in str(error).splitlines())
+            message = message.encode(errors="backslashreplace").decode()  # a file's name need not be UTF-8
             typer.echo(f"{typer.style('error:', fg='red')} {message}", err=True)
             raise typer.Exit(2) from None
         except KeyboardInterrupt:
@@ -41,6 +43,13 @@ class Commands(TyperGroup):
             # Python flushes stdout once more at exit, and would complain.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
+        except OSError as error:
+            if error.errno != errno.ENAMETOOLONG:
+                raise
+            # Whatever looks for a file first meets it: there is no one place to check.
+            name = ascii(error.filename)[:60]
+            typer.echo(f"{typer.style('error:', fg='red')} the name of a file is too long: {name}...", err=True)
+            raise typer.Exit(2) from None
 
 
 class Single(TyperCommand):

@@ -38,9 +38,10 @@ def build(
         raise UnikeError(did_you_mean("bundled model", name, [MINI]))
     with shared.working(f"building {name}") as report:
         from unike.backbones.families import mini
+        from unike.backbones.saved import is_whole
 
         quiet()
-        there = mini.folder().is_dir()
+        there = is_whole(mini.folder())
         folder = mini.build(lambda step: report(f"building {name}: {step}"))
     if as_json:
         shared.print_json({"model": name, "folder": str(folder), "already_built": there})

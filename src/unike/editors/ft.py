@@ -53,7 +53,11 @@ class FTEdit(Edit):
 
     def sizes(self, backbone: Backbone) -> dict[str, int]:
         """Those of the layer's matrices."""
-        return dict(matrix_sizes(backbone, cast(FTConfig, self.config).layer, self.tensors))
+        layer = cast(FTConfig, self.config).layer
+        for name in backbone.ffn(layer).matrices:
+            if name not in self.tensors:
+                raise ValueError(f"the tensor {name} is missing")
+        return dict(matrix_sizes(backbone, layer, self.tensors))
 
     def install(self, backbone: Backbone, hooks: Hooks, prefill: Prefill) -> None:
         """Apply the updates beside the layer's matrices."""

@@ -50,6 +50,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from typing_extensions import Self
 
 from unike.backbones.adapter import Backbone
+from unike.backbones.saved import is_whole
 from unike.core import home
 from unike.core.errors import UnikeError
 from unike.core.permissions import as_new_files
@@ -225,7 +226,7 @@ def build(report: Callable[[str], None] = lambda step: None) -> Path:
         UnikeError: No disk space, no package index, or a downloaded file that is not the expected one.
     """
     final = folder()
-    if final.is_dir():
+    if is_whole(final):
         return final
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
@@ -246,7 +247,9 @@ def build(report: Callable[[str], None] = lambda step: None) -> Path:
             model.save_pretrained(built)
             processor.save_pretrained(built)
             as_new_files(built)
-            if not final.is_dir():  # another process may have been faster
+            if not is_whole(final):  # another process may have been faster
+                if final.is_dir():
+                    final.replace(work / "damaged")
                 built.replace(final)
     except (OSError, SafetensorError) as error:  # the latter is what a disk that fills up raises
         raise UnikeError(
@@ -264,18 +267,8 @@ def fetch(package: str, work: Path, report: Callable[[str], None] = lambda step:
     else:
         report(f"downloading {package} {version}")
         # Isolated, and in our own folder: a pip.py in the current one is somebody else's.
-        download = (
-            sys.executable,
-            "-I",
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--no-deps",
-            "--dest",
-            str(work.resolve()),
-        )
-        done = subprocess.run([*download, f"{package}=={version}"], capture_output=True, text=True, cwd=work)
+        pip = (sys.executable, "-I", "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(work.resolve()))
+        done = subprocess.run([*pip, f"{package}=={version}"], capture_output=True, text=True, cwd=work)
         wheels = list(work.glob(f"{package.replace('-', '_')}*.whl"))
         if done.returncode or not wheels:
             lines = [line for line in done.stderr.splitlines() if line.strip()] or ["nothing was downloaded"]

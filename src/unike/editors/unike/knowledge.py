@@ -31,7 +31,7 @@ from unike.data.sampling import evenly
 from unike.editors.unike.collaboration import DynamicAlpha
 from unike.editors.unike.gate import Gate
 from unike.editors.unike.injection import project_memory
-from unike.editors.unike.knowledge_files import SavedKnowledge, below, check_layer
+from unike.editors.unike.knowledge_files import SavedKnowledge, below, check_gate, check_layer
 from unike.editors.unike.memory import LatentMemory, SiteName
 from unike.editors.unike.spaces import Encoder
 
@@ -298,8 +298,8 @@ class Knowledge:
                 check_layer(index, layer, len(saved.triplets), next(iter(layers.values())))
             triplets = tuple(map(Triplet.from_json, described["triplets"]))
             gate = described["gate"] and Gate.of(described["gate"], below("gate.", tensors))
-            if gate and not all(tensor.isfinite().all() for tensor in gate.tensors().values()):
-                raise ValueError("the gate is not finite")
+            if gate:
+                check_gate(gate.tensors(), next(iter(layers.values())).h_sem.shape[1])
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:
             raise SAVED.damaged(folder, repr(error)) from None
         own = ("format", "sha256", "layers", "triplets", "gate")

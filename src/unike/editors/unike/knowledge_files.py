@@ -8,6 +8,7 @@ from torch import Tensor
 
 from unike.core.schema import Schema
 from unike.editors.common.saved import SavedBackbone, SavedTrace
+from unike.edits.layout import Declared, check
 
 
 class SavedPrepared(SavedBackbone):
@@ -79,3 +80,13 @@ def check_layer(index: int, layer: Any, n_triplets: int, first: Any) -> None:
     for name, tensor in tensors.items():
         if not tensor.isfinite().all():
             raise ValueError(f"{index}.{name} is not finite")
+
+
+def check_gate(tensors: Mapping[str, Tensor], width: int) -> None:
+    """Refuse tensors of a gate that do not go with the layers'.
+
+    Raises:
+        ValueError: As it says.
+    """
+    layout = {"mean": Declared((width,)), "whitening": Declared((width, width))}
+    check({f"gate.{name}": wanted for name, wanted in layout.items()}, {f"gate.{n}": t for n, t in tensors.items()}, {})
