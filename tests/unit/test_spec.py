@@ -58,6 +58,7 @@ SPECS = st.builds(
     device=st.sampled_from(["auto", "cuda:1"]),
     dtype=st.sampled_from(["auto", "bfloat16"]),
     quantize=st.sampled_from([None, "4bit"]),
+    trust_remote_code=st.booleans(),
 )
 
 IN_SEQUENCES = st.fixed_dictionaries(

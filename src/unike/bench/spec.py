@@ -60,6 +60,7 @@ class RunSpec:
         device: As in `load_backbone`.
         dtype: As in `load_backbone`.
         quantize: As in `load_backbone`.
+        trust_remote_code: As in `load_backbone`.
     """
 
     model: Annotated[
@@ -104,6 +105,9 @@ class RunSpec:
     device: Annotated[str, Option("'auto', 'cpu', 'cuda', 'cuda:1', 'mps', or 'split' over all there are.")] = "auto"
     dtype: Annotated[str, Option("'auto', 'float32', 'bfloat16' or 'float16'."), Role.MODEL] = "auto"
     quantize: Annotated[str | None, Option("Keep matrices in so many bits (bitsandbytes).", metavar="8bit|4bit")] = None
+    trust_remote_code: Annotated[bool, Option("Run code that a model brings along; else such a model is refused.")] = (
+        False
+    )
 
     @classmethod
     def from_options(cls, given: Mapping[str, Any]) -> Self:

@@ -48,7 +48,13 @@ def run(
         UnikeError: Bad input.
     """
     progress("loading the model", 0, 1)
-    backbone = load_backbone(spec.model, device=spec.device, dtype=spec.dtype, quantize=spec.quantize)
+    backbone = load_backbone(
+        spec.model,
+        device=spec.device,
+        dtype=spec.dtype,
+        quantize=spec.quantize,
+        trust_remote_code=spec.trust_remote_code,
+    )
     progress("loading the model", 1, 1)
     editor = api.make_editor(spec.editor, **spec.settings)
     return evaluate(backbone, editor, tasks, out, spec, progress=progress, team=team)

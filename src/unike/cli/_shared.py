@@ -38,6 +38,9 @@ Dtype = Annotated[str, typer.Option(help="'auto', 'float32', 'bfloat16' or 'floa
 Quantize = Annotated[
     str | None, typer.Option(metavar="8bit|4bit", help="Keep matrices in so many bits (bitsandbytes).")
 ]
+Trust = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run code that a model brings along; else such a model is refused.")
+]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method; repeatable.")
 ]
@@ -137,7 +140,9 @@ def working(message: str) -> Iterator[Callable[[str], None]]:
         yield lambda text: status.update(text)
 
 
-def load(model: str, device: str, dtype: str, quantize: str | None) -> "tuple[Backbone, float]":
+def load(
+    model: str, device: str, dtype: str, quantize: str | None, trust_remote_code: bool = False
+) -> "tuple[Backbone, float]":
     """Load a model (the bundled one is built first if need be), and say how many seconds that took."""
     from unike.backbones import load_backbone, quiet
 
@@ -145,7 +150,10 @@ def load(model: str, device: str, dtype: str, quantize: str | None) -> "tuple[Ba
     build(model)
     with working(f"loading {model}"):
         quiet()
-        return load_backbone(model, device=device, dtype=dtype, quantize=quantize), time.perf_counter() - start
+        backbone = load_backbone(
+            model, device=device, dtype=dtype, quantize=quantize, trust_remote_code=trust_remote_code
+        )
+    return backbone, time.perf_counter() - start
 
 
 def build(model: str) -> None:

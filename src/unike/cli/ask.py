@@ -37,6 +37,7 @@ def ask(
     device: shared.Device = "auto",
     dtype: shared.Dtype = "auto",
     quantize: shared.Quantize = None,
+    trust_remote_code: shared.Trust = False,
     as_json: shared.Json = False,
 ) -> None:
     """Ask a question; with edits, also show the answer without them."""
@@ -49,7 +50,7 @@ def ask(
         shared.check_hardware(device, dtype, quantize)
         edits = shared.load_edits(folders, encoder)
         source = model or confirmed(folders, edits)
-    backbone, _ = shared.load(source, device, dtype, quantize)
+    backbone, _ = shared.load(source, device, dtype, quantize, trust_remote_code)
     query = Query(prompt, image)
     with shared.working("asking"):
         (answer,) = shared.answers(backbone, [query], edits, max_new_tokens)

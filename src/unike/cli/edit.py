@@ -33,6 +33,7 @@ def edit(
     device: shared.Device = "auto",
     dtype: shared.Dtype = "auto",
     quantize: shared.Quantize = None,
+    trust_remote_code: shared.Trust = False,
     as_json: shared.Json = False,
 ) -> None:
     """Edit one fact, ask before and after, and save the edit."""
@@ -48,7 +49,7 @@ def edit(
         shared.check_hardware(device, dtype, quantize)
         place = out or free_place(Query(prompt, image, target), model=model, editor=editor)
         shared.check_place(place)
-    backbone, load_seconds = shared.load(model, device, dtype, quantize)
+    backbone, load_seconds = shared.load(model, device, dtype, quantize, trust_remote_code)
     asked = [Query(text, image, target) for text in (prompt, *(rephrase or []))]
     with shared.working("asking") as report:
         room = backbone.room([target])

@@ -55,11 +55,12 @@ def check(
     device: shared.Device = "auto",
     dtype: shared.Dtype = "auto",
     quantize: shared.Quantize = None,
+    trust_remote_code: shared.Trust = False,
     as_json: shared.Json = False,
 ) -> None:
     """Measure on a model what editing takes for granted; exit code 1 if something does not hold."""
     shared.check_hardware(device, dtype, quantize)
-    backbone, load_seconds = shared.load(model, device, dtype, quantize)
+    backbone, load_seconds = shared.load(model, device, dtype, quantize, trust_remote_code)
     from unike.editors import checks as laws
 
     with tempfile.TemporaryDirectory() as folder, shared.working("checking") as report:

@@ -58,6 +58,7 @@ def prepare(
     device: shared.Device = "auto",
     dtype: shared.Dtype = "auto",
     quantize: shared.Quantize = None,
+    trust_remote_code: shared.Trust = False,
     as_json: shared.Json = False,
 ) -> None:
     """Collect what a model answers wrongly, and learn what tells true answers from false ones."""
@@ -76,7 +77,7 @@ def prepare(
         cases, against, tags = read_cases(data, split, task, data_dir)
     backbone = None
     if out is None:
-        backbone, _ = shared.load(model, device, dtype, quantize)
+        backbone, _ = shared.load(model, device, dtype, quantize, trust_remote_code)
         out = place(backbone)
     start = time.perf_counter()
     there = pipeline.is_prepared(out, model, cases, config, against=against)
@@ -84,7 +85,7 @@ def prepare(
         known = Knowledge.from_pretrained(out)
     else:
         if backbone is None:
-            backbone, load_seconds = shared.load(model, device, dtype, quantize)
+            backbone, load_seconds = shared.load(model, device, dtype, quantize, trust_remote_code)
             start += load_seconds
         with shared.progress_bars() as progress:
             known = pipeline.prepare(backbone, cases, out, config, against=against, tags=tags, progress=progress)

@@ -45,6 +45,7 @@ def train(
     device: shared.Device = "auto",
     dtype: shared.Dtype = "auto",
     quantize: shared.Quantize = None,
+    trust_remote_code: shared.Trust = False,
     as_json: shared.Json = False,
 ) -> None:
     """Train the network of an editor on what a model gets wrong; an interrupted run goes on."""
@@ -63,7 +64,7 @@ def train(
         if out is not None:
             loop.check_place(out)
         cases, validation, against = split_cases(data, task, data_dir)
-    backbone, load_seconds = shared.load(model, device, dtype, quantize)
+    backbone, load_seconds = shared.load(model, device, dtype, quantize, trust_remote_code)
     out = out or place(method.name, backbone)
     start = time.perf_counter()
     with shared.progress_bars() as progress:

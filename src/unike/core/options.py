@@ -141,7 +141,9 @@ def as_words(values: Any, *, without: Collection[str] = ()) -> list[str]:
         value = getattr(values, name)
         if field.option is None or value is None or name in without:
             continue
-        if field.option.told_if_default or value != field.default:
+        if isinstance(value, bool) and field.option.form is PLAIN:
+            words += [field.flag] if value else []
+        elif field.option.told_if_default or value != field.default:
             words += [word for text in field.option.form.write(value) for word in (field.flag, text)]
     return words
 

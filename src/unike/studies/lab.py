@@ -101,7 +101,13 @@ class Lab:
         """The model."""
         spec = self.request.spec
         self.progress("loading the model", 0, 1)
-        backbone = load_backbone(spec.model, device=spec.device, dtype=spec.dtype, quantize=spec.quantize)
+        backbone = load_backbone(
+            spec.model,
+            device=spec.device,
+            dtype=spec.dtype,
+            quantize=spec.quantize,
+            trust_remote_code=spec.trust_remote_code,
+        )
         self.progress("loading the model", 1, 1)
         return backbone
 
