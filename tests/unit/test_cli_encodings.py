@@ -38,5 +38,5 @@ def test_an_answer_that_the_output_cannot_hold_is_told_all_the_same(
     place = ("--out", "there", "--editor", "answer_cache")
     told = call("edit", "--model", tiny_folder, *question, "--target", TARGET, *place)
     assert "saved in there" in told and "caf" in told
-    assert "caf" in call("ask", *question, "--edit", "there")
-    assert json.loads(call("ask", *question, "--edit", "there", "--json"))["answer"] == TARGET
+    assert "caf" in call("ask", "--model", tiny_folder, *question, "--edit", "there")
+    assert json.loads(call("ask", "--model", tiny_folder, *question, "--edit", "there", "--json"))["answer"] == TARGET

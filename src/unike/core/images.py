@@ -15,7 +15,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from unike.core import home
 from unike.core.errors import UnikeError
-from unike.core.files import replace_file
+from unike.core.files import open_file, replace_file
+from unike.core.folders import reason
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+"""What is read; Pillow would also try dozens of others, and start other programs for some."""
 
 MAX_PIXELS = 64_000_000
 """The largest picture that is decoded; a small file that unpacks to more is a decompression bomb."""
@@ -61,7 +65,7 @@ def _opened(image: Any) -> Image.Image:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-                return Image.open(BytesIO(bytes(image)))
+                return Image.open(BytesIO(bytes(image)), formats=FORMATS)
         except (UnidentifiedImageError, OSError, Image.DecompressionBombError) as error:
             raise UnikeError(f"these {len(image)} bytes are no picture ({error})") from None
     try:
@@ -103,15 +107,18 @@ def load_image(path: Path | str) -> Image.Image:
             grey values without a scale.
     """
     path = Path(path)
-    if not path.exists():
-        raise UnikeError(f"image not found: {path}")
-    if path.is_dir():
-        raise UnikeError(f"image is a folder: {path}; give the path of one picture")
     try:
-        with warnings.catch_warnings():
+        file = open_file(path)
+    except FileNotFoundError:
+        raise UnikeError(f"image not found: {path}") from None
+    except IsADirectoryError:
+        raise UnikeError(f"image is a folder: {path}; give the path of one picture") from None
+    except OSError as error:
+        raise UnikeError(f"cannot read the image {path}: {reason(error)}; give another path") from None
+    try:
+        with file, warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is checked below
-            opened = Image.open(path)
-        with opened as image:
+            image = Image.open(file, formats=FORMATS)
             if image.width * image.height > MAX_PIXELS:
                 size = f"{image.width} x {image.height}"
                 raise UnikeError(
@@ -124,7 +131,9 @@ def load_image(path: Path | str) -> Image.Image:
         ) from None
     except Image.DecompressionBombError:
         raise UnikeError(f"image too large: {path} has more than {MAX_PIXELS:,} pixels; scale it down") from None
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow's decoders raise for truncated or broken files
+    except Exception as error:  # Pillow's decoders raise all sorts for truncated or broken files
+        if isinstance(error, UnikeError):
+            raise
         raise UnikeError(f"broken image: {path} ({error}); open it in a viewer, or export it anew") from None
 
 

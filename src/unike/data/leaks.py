@@ -19,7 +19,7 @@ from typing_extensions import Self
 
 from unike.core import home
 from unike.core.errors import UnikeError
-from unike.core.files import file_hash, replace_file
+from unike.core.files import file_hash, read_file, replace_file
 from unike.core.images import load_image
 from unike.data.provenance import every_query
 from unike.data.queries import EditCase, Query
@@ -213,7 +213,7 @@ def read_hashes(
 def _read_known(place: Path) -> dict[str, str]:
     """Content to perceptual hash; nothing if the file is not there or not whole, as it can be made again."""
     try:
-        known = json.loads(place.read_bytes())
+        known = json.loads(read_file(place))
         return {key: value for key, value in known.items() if len(value) == 3 * SIDE**2 // 4 and int(value, 16) >= 0}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}

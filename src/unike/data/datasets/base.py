@@ -179,7 +179,7 @@ class RecordFiles(Dataset):
             return None
         case = case_from_record(record, case_id=case_id, image=self.image_root.joinpath, where=where)
         for picture in {case.edit.image, *(probe.query.image for probe in case.probes)}:
-            if picture is not None and not picture.is_file():
+            if picture is not None and not is_file(picture):
                 raise UnikeError(f"{where}: image not found: {picture}")
         return case
 
@@ -281,6 +281,14 @@ def _questions(record: Mapping[str, Any], key: str, where: str) -> list[tuple[st
         )
         for number, ((question, right), hop) in enumerate(zip(found, hops, strict=True))
     ]
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file of that name; none can be of a name that is too long, or no name at all."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def read_records(path: Path) -> list[Any]:
