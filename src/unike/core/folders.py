@@ -68,11 +68,30 @@ def check_folder(folder: Path, *, known_by: str) -> None:
         UnikeError: As `replace_folder`.
     """
     try:
-        if is_there(folder) and (not folder.is_dir() or (any(folder.iterdir()) and not is_there(folder / known_by))):
-            raise UnikeError(f"{folder} exists and is something else; choose another folder")
+        for attempt in reversed(range(ATTEMPTS)):
+            if not is_something_else(folder, known_by):
+                break
+            if not attempt or not scratch.of(folder):
+                raise UnikeError(f"{folder} exists and is something else; choose another folder")
+            time.sleep(0.01)  # a writer is at work, and what was looked at may have been what it takes away
     except (OSError, ValueError) as error:
         raise UnikeError(f"cannot write {folder}: {reason(error)}; choose another folder") from None
     check_writable(folder.absolute().parent)  # it is replaced as a whole
+
+
+def is_something_else(folder: Path, known_by: str) -> bool:
+    """Whether a place holds what is neither an empty folder nor one with a certain file.
+
+    Raises:
+        OSError: It cannot be looked at.
+    """
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return folder.is_symlink()
+    except NotADirectoryError:
+        return os.path.lexists(folder)  # else it would lie below a file
+    return bool(names) and known_by not in names
 
 
 def replace_folder(folder: Path, files: Mapping[str, bytes], *, known_by: str) -> None:
