@@ -99,6 +99,17 @@ def test_methods_supersede_each_other(backbone: Backbone, facts: list[Query], ma
     assert EditedModel(backbone, [cached, tuned]).edits == (tuned,)
 
 
+def test_a_picture_that_is_overwritten_is_another_question(
+    backbone: Backbone, facts: list[Query], make: Callable[..., Edit], tmp_path: Path
+) -> None:
+    frame, made = tmp_path / "frame.png", []
+    for fact in facts[:2]:
+        shutil.copy(fact.image, frame)  # type: ignore[arg-type]
+        made.append(make("ft", Query("What is this?", frame, fact.target)))
+    assert in_force(made) == made
+    assert [len(in_force([made[0], edit.to("cpu"), edit[0]])) for edit in made] == [1, 2]
+
+
 def test_of_rows_each_has_its_newest(backbone: Backbone, facts: list[Query], make: Callable[..., Edit]) -> None:
     older, newer = make("ft", facts[0]), make("ft", replace(facts[0], target="a dog"))
     rows = RowsEdited(backbone, [[older, newer], [newer, older], []])

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from tinies import TINIES, tiny_backbone
 from torch import Tensor
 
@@ -127,6 +128,27 @@ def test_a_generation_without_a_cache_is_refused() -> None:
         as_a_user_would(backbone, [fact], max_new_tokens=4, min_new_tokens=4, use_cache=False)
 
 
+@pytest.mark.parametrize("option", [{"prefill_chunk_size": 3}, {"prompt_lookup_num_tokens": 2}])
+def test_prompts_in_parts_and_assisted_decoding_are_refused(option: dict[str, int]) -> None:
+    backbone, fact = tiny_backbone("llava"), Query("Who is there, and who is there again?", None, "a cat")
+    edit = registry.editors.get("ft")(**SETTINGS["ft"]).edit(backbone, fact)
+    with edit.attached(backbone), pytest.raises(UnikeError, match="give the whole prompt"):
+        as_a_user_would(backbone, [fact], max_new_tokens=6, min_new_tokens=6, **option)
+
+
+def test_a_cache_that_was_filled_before_is_refused() -> None:
+    backbone, fact = tiny_backbone("llava"), Query("Who is there?", None, "a cat")
+    edit = registry.editors.get("ft")(**SETTINGS["ft"]).edit(backbone, fact)
+    inputs = backbone.encode([Query(fact.prompt)], padding_side="left").inputs
+    cache = transformers.DynamicCache()
+    backbone.model(input_ids=inputs["input_ids"][:, :3], past_key_values=cache, use_cache=True)
+    with edit.attached(backbone):
+        for _ in range(2):
+            with pytest.raises(UnikeError, match="without past_key_values"):
+                backbone.model(input_ids=inputs["input_ids"][:, 3:], past_key_values=cache, use_cache=True)
+            backbone.model(**inputs)  # what was read before is not what that cache holds
+
+
 # ---------------------------------------------------------------------- threads
 
 
@@ -180,8 +202,10 @@ def test_a_loaded_model_is_wrapped(backbone: Backbone, facts: list[Query]) -> No
 
 def test_what_cannot_be_wrapped() -> None:
     backbone = tiny_backbone("llava")
-    with pytest.raises(UnikeError, match="Linear is not a transformers model"):
+    with pytest.raises(UnikeError, match="Linear is not a transformers model with a head"):
         unike.wrap(torch.nn.Linear(2, 2), None)
+    with pytest.raises(UnikeError, match="LlavaModel is not a transformers model with a head; give the whole model"):
+        unike.wrap(backbone.model.model, processor_of(backbone))
     with pytest.raises(UnikeError, match="mine: the processor has no image_processor"):
         unike.wrap(backbone.model, SimpleNamespace(tokenizer=backbone.tokenizer), source="mine")
     prompted = SimpleNamespace(peft_config={"default": SimpleNamespace(is_prompt_learning=True)})

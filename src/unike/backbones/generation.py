@@ -16,6 +16,12 @@ from unike.core.registry import check_names
 from unike.data.matching import exact_match
 from unike.data.queries import Query
 
+OPTIONS = (
+    "do_sample", "early_stopping", "length_penalty", "min_new_tokens", "min_p", "no_repeat_ngram_size",
+    "num_beam_groups", "renormalize_logits", "repetition_penalty", "temperature", "top_k", "top_p", "typical_p",
+)  # fmt: skip
+"""What can be set of a generation. Others would read prompts in parts, or answer a question several times."""
+
 
 class Generation(Passes):
     """A model that answers."""
@@ -81,7 +87,7 @@ class Generation(Passes):
             max_new_tokens: At most so many tokens.
             num_beams: 1 for greedy decoding.
             acting: What acts in it; None for what is attached in the running context.
-            **options: Further settings of a ``transformers.GenerationConfig``: ``do_sample``, ``temperature``, ...
+            **options: Further settings of a ``transformers.GenerationConfig``, of `OPTIONS`.
 
         Raises:
             UnikeError: An option that it does not have; or as `encode`.
@@ -94,7 +100,7 @@ class Generation(Passes):
         eos = self.stop_ids
         pad = self.tokenizer.pad_token_id
         make_config: Any = transformers.GenerationConfig
-        check_names("generation option", list(options) or ["do_sample"], sorted(vars(make_config())))
+        check_names("generation option", list(options) or ["do_sample"], OPTIONS)
         plain = {"do_sample": False, "eos_token_id": eos or None, "num_beams": num_beams}
         config = make_config(
             **plain | options,

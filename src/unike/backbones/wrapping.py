@@ -26,8 +26,8 @@ def wrap(model: Any, processor: Any, *, source: str | None = None, template: str
     """
     model = without_peft(model)
     config = getattr(model, "config", None)
-    if config is None or not hasattr(model, "get_output_embeddings"):
-        raise UnikeError(f"{type(model).__name__} is not a transformers model; load one and give that")
+    if config is None or getattr(model, "get_output_embeddings", lambda: None)() is None:
+        raise UnikeError(f"{type(model).__name__} is not a transformers model with a head; give the whole model")
     family = family_of(config)
     name = source or getattr(config, "_name_or_path", "") or type(model).__name__
     family.check_config(config, name)

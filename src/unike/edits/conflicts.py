@@ -6,20 +6,22 @@ byte, whichever methods made the edits.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from unike.core.files import file_hash
 from unike.data.queries import Query
-from unike.edits.edit import Edit
 
-E = TypeVar("E", bound=Edit)
+if TYPE_CHECKING:
+    from unike.edits.edit import Edit
+
+E = TypeVar("E", bound="Edit")
 
 Question = tuple[str, str]
 """The words, and the picture's content."""
 
 
 def question_of(fact: Query) -> Question:
-    """What an edit is about; a picture that is no longer there is known by its path."""
+    """What an edit is about; a picture that is not there is known by its path."""
     words = " ".join(fact.prompt.casefold().split())
     if fact.image is None:
         return words, ""
@@ -44,7 +46,7 @@ def in_force(edits: Sequence[E], newer: Sequence[Query] = ()) -> list[E]:
     known = {questions_of(newer)} if newer else set()
     kept: list[E] = []
     for edit in reversed(edits):
-        about = questions_of(edit.facts)
+        about = edit.questions
         if about not in known:
             known.add(about)
             kept.append(edit)

@@ -20,6 +20,7 @@ from unike.backbones.forward.hooks import Hooks
 from unike.core.errors import UnikeError
 from unike.core.settings import Settings
 from unike.data.queries import Query
+from unike.edits.conflicts import questions_of
 from unike.edits.layout import WIDTH, Layout
 
 if TYPE_CHECKING:
@@ -60,6 +61,7 @@ class Edit(ABC):
         self.config = config
         self.tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
         self.facts = tuple(facts)
+        self.questions = questions_of(facts)  # of the pictures as they are now: a file may be overwritten later
         self.fingerprint = fingerprint
         self.source = source
 
@@ -83,7 +85,9 @@ class Edit(ABC):
             rows: Indices from 0, for example ``[0, 0, 2]``: then rows 0 and 1 of a batch see edit 0, row 2 edit 2.
         """
         index = list(rows)
-        return self.like({name: t[index] for name, t in self.tensors.items()}, [self.facts[row] for row in index])
+        picked = self.like({name: t[index] for name, t in self.tensors.items()}, [self.facts[row] for row in index])
+        picked.questions = tuple(self.questions[row] for row in index)
+        return picked
 
     def like(self, tensors: dict[str, Tensor], facts: Sequence[Query]) -> Self:
         """An edit of the same method, settings and backbone."""
@@ -91,7 +95,9 @@ class Edit(ABC):
 
     def to(self, device: torch.device | str) -> Self:
         """The same edit on another device."""
-        return self.like({name: t.to(device) for name, t in self.tensors.items()}, self.facts)
+        moved = self.like({name: t.to(device) for name, t in self.tensors.items()}, self.facts)
+        moved.questions = self.questions
+        return moved
 
     # ------------------------------------------------------------------ what it consists of
 

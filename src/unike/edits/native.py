@@ -33,14 +33,17 @@ def in_the_models_own_calls(backbone: Backbone, is_innermost: Callable[[], bool]
 
     acting, before = Hooks(is_called_past_it), Hooks(is_called_past_it)
     last_ids: list[Tensor] = []
+    prefills: list[Prefill] = []  # the one that answers are being continued of
 
     def begin(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         if not reads_prompts(kwargs):
+            check_continues(prefills, text_input(args, kwargs), kwargs["past_key_values"])
             return
         ids = args[0] if args else kwargs.get("input_ids")
         if kwargs.get("use_cache") is False:
             check_cached(last_ids, ids)
         prefill = prompts_of(text_input(args, kwargs), kwargs.get("attention_mask"))
+        prefills[:] = [prefill]
 
         def count(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
             rows, length = text_input(args, kwargs).shape[:2]
@@ -73,6 +76,25 @@ def reads_prompts(kwargs: Kwargs) -> bool:
     """Whether a pass begins with an empty cache."""
     cache: Any = kwargs.get("past_key_values")
     return cache is None or int(cache.get_seq_length()) == 0
+
+
+def check_continues(prefills: list[Prefill], read: Tensor, cache: Any) -> None:
+    """Refuse a pass that does not continue the answers of the prompts that were read last, token by token.
+
+    Args:
+        prefills: The reading of those, if any were read.
+        read: What the model is given, ``[R, S]`` or ``[R, S, D]``.
+        cache: What came before.
+
+    Raises:
+        UnikeError: Prompts in chunks, assisted decoding, or a cache that was filled before.
+    """
+    before = sum(length for _, length in prefills[0].passes) if prefills else None
+    if read.shape[1] != 1 or before != int(cache.get_seq_length()):
+        raise UnikeError(
+            "edits are attached, and this pass goes on from what they have not read as a prompt: give the whole prompt "
+            "without past_key_values, prefill_chunk_size or assisted decoding"
+        )
 
 
 def prompts_of(read: Tensor, mask: Any) -> Prefill:
