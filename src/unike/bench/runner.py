@@ -263,11 +263,12 @@ def describe(backbone: Backbone, editor: Editor[Any], tasks: Sequence[Task], spe
 def git_state() -> Git | None:
     """The commit this package was last changed by, and whether it was changed since; None outside of a checkout."""
     commands = [
-        ["ls-files", "--error-unmatch", Path(__file__).name],
+        ["ls-files", "--error-unmatch", "__init__.py"],
         ["log", "-1", "--format=%H", "--", "."],
         ["status", "--porcelain", "--untracked-files=no", "--", "."],
     ]
-    git = ["git", "-C", str(Path(__file__).parent)]
+    package = Path(__file__).parents[1]  # the whole of it: methods and gate make the numbers too
+    git = ["git", "-C", str(package)]
     try:
         found = [
             subprocess.run([*git, *command], capture_output=True, text=True, check=True, timeout=20).stdout.strip()
