@@ -83,7 +83,7 @@ def test_a_study_is_a_set_of_runs_a_table_and_a_figure(
     page = cli("report", "out", "--format", "html", "--out", "page.html")
     assert page.code == 0 and 'src="data:image/svg+xml;base64,' in Path("page.html").read_text()
 
-    monkeypatch.setattr("unike.studies.lab.load_backbone", lambda *args, **kwargs: pytest.fail("loaded"))
+    monkeypatch.setattr("unike.bench.workers.load_backbone", lambda *args, **kwargs: pytest.fail("loaded"))
     assert json.loads(cli("study", "alpha", *args, "--at", "0,0.5", "--json").out) == found, "finished runs are used"
     other = cli("study", "alpha", *args, "--at", "0,0.5", "--seed", 1)
     assert other.is_error("out/unike-collaboration.fixed_alpha=0.0 holds another run", "seed is 0, not 1")
@@ -127,7 +127,7 @@ def test_runs_made_under_other_conditions_do_not_share_a_figure() -> None:
 def test_mistakes_are_known_before_the_model_is_loaded(
     cli: Cli, args: tuple[object, ...], options: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("unike.studies.lab.load_backbone", lambda *args, **kwargs: pytest.fail("loaded"))
+    monkeypatch.setattr("unike.bench.workers.load_backbone", lambda *args, **kwargs: pytest.fail("loaded"))
     Path("file").touch()
     name, *more = options
     assert cli("study", name, *instead(args, *more)).is_error(message)

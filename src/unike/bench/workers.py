@@ -19,6 +19,7 @@ import torch
 
 from unike import api
 from unike.backbones import load_backbone, quiet
+from unike.backbones.adapter import Backbone
 from unike.backbones.answers import ALONE, Team
 from unike.bench.results import RunResults, read_run
 from unike.bench.runner import evaluate
@@ -30,6 +31,24 @@ from unike.core.progress import Progress, silent
 
 PATIENCE = timedelta(days=30)
 """How long processes wait for each other: as long as the slowest takes."""
+
+
+def load_model(spec: RunSpec, progress: Progress = silent) -> Backbone:
+    """The model that a run measures.
+
+    Raises:
+        UnikeError: No such model, or one that cannot be loaded.
+    """
+    progress("loading the model", 0, 1)
+    backbone = load_backbone(
+        spec.model,
+        device=spec.device,
+        dtype=spec.dtype,
+        quantize=spec.quantize,
+        trust_remote_code=spec.trust_remote_code,
+    )
+    progress("loading the model", 1, 1)
+    return backbone
 
 
 def run(
@@ -47,15 +66,7 @@ def run(
     Raises:
         UnikeError: Bad input.
     """
-    progress("loading the model", 0, 1)
-    backbone = load_backbone(
-        spec.model,
-        device=spec.device,
-        dtype=spec.dtype,
-        quantize=spec.quantize,
-        trust_remote_code=spec.trust_remote_code,
-    )
-    progress("loading the model", 1, 1)
+    backbone = load_model(spec, progress)
     editor = api.make_editor(spec.editor, **spec.settings)
     return evaluate(backbone, editor, tasks, out, spec, progress=progress, team=team)
 

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from unike import api
-from unike.backbones import load_backbone
 from unike.backbones.adapter import Backbone
 from unike.bench.results import RunResults, check_place, check_same_run, read_header, read_run
 from unike.bench.runner import evaluate
 from unike.bench.selection import Task, cases_hash, check_method, read_tasks
 from unike.bench.spec import RunSpec
-from unike.bench.workers import run_local
+from unike.bench.workers import load_model, run_local
 from unike.core import registry
 from unike.core.errors import UnikeError
 from unike.core.progress import Progress, silent
@@ -99,17 +98,7 @@ class Lab:
     @cached_property
     def backbone(self) -> Backbone:
         """The model."""
-        spec = self.request.spec
-        self.progress("loading the model", 0, 1)
-        backbone = load_backbone(
-            spec.model,
-            device=spec.device,
-            dtype=spec.dtype,
-            quantize=spec.quantize,
-            trust_remote_code=spec.trust_remote_code,
-        )
-        self.progress("loading the model", 1, 1)
-        return backbone
+        return load_model(self.request.spec, self.progress)
 
     def spec(self, variant: Variant, **changes: Any) -> RunSpec:
         """What a variant's run measures.

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -154,7 +155,7 @@ class Nothing:
 
 UNEDITED = Nothing()
 
-_ATTACHED: ContextVar[Mapping[int, Acting]] = ContextVar("attached", default={})  # noqa: B039
+_ATTACHED: ContextVar[Mapping[int, Acting]] = ContextVar("attached", default=MappingProxyType({}))
 _RUNNING: ContextVar[Prefill | None] = ContextVar("running", default=None)
 
 

@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import miniature
 import pytest
 from torch import Tensor
 
@@ -25,31 +24,6 @@ from unike.editors.trained.meta_objective import UNRELATED, probes_of
 from unike.editors.trained.token_gradients import token_gradients
 
 NETWORK = MENDNetworkSettings(layers=(-2, -1), rank=4, step_size=1e-2, lr=1e-3, lr_step_size=1e-2)
-
-
-@pytest.fixture(scope="module")
-def gallery(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return miniature.paint_gallery(tmp_path_factory.mktemp("gallery"))
-
-
-@pytest.fixture(scope="module")
-def learned(gallery: list[Path]) -> list[EditCase]:
-    return miniature.learned_cases(gallery)
-
-
-@pytest.fixture(scope="module")
-def judged(gallery: list[Path]) -> list[EditCase]:
-    return miniature.judged_cases(gallery)
-
-
-@pytest.fixture(scope="module")
-def model(learned: list[EditCase]) -> Backbone:
-    return miniature.teach(learned)
-
-
-@pytest.fixture(autouse=True)
-def own_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("UNIKE_HOME", str(tmp_path / "home"))
 
 
 def test_only_what_the_model_gets_wrong_and_has_every_probe(model: Backbone, learned: list[EditCase]) -> None:

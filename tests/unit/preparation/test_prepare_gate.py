@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from preparing import CONFIG, FAST, QUESTION, Scripted, alone, cases_about, paint_gallery
+from preparing import CONFIG, FAST, QUESTION, Scripted, alone
 from tinies import tiny_backbone
 
 from unike.backbones.adapter import Backbone
@@ -18,23 +18,6 @@ from unike.editors.unike.prepare.gate import gate_layers
 from unike.editors.unike.prepare.pipeline import prepare
 
 pytestmark = pytest.mark.usefixtures("at_home")
-
-
-@pytest.fixture(scope="module")
-def gallery(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return paint_gallery(tmp_path_factory.mktemp("gallery"))
-
-
-@pytest.fixture(scope="module")
-def cases(gallery: list[Path]) -> list[EditCase]:
-    return cases_about(gallery)
-
-
-@pytest.fixture
-def backbone(monkeypatch: pytest.MonkeyPatch) -> Backbone:
-    tiny = tiny_backbone("llava")
-    monkeypatch.setattr(tiny, "generate", Scripted())
-    return tiny
 
 
 def probed(cases: list[EditCase]) -> list[EditCase]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from preparing import ANSWERS, CONFIG, FAST, QUESTION, Scripted, alone, asked, cases_about, paint, paint_gallery
+from preparing import ANSWERS, CONFIG, FAST, QUESTION, Scripted, alone, asked, paint
 from tinies import tiny_backbone
 from torch import Tensor
 
@@ -24,23 +24,6 @@ from unike.editors.unike.prepare.pipeline import is_prepared, prepare
 from unike.editors.unike.spaces import fit_w_zeta, zeta
 
 pytestmark = pytest.mark.usefixtures("at_home")
-
-
-@pytest.fixture(scope="module")
-def gallery(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return paint_gallery(tmp_path_factory.mktemp("gallery"))
-
-
-@pytest.fixture(scope="module")
-def cases(gallery: list[Path]) -> list[EditCase]:
-    return cases_about(gallery)
-
-
-@pytest.fixture
-def backbone(monkeypatch: pytest.MonkeyPatch) -> Backbone:
-    tiny = tiny_backbone("llava")
-    monkeypatch.setattr(tiny, "generate", Scripted())
-    return tiny
 
 
 def test_from_cases_to_knowledge(backbone: Backbone, cases: list[EditCase], tmp_path: Path) -> None:

@@ -4,8 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from preparing import ANSWERS, CONFIG, Scripted, asked, cases_about, paint_gallery
-from tinies import tiny_backbone
+from preparing import ANSWERS, CONFIG, asked
 
 from unike.backbones.adapter import Backbone
 from unike.core.errors import UnikeError
@@ -15,23 +14,6 @@ from unike.editors.unike.prepare.pipeline import prepare
 from unike.editors.unike.prepare.work import Work
 
 pytestmark = pytest.mark.usefixtures("at_home")
-
-
-@pytest.fixture(scope="module")
-def gallery(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    return paint_gallery(tmp_path_factory.mktemp("gallery"))
-
-
-@pytest.fixture(scope="module")
-def cases(gallery: list[Path]) -> list[EditCase]:
-    return cases_about(gallery)
-
-
-@pytest.fixture
-def backbone(monkeypatch: pytest.MonkeyPatch) -> Backbone:
-    tiny = tiny_backbone("llava")
-    monkeypatch.setattr(tiny, "generate", Scripted())
-    return tiny
 
 
 class Killed(BaseException):
