@@ -71,6 +71,18 @@ def test_cross_task_takes_both_tasks_of_a_data_set(cli: Cli, args: tuple[object,
     assert header["counts"]["skipped"] == 2
 
 
+def test_the_header_names_the_template(cli: Cli, args: tuple[object, ...]) -> None:
+    assert cli(*args, "--limit", 1, "--out", "own").code == 0
+    assert cli(*args, "--limit", 1, "--out", "run", "--template", "mmedit-vqa").code == 0
+    own, run = (read_header(Path(folder)) for folder in ("own", "run"))
+    assert (own.spec.template, run.spec.template) == (None, "mmedit-vqa")
+    assert own.fingerprint != run.fingerprint and "--template mmedit-vqa" in run.spec.command()
+    other = cli(*args, "--limit", 1, "--out", "run")
+    assert other.is_error("run holds another run", 'template is "mmedit-vqa", not null'), other
+    older = {key: value for key, value in own.to_json().items() if key != "template"}
+    assert Header.from_json(older).spec.template is None
+
+
 def test_a_sequence_has_a_table_for_each_time_it_is_asked(cli: Cli, args: tuple[object, ...]) -> None:
     options = ("--setting", "sequential", "--k", 4, "--evaluate-at", "2,1", "--sample", 1, "--out", "run")
     result = cli(*args, *options)

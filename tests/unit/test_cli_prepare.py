@@ -53,6 +53,17 @@ def test_a_run_from_the_command_line(cli: Cli, few_cases: None, tiny_folder: Pat
     assert "already there: knowledge" in cli(*args).out
 
 
+def test_knowledge_of_another_template_is_other_knowledge(cli: Cli, few_cases: None, tiny_folder: Path) -> None:
+    args = ("prepare", "--model", tiny_folder, "--out", "knowledge", *TINY, "--limit", 8, "--json")
+    template = ("--template", "mmedit-vqa")
+    assert json.loads(cli(*args, *template).out)["already_there"] is False
+    assert Knowledge.from_pretrained("knowledge").description["backbone"]["chosen_template"] == "mmedit-vqa"
+    assert json.loads(cli(*args, *template).out)["already_there"] is True
+    other = cli(*args)
+    assert other.is_error(f"run: unike prepare --model {tiny_folder}"), other
+    assert "made with the template '{image}Question: {prompt} Short answer: || {prompt}'" in other.err
+
+
 def test_a_limit_and_one_task(cli: Cli, few_cases: None, tiny_folder: Path) -> None:
     args = ("prepare", "--model", tiny_folder, "--out", "knowledge", *TINY)
     result = cli(*args, "--limit", 8, "--task", "vqa", "--json")

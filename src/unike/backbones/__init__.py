@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from unike.backbones.template import written
 from unike.core import registry
 from unike.core.errors import UnikeError
 
@@ -21,6 +22,7 @@ def load_backbone(
     device: str = "auto",
     dtype: str = "auto",
     quantize: str | None = None,
+    template: str | None = None,
     trust_remote_code: bool = False,
 ) -> "Backbone":
     """Load a model and put the adapter of its family around it.
@@ -33,15 +35,20 @@ def load_backbone(
             ``"float16"``.
         quantize: ``"8bit"`` or ``"4bit"`` to keep all matrices but the head in so many bits (bitsandbytes). Patches are
             fp32 whatever the model is in.
+        template: What stands around a question: a preset (``"mmedit-vqa"``), or a text with ``{image}`` and
+            ``{prompt}``, see `unike.backbones.template`; None for the family's own.
         trust_remote_code: Whether code that a model brings along may be run. Without it such a model is refused.
 
     Raises:
-        UnikeError: The source is none of the three, cannot be read, or is a model that cannot be edited.
+        UnikeError: The source is none of the three, cannot be read, or is a model that cannot be edited; or the
+            template is none.
     """
     source = str(source)
+    if template is not None:
+        written(template)
     if source == MINI:
         mini: type[Backbone] = registry.backbones.get(MINI)
-        return mini.from_pretrained(source, device=device, dtype=dtype, quantize=quantize)
+        return mini.from_pretrained(source, device=device, dtype=dtype, quantize=quantize, template=template)
     if not Path(source).is_dir() and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", source):
         if re.search(r"[/\\~]|^\.", source):
             raise UnikeError(f"no folder {source!r}; a backbone is 'mini', a folder or a hub id 'organisation/name'")
@@ -53,7 +60,12 @@ def load_backbone(
     known_families()  # they may register model types of their own
     family = family_of(read_config(source, trust_remote_code=trust_remote_code))
     return family.from_pretrained(
-        source, device=device, dtype=dtype, quantize=quantize, trust_remote_code=trust_remote_code
+        source,
+        device=device,
+        dtype=dtype,
+        quantize=quantize,
+        template=template,
+        trust_remote_code=trust_remote_code,
     )
 
 

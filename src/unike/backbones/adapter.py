@@ -9,6 +9,7 @@ What it can do is built up in steps: `Parts` (where a model keeps what), `Encodi
 """
 
 import copy
+import shlex
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -35,8 +36,7 @@ class Backbone(Generation):
         tokenizer: Its fast tokenizer.
         image_processor: Its image processor.
         source: ``"mini"``, a hub id or a folder: where the model came from.
-        template: Text around a question, with ``{prompt}`` and, where the image goes, ``{image}``; None for the
-            family's own.
+        template: What stands around a question, as `unike.backbones.template` reads it; None for the family's own.
 
     Raises:
         UnikeError: The model has no decoder of a known shape, the tokenizer is slow, or the template is not usable.
@@ -92,15 +92,25 @@ class Backbone(Generation):
 
     def is_known_as(self, fingerprint: Any) -> bool:
         """Whether a fingerprint, perhaps one that version 0.1 wrote, is this model's."""
-        return fingerprint in (self.fingerprint(), identity.fingerprint_0_1(self))
+        return fingerprint == self.fingerprint() or fingerprint == self._fingerprint_0_1()
 
     def folder_in(self, parent: Path) -> Path:
         """What belongs to this model among what is kept of several: a folder by its fingerprint.
 
         If there is none yet, but one that version 0.1 wrote, that one.
         """
-        own, older = parent / self.fingerprint(), parent / identity.fingerprint_0_1(self)
+        own, older = parent / self.fingerprint(), parent / str(self._fingerprint_0_1())
         return older if older.is_dir() and not own.is_dir() else own
+
+    def _fingerprint_0_1(self) -> str | None:
+        """None under a chosen template, which that version's fingerprints say nothing of."""
+        return identity.fingerprint_0_1(self) if self.chosen_template is None else None
+
+    @property
+    def as_options(self) -> str:
+        """What names this model on the command line."""
+        chosen = [] if self.chosen_template is None else ["--template", self.chosen_template]
+        return shlex.join(["--model", self.source, *chosen])
 
     @classmethod
     def read_processors(cls, source: str, *, trust_remote_code: bool = False) -> dict[str, Any]:

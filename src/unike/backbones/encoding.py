@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from unike.backbones import template as templates
 from unike.backbones.forward.split import IGNORE, Batch
 from unike.backbones.sites import Parts
 from unike.core.errors import UnikeError
@@ -30,8 +31,7 @@ class Encoding(Parts):
         tokenizer: Its fast tokenizer.
         image_processor: Its image processor.
         source: As in `Parts`.
-        template: Text around a question, with ``{prompt}`` and, where the image goes, ``{image}``; None for the
-            family's own.
+        template: What stands around a question, as `unike.backbones.template` reads it; None for the family's own.
 
     Raises:
         UnikeError: As `Parts`; the tokenizer is slow, or the template is not usable.
@@ -53,13 +53,17 @@ class Encoding(Parts):
         self.image_processor = image_processor
         if not tokenizer.is_fast:
             raise UnikeError(f"{source}: a fast tokenizer is needed, to tell a target's tokens from the prompt's")
-        self.template = self.default_template() if template is None else template
-        check_template(self.template)
+        self.template = templates.written(self.default_template() if template is None else template)
         self._tokens_per_image: dict[tuple[int, ...], int] = {}
 
     def default_template(self) -> str:
         """The family's template."""
         return "{image}Question: {prompt} Short answer:"
+
+    @property
+    def chosen_template(self) -> str | None:
+        """The template, a preset by its name; None for the family's own."""
+        return None if self.template == self.default_template() else templates.named(self.template)
 
     @property
     def image_token_id(self) -> int:
@@ -232,16 +236,16 @@ class Encoding(Parts):
                 "crop or scale it"
             ) from None
 
-    def _fill(self, prompt: str, image_text: str) -> str:
-        """The template around a question; ``image_text`` is empty if it has no image."""
-        return self.template.format(image=image_text, prompt=prompt)
+    def _fill(self, query: Query, image_text: str) -> str:
+        """The template around a question; ``image_text`` is empty where its image is left out."""
+        return templates.parse(self.template).fill(query.prompt.strip(), None if query.image is None else image_text)
 
     def tokenize(self, query: Query, image_text: str) -> tuple[list[int], int]:
         """Token ids of the whole row and how many of them are the prompt's."""
         if self.config_has_image_token and self.image_token in f"{query.prompt} {query.target or ''}":
             raise UnikeError(f"a prompt or target holds the image placeholder {self.image_token!r}: {query.prompt!r}")
         # A space before the target is the target's; a line break the template ends with stays with the prompt.
-        prompt = self._fill(query.prompt.strip(), image_text).rstrip(" ")
+        prompt = self._fill(query, image_text).rstrip(" ")
         text = prompt
         if query.target is not None:
             if not query.target.strip():
@@ -273,17 +277,3 @@ class Encoding(Parts):
     def config_has_image_token(self) -> bool:
         """Whether the config names a placeholder for images."""
         return getattr(self.config, "image_token_id", None) is not None
-
-
-def check_template(template: str) -> None:
-    """Refuse a template that does not hold both parts once.
-
-    Raises:
-        UnikeError: With what it has to hold.
-    """
-    try:
-        filled = template.format(image="\0", prompt="\1")
-    except (KeyError, IndexError, ValueError) as error:
-        raise UnikeError(f"template {template!r} may hold only {{image}} and {{prompt}} in braces") from error
-    if filled.count("\0") != 1 or filled.count("\1") != 1:
-        raise UnikeError(f"template {template!r} must hold {{image}} and {{prompt}} once each")

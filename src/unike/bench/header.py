@@ -23,6 +23,9 @@ from unike.core.options import declared
 from unike.core.schema import what_is_wrong
 from unike.data.matching import NORMALISATION
 
+LATER = {"template"}
+"""What earlier versions did not write, for there was nothing to choose."""
+
 
 @dataclass(frozen=True)
 class Counts:
@@ -103,7 +106,8 @@ class Header:
             KeyError: Some are missing; names all of them.
             ValueError: One is of another type; names it.
         """
-        needed = [name for name, each in declared(RunSpec).items() if {*Role} & {*each.notes} or name == "seed"]
+        roles = {name for name, each in declared(RunSpec).items() if {*Role} & {*each.notes}}
+        needed = [name for name in declared(RunSpec) if name == "seed" or name in roles - LATER]
         needed += [each.name for each in fields(cls) if each.default is MISSING and each.name != "spec"]
         if missing := [key for key in needed if key not in entry]:
             raise KeyError(", ".join(missing))

@@ -241,6 +241,7 @@ def resolved(spec: RunSpec, backbone: Backbone, editor: Editor[Any], tasks: Sequ
         device=backbone.device.type,
         dtype=str(backbone.dtype).removeprefix("torch."),
         quantize=backbone.quantize,
+        template=backbone.chosen_template,
     )
 
 

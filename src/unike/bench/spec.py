@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 from typing_extensions import Self
 
+from unike.backbones.template import written
 from unike.core.errors import UnikeError
 from unike.core.options import KEY_VALUES, NAMES, NUMBERS, SKIPS, Form, Option, as_words, read_options
 from unike.core.registry import check_names, protocols
@@ -60,6 +61,7 @@ class RunSpec:
         device: As in `load_backbone`.
         dtype: As in `load_backbone`.
         quantize: As in `load_backbone`.
+        template: As in `load_backbone`.
         trust_remote_code: As in `load_backbone`.
     """
 
@@ -105,6 +107,16 @@ class RunSpec:
     device: Annotated[str, Option("'auto', 'cpu', 'cuda', 'cuda:1', 'mps', or 'split' over all there are.")] = "auto"
     dtype: Annotated[str, Option("'auto', 'float32', 'bfloat16' or 'float16'."), Role.MODEL] = "auto"
     quantize: Annotated[str | None, Option("Keep matrices in so many bits (bitsandbytes).", metavar="8bit|4bit")] = None
+    template: Annotated[
+        str | None,
+        Option(
+            "What stands around a question: a text with {image} and {prompt}, then ' || ' and one with {prompt} for "
+            "questions without a picture, if that is another; or mmedit-vqa, mmedit-caption.",
+            shown="the model's own",
+            metavar="TEXT|PRESET",
+        ),
+        Role.MODEL,
+    ] = None
     trust_remote_code: Annotated[bool, Option("Run code that a model brings along; else such a model is refused.")] = (
         False
     )
@@ -135,6 +147,8 @@ class RunSpec:
         check_names("setting", [self.setting], SETTINGS)
         check_names("engine", [self.engine], ENGINES)
         check_names("protocol", self.protocols, protocols.names())
+        if self.template is not None:
+            written(self.template)
         numbers = {name: getattr(self, name) for name in ("k", "limit", "batch", "sample", "max_new_tokens")}
         for name, number in [*numbers.items(), *(("evaluate-at", number) for number in self.evaluate_at)]:
             if number is not None and number < 1:

@@ -45,6 +45,7 @@ def load_model(spec: RunSpec, progress: Progress = silent) -> Backbone:
         device=spec.device,
         dtype=spec.dtype,
         quantize=spec.quantize,
+        template=spec.template,
         trust_remote_code=spec.trust_remote_code,
     )
     progress("loading the model", 1, 1)

@@ -38,6 +38,15 @@ Dtype = Annotated[str, typer.Option(help="'auto', 'float32', 'bfloat16' or 'floa
 Quantize = Annotated[
     str | None, typer.Option(metavar="8bit|4bit", help="Keep matrices in so many bits (bitsandbytes).")
 ]
+Template = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT|PRESET",
+        help="What stands around a question: a text with {image} and {prompt}, then ' || ' and one with {prompt} for "
+        "questions without a picture, if that is another; or mmedit-vqa, mmedit-caption.",
+        show_default="the model's own",
+    ),
+]
 Trust = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that a model brings along; else such a model is refused.")
 ]
@@ -81,11 +90,14 @@ def check_place(out: Path) -> None:
     check_folder(out, known_by=CONFIG_FILE)
 
 
-def check_hardware(device: str, dtype: str, quantize: str | None) -> None:
-    """Refuse a device, dtype or quantization that does not exist."""
+def check_loading(device: str, dtype: str, quantize: str | None, template: str | None = None) -> None:
+    """Refuse a device, dtype, quantization or template that does not exist."""
     from unike.backbones.loading import resolve_placement
+    from unike.backbones.template import written
 
     resolve_placement(device, dtype, quantize)
+    if template is not None:
+        written(template)
 
 
 def load_edits(folders: Iterable[Path], encoder: str | None = None) -> "list[Edit]":
@@ -141,7 +153,12 @@ def working(message: str) -> Iterator[Callable[[str], None]]:
 
 
 def load(
-    model: str, device: str, dtype: str, quantize: str | None, trust_remote_code: bool = False
+    model: str,
+    device: str,
+    dtype: str,
+    quantize: str | None,
+    trust_remote_code: bool = False,
+    template: str | None = None,
 ) -> "tuple[Backbone, float]":
     """Load a model (the bundled one is built first if need be), and say how many seconds that took."""
     from unike.backbones import load_backbone, quiet
@@ -151,7 +168,12 @@ def load(
     with working(f"loading {model}"):
         quiet()
         backbone = load_backbone(
-            model, device=device, dtype=dtype, quantize=quantize, trust_remote_code=trust_remote_code
+            model,
+            device=device,
+            dtype=dtype,
+            quantize=quantize,
+            template=template,
+            trust_remote_code=trust_remote_code,
         )
     return backbone, time.perf_counter() - start
 

@@ -37,6 +37,7 @@ def ask(
     device: shared.Device = "auto",
     dtype: shared.Dtype = "auto",
     quantize: shared.Quantize = None,
+    template: shared.Template = None,
     trust_remote_code: shared.Trust = False,
     as_json: shared.Json = False,
 ) -> None:
@@ -47,10 +48,10 @@ def ask(
     with shared.working("starting"):
         from unike.data.queries import Query
 
-        shared.check_hardware(device, dtype, quantize)
+        shared.check_loading(device, dtype, quantize, template)
         edits = shared.load_edits(folders, encoder)
         source = model or confirmed(folders, edits)
-    backbone, _ = shared.load(source, device, dtype, quantize, trust_remote_code)
+    backbone, _ = shared.load(source, device, dtype, quantize, trust_remote_code, template)
     query = Query(prompt, image)
     with shared.working("asking"):
         (answer,) = shared.answers(backbone, [query], edits, max_new_tokens)

@@ -42,7 +42,7 @@ def bench(
 
         method = registry.editors.get(spec.editor)
         method.config_class.parse(spec.settings)
-        shared.check_hardware(spec.device, spec.dtype, spec.quantize)
+        shared.check_loading(spec.device, spec.dtype, spec.quantize)
         selection.check_method(method, spec)
         results.check_place(out)
         tasks = selection.read_tasks(spec, data)  # a mistake in the data is known before the model is loaded

@@ -36,7 +36,7 @@ def demo(
         from unike import api
         from unike.data.datasets.pocket import Pocket
 
-        shared.check_hardware(device, dtype, quantize)
+        shared.check_loading(device, dtype, quantize)
         shared.check_place(out)
         case = next(case for case in Pocket().cases("dev") if case.case_id == DEMO_CASE)
     backbone, load_seconds = shared.load(model, device, dtype, quantize)

@@ -33,6 +33,7 @@ def edit(
     device: shared.Device = "auto",
     dtype: shared.Dtype = "auto",
     quantize: shared.Quantize = None,
+    template: shared.Template = None,
     trust_remote_code: shared.Trust = False,
     as_json: shared.Json = False,
 ) -> None:
@@ -46,10 +47,10 @@ def edit(
         from unike.data.queries import Query
 
         registry.editors.get(editor).config_class.parse(chosen)
-        shared.check_hardware(device, dtype, quantize)
+        shared.check_loading(device, dtype, quantize, template)
         place = out or free_place(Query(prompt, image, target), model=model, editor=editor)
         shared.check_place(place)
-    backbone, load_seconds = shared.load(model, device, dtype, quantize, trust_remote_code)
+    backbone, load_seconds = shared.load(model, device, dtype, quantize, trust_remote_code, template)
     asked = [Query(text, image, target) for text in (prompt, *(rephrase or []))]
     with shared.working("asking") as report:
         room = backbone.room([target])
@@ -59,7 +60,7 @@ def edit(
         after = shared.answers(backbone, asked, [made], room)
     made.save_pretrained(place)
     rows = make_rows(asked, before, after)
-    command = command_to_ask(made, model, asked[0], place)
+    command = command_to_ask(made, model, asked[0], place, backbone.chosen_template)
     if as_json:
         shared.print_json(
             {
@@ -80,10 +81,11 @@ def edit(
     typer.echo(f"edited in {seconds:.1f} s, saved in {place}; ask with:\n  {command}")
 
 
-def command_to_ask(made: "Edit", model: str, fact: "Query", place: Path) -> str:
+def command_to_ask(made: "Edit", model: str, fact: "Query", place: Path, template: str | None = None) -> str:
     """How to ask under a saved edit; whoever asks names whatever it would load beside what ships."""
     named = [] if model == "mini" else ["--model", model]
     named += [part for name in made.config.encoders() for part in ("--encoder", name)]
+    named += [] if template is None else ["--template", template]
     picture = [] if fact.image is None else ["--image", str(fact.image)]
     return shlex.join(["unike", "ask", *named, *picture, "--prompt", fact.prompt, "--edit", str(place)])
 

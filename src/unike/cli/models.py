@@ -59,7 +59,7 @@ def check(
     as_json: shared.Json = False,
 ) -> None:
     """Measure on a model what editing takes for granted; exit code 1 if something does not hold."""
-    shared.check_hardware(device, dtype, quantize)
+    shared.check_loading(device, dtype, quantize)
     backbone, load_seconds = shared.load(model, device, dtype, quantize, trust_remote_code)
     from unike.editors import checks as laws
 

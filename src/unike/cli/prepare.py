@@ -58,6 +58,7 @@ def prepare(
     device: shared.Device = "auto",
     dtype: shared.Dtype = "auto",
     quantize: shared.Quantize = None,
+    template: shared.Template = None,
     trust_remote_code: shared.Trust = False,
     as_json: shared.Json = False,
 ) -> None:
@@ -66,26 +67,30 @@ def prepare(
     if limit is not None and "limit" in chosen:
         raise UnikeError("--limit and --set limit say the same; give it once")
     with shared.working("starting"):
-        from unike.editors.unike.knowledge import Knowledge, place
+        from unike.backbones.template import named, written
+        from unike.editors.unike.knowledge import SAVED, Knowledge, place
         from unike.editors.unike.prepare import pipeline
         from unike.editors.unike.prepare.config import PrepareConfig
 
+        template = template and named(written(template))
         config = PrepareConfig.parse(chosen if limit is None else chosen | {"limit": limit})
-        shared.check_hardware(device, dtype, quantize)
+        shared.check_loading(device, dtype, quantize)
         if out is not None:
             pipeline.check_place(out)
         cases, against, tags = read_cases(data, split, task, data_dir)
     backbone = None
     if out is None:
-        backbone, _ = shared.load(model, device, dtype, quantize, trust_remote_code)
+        backbone, _ = shared.load(model, device, dtype, quantize, trust_remote_code, template)
         out = place(backbone)
     start = time.perf_counter()
     there = pipeline.is_prepared(out, model, cases, config, against=against)
+    if there:  # through another template the same model reads other states
+        there = SAVED.describe(out)["backbone"].get("chosen_template") == template
     if there:
         known = Knowledge.from_pretrained(out)
     else:
         if backbone is None:
-            backbone, load_seconds = shared.load(model, device, dtype, quantize, trust_remote_code)
+            backbone, load_seconds = shared.load(model, device, dtype, quantize, trust_remote_code, template)
             start += load_seconds
         with shared.progress_bars() as progress:
             known = pipeline.prepare(backbone, cases, out, config, against=against, tags=tags, progress=progress)

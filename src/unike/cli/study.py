@@ -47,7 +47,7 @@ def study(
         if is_launched():
             raise UnikeError("accelerate launch shares out `unike bench` alone; run a study plainly, or with --workers")
         chosen = study_named(name)
-        shared.check_hardware(spec.device, spec.dtype, spec.quantize)
+        shared.check_loading(spec.device, spec.dtype, spec.quantize)
         lab = Lab(request, out)
         chosen.check(lab)  # mistakes are known before the model is loaded
     shared.build(spec.model)

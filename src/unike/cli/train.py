@@ -45,6 +45,7 @@ def train(
     device: shared.Device = "auto",
     dtype: shared.Dtype = "auto",
     quantize: shared.Quantize = None,
+    template: shared.Template = None,
     trust_remote_code: shared.Trust = False,
     as_json: shared.Json = False,
 ) -> None:
@@ -60,11 +61,11 @@ def train(
         method = trainable(registry.editors.get(editor)())
         given = chosen if steps is None else chosen | {"steps": steps}
         network_settings, config = split_settings(method, given)
-        shared.check_hardware(device, dtype, quantize)
+        shared.check_loading(device, dtype, quantize, template)
         if out is not None:
             loop.check_place(out)
         cases, validation, against = split_cases(data, task, data_dir)
-    backbone, load_seconds = shared.load(model, device, dtype, quantize, trust_remote_code)
+    backbone, load_seconds = shared.load(model, device, dtype, quantize, trust_remote_code, template)
     out = out or place(method.name, backbone)
     start = time.perf_counter()
     with shared.progress_bars() as progress:

@@ -168,7 +168,8 @@ class Edit(ABC):
             UnikeError: With both models' names.
         """
         if not backbone.is_known_as(self.fingerprint):
-            same = "another model of that name" if backbone.source == self.source else repr(backbone.source)
+            named = "another model of that name, or the same with another template"
+            same = named if backbone.source == self.source else repr(backbone.source)
             raise UnikeError(
                 f"the edit {self.facts[0].prompt!r} was made for {self.source!r} ({self.fingerprint}), "
                 f"not for {same} ({backbone.fingerprint()}); load that model, or make the edit anew"

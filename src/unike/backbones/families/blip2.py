@@ -7,7 +7,6 @@ come before the tokenizer's beginning-of-sequence token.
 A config may bring its own ``prompt_template``, as that of a model does that was tuned on conversations afterwards.
 """
 
-import re
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -19,9 +18,6 @@ from unike.core.errors import UnikeError
 
 TURN = "###"
 """What every turn begins with in the conversations that Vicuna was tuned on, and every answer therefore ends with."""
-
-TAGS = re.compile(r"<(\w+)>\{image\}</\1> ?")
-"""Around an image in a template; without the image they are left out."""
 
 
 class Blip2(Backbone):
@@ -75,10 +71,6 @@ class Blip2(Backbone):
 
     def _adds_special_tokens(self, image_text: str) -> bool:
         return not (image_text and self._image_leads)
-
-    def _fill(self, prompt: str, image_text: str) -> str:
-        template = self.template if image_text else TAGS.sub("{image}", self.template)
-        return template.format(image=image_text, prompt=prompt)
 
     @property
     def generator(self) -> Any:

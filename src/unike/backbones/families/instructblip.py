@@ -57,7 +57,7 @@ class InstructBlip(Blip2):
         inputs, texts = super()._read_images(queries)
         if queries:
             read = self.qformer_tokenizer(
-                [self._fill(query.prompt.strip(), "").strip() for query in queries],
+                [self._fill(query, "").strip() for query in queries],
                 padding=True,
                 truncation=True,
                 max_length=self.config.qformer_config.max_position_embeddings,

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from unike.backbones.adapter import Backbone
+from unike.backbones.template import parse
 
 
 class PaliGemma(Backbone):
@@ -25,7 +26,8 @@ class PaliGemma(Backbone):
         return "{image}" + self.tokenizer.bos_token + "answer en {prompt}\n"
 
     def _adds_special_tokens(self, image_text: str) -> bool:
-        return self.tokenizer.bos_token not in self.template  # it comes after the image, and not twice
+        around = parse(self.template).around(bool(image_text))
+        return self.tokenizer.bos_token not in around  # it comes after the image, and not twice
 
     def _sequence_inputs(self, input_ids: Tensor, prompt_last: Tensor, has_images: bool) -> dict[str, Tensor]:
         """0 within the prompt, 1 in the answer."""

@@ -193,4 +193,4 @@ def _where(editor: str, backbone: Backbone, folder: str | Path | None) -> Path:
 
 def how_to_train(editor: str, backbone: Backbone) -> str:
     """What to do about it."""
-    return f"run: unike train --editor {editor} --model {backbone.source}"
+    return f"run: unike train --editor {editor} {backbone.as_options}"

@@ -178,15 +178,16 @@ class Knowledge:
             UnikeError: It was made for another.
         """
         made_for = self.description["backbone"]
-        if not backbone.is_known_as(made_for["fingerprint"]):
+        known = backbone.is_known_as(made_for["fingerprint"])
+        if made_for["template"] != backbone.template and (known or made_for["source"] == backbone.source):
+            raise UnikeError(
+                f"the knowledge was made with the template {made_for['template']!r}, not with {backbone.template!r}; "
+                f"run: unike prepare {backbone.as_options}"
+            )
+        if not known:
             raise UnikeError(
                 f"the knowledge was made for {made_for['source']!r} ({made_for['fingerprint']}), not for "
                 f"{backbone.source!r} ({backbone.fingerprint()}); run unike prepare for that model"
-            )
-        if made_for["template"] != backbone.template:
-            raise UnikeError(
-                f"the knowledge was made with the template {made_for['template']!r}, not with {backbone.template!r}; "
-                "run unike prepare with that template"
             )
         width = next(iter(self.layers.values())).h_sem.shape[1]
         if width != backbone.width or (self.gate is not None and len(self.gate.mean) != width):
@@ -350,7 +351,7 @@ def _find(backbone: Backbone) -> Knowledge:
             if backbone.is_known_as(SAVED.describe(where)["backbone"]["fingerprint"]):
                 return Knowledge.from_pretrained(where)
     raise UnikeError(
-        f"there is no in-context knowledge of {backbone.source!r} yet; run: unike prepare --model {backbone.source}, "
+        f"there is no in-context knowledge of {backbone.source!r} yet; run: unike prepare {backbone.as_options}, "
         "or edit with ablation=only_intrinsic"
     )
 

@@ -125,6 +125,7 @@ def describe(
             "source": backbone.source,
             "fingerprint": backbone.fingerprint(),
             "template": backbone.template,
+            "chosen_template": backbone.chosen_template,
             "n_layers": backbone.n_layers,
         },
         "dtype": config.store_dtype,
