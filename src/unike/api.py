@@ -16,7 +16,7 @@ from unike.edits.edit import Edit
 @cache
 def default_anchors() -> Anchors:
     """Unrelated questions, most editors' idea of what to leave alone: from PocketEdit's train split."""
-    return Anchors(pocket.unrelated())
+    return Anchors(pocket.unrelated(), kept=True)
 
 
 def make_editor(name: str = "unike", *, anchors: Anchors | None = None, **settings: Any) -> Editor[Any]:

@@ -2,15 +2,17 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tinies import tiny_backbone
 
+from unike import api
 from unike.backbones.adapter import Backbone
 from unike.backbones.forward.hooks import trace
 from unike.data.queries import Query
-from unike.editors.common.anchors import Anchors, ffn_inputs
+from unike.editors.common.anchors import Anchors, KeptStates, ffn_inputs
 from unike.editors.unike.editor import UniKE
 
 
@@ -70,3 +72,110 @@ def test_anchors_are_those_of_the_unedited_model(llava: Backbone, facts: list[Qu
         assert torch.equal(late.anchor_inputs(llava, (-1,))[-1], expected)
         assert torch.equal(llava.forward(asked), under), "the edit acts again"
     assert not torch.equal(llava.forward(asked), under)
+
+
+# ---------------------------------------------------------------------- kept for the next process
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where things are kept."""
+    monkeypatch.setenv("UNIKE_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many questions each pass over anchors has read."""
+    read: list[int] = []
+    encode = Backbone.encode
+
+    def counting(self: Backbone, queries: list[Query], **kwargs: Any) -> Any:
+        read.append(len(queries))
+        return encode(self, queries, **kwargs)
+
+    monkeypatch.setattr(Backbone, "encode", counting)
+    return read
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_was_read_is_kept_bit_for_bit(place: Path, anchors: Anchors, counted: list[int], dtype: Any) -> None:
+    model = tiny_backbone("llava")
+    model.model.to(dtype)
+    first = Anchors(anchors.queries, kept=True).ffn_inputs(model, (-1, 1))
+    assert counted == [2, 1]
+    told: list[tuple[str, int, int]] = []
+    next_one = Anchors(anchors.queries, kept=True).ffn_inputs(model, (1, -1), lambda *news: told.append(news))
+    assert counted == [2, 1] and not told
+    for layer, states in first.items():
+        assert torch.equal(next_one[layer], states) and next_one[layer].dtype == torch.float32
+
+
+def test_another_model_question_picture_or_layer_is_read_anew(
+    place: Path, anchors: Anchors, counted: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    moving = tmp_path / "picture.png"
+    moving.write_bytes(anchors.queries[0].image.read_bytes())  # type: ignore[union-attr]
+    queries = [Query("Is it near?", moving), Query("Who wrote it?")]
+    model = tiny_backbone("llava")
+
+    def passes(model: Backbone = model, queries: list[Query] = queries, layers: tuple[int, ...] = (-1,)) -> int:
+        counted.clear()
+        Anchors(queries, kept=True).ffn_inputs(model, layers)
+        return len(counted)
+
+    assert (passes(), passes()) == (2, 0)
+    assert passes(tiny_backbone("llava", seed=1)) == 2
+    assert passes(queries=[*queries, Query("And when?")]) == 2
+    assert passes(layers=(-2,)) == 2
+    moving.write_bytes(anchors.queries[1].image.read_bytes())  # type: ignore[union-attr]
+    assert passes() == 2
+    through = type(model)(model.model, **model.processors, source=model.source, template="{image}{prompt}")
+    assert passes(through) == 2
+    monkeypatch.setattr("unike.editors.common.anchors.__version__", "another")
+    assert (passes(), passes()) == (2, 0)
+    weight = next(model.model.parameters())
+    with torch.no_grad():
+        weight.add_(1)
+    assert passes() == 2, "a weight was changed in place"
+
+
+@pytest.mark.parametrize("harm", ["cut", "changed", "gone"])
+def test_what_is_damaged_is_read_anew(place: Path, anchors: Anchors, counted: list[int], harm: str) -> None:
+    model = tiny_backbone("llava")
+    expected = Anchors(anchors.queries, kept=True).ffn_inputs(model, (-1,))
+    (file,) = place.glob("anchors/*/anchors.safetensors")
+    content = file.read_bytes()
+    if harm == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(content[:-4] + (b"" if harm == "cut" else b"abcd"))
+    counted.clear()
+    found = Anchors(anchors.queries, kept=True).ffn_inputs(model, (-1,))
+    assert counted == [2, 1] and torch.equal(found[-1], expected[-1])
+    assert file.read_bytes() == content, "it is kept again"
+
+
+def test_a_disk_that_takes_nothing_costs_time_alone(
+    place: Path, anchors: Anchors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "anchors").write_text("no folder")
+    assert Anchors(anchors.queries, kept=True).ffn_inputs(tiny_backbone("llava"), (-1,))
+    (place / "anchors").unlink()
+    monkeypatch.setattr(KeptStates, "LARGEST", 100)
+    assert Anchors(anchors.queries, kept=True).ffn_inputs(tiny_backbone("llava"), (-1,))
+    assert not (place / "anchors").exists()
+
+
+def test_what_is_read_is_told(anchors: Anchors) -> None:
+    told: list[tuple[str, int, int]] = []
+    editor = UniKE(ablation="only_intrinsic", layers=(-2, -1), anchors=Anchors(anchors.queries))
+    editor.progress = lambda *news: told.append(news)
+    editor.prepare(tiny_backbone("llava"))
+    assert told == [("reading unrelated questions", done, 3) for done in (0, 2, 3)]
+
+
+def test_the_default_anchors_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api.pocket, "unrelated", lambda: [Query("Why?")])
+    assert api.default_anchors.__wrapped__().kept and not Anchors([Query("Why?")]).kept

@@ -107,6 +107,7 @@ def evaluate(
         examiner = Examiner(
             backbone, editor, answers, protocols=spec.protocols, engine=spec.engine, image_root=tasks[0].image_root
         )
+        editor.progress = progress
         editor.prepare(backbone)
         Bench(backbone, editor, examiner, spec).run_all(left[team.rank :: team.size], done, file, progress)
     team.wait()

@@ -194,7 +194,8 @@ def edited(
     backbone: "Backbone", editor: "Editor[Any]", fact: "Query", report: Callable[[str], None]
 ) -> "tuple[Edit, float]":
     """One edit and the seconds it took, without what is read once for all edits."""
-    report("reading unrelated questions, to leave them alone")
+    report("reading what the method needs of the model")
+    editor.progress = lambda what, done, total: report(f"{what}, to leave them alone: {done} of {total}")
     editor.prepare(backbone)
     report("editing")
     start = time.perf_counter()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from unike.backbones.adapter import Backbone
 from unike.core.errors import UnikeError
+from unike.core.progress import Progress, silent
 from unike.data.leaks import Trace
 from unike.data.queries import Query
 from unike.editors.common.anchors import Anchors
@@ -43,6 +44,8 @@ class Editor(ABC, Generic[ConfigT]):
     def __init__(self, config: ConfigT | None = None, *, anchors: Anchors | None = None, **settings: Any) -> None:
         self.config: ConfigT = config if config is not None else self.config_class.parse(settings)  # type: ignore[assignment]
         self.anchors = anchors
+        self.progress: Progress = silent
+        """Told what is read before the first edit."""
 
     @property
     def keeps_prefix(self) -> bool:
@@ -74,7 +77,7 @@ class Editor(ABC, Generic[ConfigT]):
         Returns:
             ``[M, D]`` for each layer; nothing if there are no anchors.
         """
-        return self.anchors.ffn_inputs(backbone, layers) if self.anchors else {}
+        return self.anchors.ffn_inputs(backbone, layers, self.progress) if self.anchors else {}
 
     def edit(self, backbone: Backbone | EditedModel, facts: Query | Sequence[Query]) -> Edit:
         """Edit one fact, or several independent ones in one pass. The backbone is left as it was.

@@ -137,6 +137,7 @@ class IntrinsicIKE(Editor[IntrinsicIKEConfig]):
     def half(self, name: str) -> Editor[Any]:
         """One of the two editors."""
         editor: Editor[Any] = registry.editors.get(name)(self.config.half(name), anchors=self.anchors)
+        editor.progress = self.progress
         return editor
 
     def prepare(self, backbone: Backbone) -> None:
