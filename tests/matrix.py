@@ -23,7 +23,10 @@ WITNESS = "unike"
 ROUTING = [name for name in registry.editors.names() if issubclass(registry.editors.get(name).edit_class, RoutingEdit)]
 """Editors that rewrite or route questions."""
 
-WITHIN = [name for name in registry.editors.names() if name not in ROUTING]
+IDLE = "no_edit"
+"""The control that does nothing, of which no law asks anything; see ``unit/test_no_edit.py``."""
+
+WITHIN = [name for name in registry.editors.names() if name not in (*ROUTING, IDLE)]
 """Editors that act within the model."""
 
 TRAINED = [name for name in registry.editors.names() if issubclass(registry.editors.get(name), TrainedEditor)]

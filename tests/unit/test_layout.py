@@ -28,7 +28,7 @@ Change = Callable[[dict[str, Tensor]], object]
 def test_every_method_says_what_tensors_it_has(name: str) -> None:
     editor = registry.editors.get(name)
     layout = editor.edit_class.layout(editor.config_class.parse({}), ())
-    assert layout and all(declared.shape[0] == "B" for declared in layout.values())
+    assert layout is not None and all(declared.shape[0] == "B" for declared in layout.values())
 
 
 @pytest.mark.parametrize(

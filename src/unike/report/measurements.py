@@ -186,13 +186,24 @@ def _canonical(header: Header, *roles: Role) -> str:
 
 
 def _order(name: str, group: Mapping[Path, RunResults]) -> tuple[Any, ...]:
-    """Settings and data as the paper has them, E-VQA before E-IC; ``unike`` after what it is compared with."""
+    """Settings and data as the paper has them, E-VQA before E-IC; the unedited model first, ``unike`` last."""
     header = next(iter(group.values())).header
     spec, model = header.spec, tuple(map(str, header.values(Role.MODEL).values()))
     rank = SETTINGS.index(spec.setting) if spec.setting in SETTINGS else len(SETTINGS)
     family, _, task = spec.dataset.partition("-")
     cases = (spec.split, header.cases, str(spec.max_new_tokens))
-    return rank, model, family, task != "vqa", task, spec.k, cases, spec.editor == "unike", name
+    return (
+        rank,
+        model,
+        family,
+        task != "vqa",
+        task,
+        spec.k,
+        cases,
+        spec.editor == "unike",
+        spec.editor != "no_edit",
+        name,
+    )
 
 
 # ---------------------------------------------------------------------- names
