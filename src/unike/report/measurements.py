@@ -192,18 +192,8 @@ def _order(name: str, group: Mapping[Path, RunResults]) -> tuple[Any, ...]:
     rank = SETTINGS.index(spec.setting) if spec.setting in SETTINGS else len(SETTINGS)
     family, _, task = spec.dataset.partition("-")
     cases = (spec.split, header.cases, str(spec.max_new_tokens))
-    return (
-        rank,
-        model,
-        family,
-        task != "vqa",
-        task,
-        spec.k,
-        cases,
-        spec.editor == "unike",
-        spec.editor != "no_edit",
-        name,
-    )
+    method = (spec.editor == "unike", spec.editor != "no_edit", name)
+    return rank, model, family, task != "vqa", task, spec.k, cases, *method
 
 
 # ---------------------------------------------------------------------- names
