@@ -2,6 +2,7 @@
 
 import shutil
 import struct
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from PIL import Image
 
 from unike.backbones import load_backbone
 from unike.core import images
+from unike.core.folders import try_place
 
 Cli = Callable[..., Any]
 
@@ -113,6 +115,24 @@ def test_places_that_cannot_be_written(early: Cli, tmp_path: Path) -> None:
             result = early(*command, "--out", out)
             assert result.is_error(message), result
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc")
+@pytest.mark.parametrize(
+    "command",
+    [["edit", *GOOD], ["demo"], ["prepare"], ["train", "--editor", "mend"], ["bench", "--dataset", "pocket-vqa"]],
+    ids=lambda each: each[0],
+)
+def test_a_place_that_takes_nothing_is_known_before_the_work(early: Cli, command: list[str]) -> None:
+    for out in ("/proc/edit", "/proc/1/edit/deeper"):
+        result = early(*command, "--out", out)
+        assert result.is_error("cannot write /proc"), result
+
+
+def test_a_trial_leaves_nothing(tmp_path: Path) -> None:
+    for out in (tmp_path / "new", tmp_path / "new" / "deeper"):
+        try_place(out)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

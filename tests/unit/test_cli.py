@@ -98,7 +98,7 @@ def test_edit_of_text_alone_with_settings(cli: Cli, tiny_folder: Path) -> None:
     described = json.loads(Path("here/it/is/edit_config.json").read_text())
     assert (described["config"]["steps"], described["config"]["layers"]) == (2, [-1])
     assert described["config"]["pairs"]["key_init"] == "raw"
-    assert described["facts"] == [{"image": None, "prompt": "2 + 2?", "target": "five"}]
+    assert described["facts"] == [{"image": None, "picture": None, "prompt": "2 + 2?", "target": "five"}]
 
 
 def test_edit_uses_the_editor_that_was_named(cli: Cli, tiny_folder: Path) -> None:

@@ -64,7 +64,7 @@ def test_the_description_can_be_read_by_people(tmp_path: Path) -> None:
     assert described["editor"] == "unike"
     assert described["config"]["layers"] == [-2, -1]
     assert described["backbone"] == {"source": "somewhere/model", "fingerprint": "0123456789abcdef"}
-    assert described["facts"][1] == {"image": None, "prompt": "2 + 2?", "target": "five"}
+    assert described["facts"][1] == {"image": None, "picture": None, "prompt": "2 + 2?", "target": "five"}
     assert re.fullmatch("[0-9a-f]{64}", described["sha256"])
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from unike.backbones import template as templates
 from unike.backbones.forward.split import IGNORE, Batch
+from unike.backbones.given import check_unicode, given_queries
 from unike.backbones.sites import Parts
 from unike.core.errors import UnikeError
 from unike.core.images import load_image
@@ -134,12 +135,13 @@ class Encoding(Parts):
             A batch on the model's device.
 
         Raises:
-            UnikeError: No query, an image that cannot be read or is of a size that the processor refuses, an empty
-                target, a prompt that is too long or holds a placeholder of its own, or queries with and without an
-                image where the family cannot mix them.
+            UnikeError: No query, or something else; an image that cannot be read or is of a size that the processor
+                refuses, an empty target, a prompt that is too long or holds a placeholder of its own, or queries with
+                and without an image where the family cannot mix them.
         """
         if padding_side not in ("left", "right"):
             raise ValueError(f"padding_side is 'left' or 'right', not {padding_side!r}")
+        queries = given_queries(queries)
         if not queries:
             raise UnikeError("there is nothing to encode: no query was given")
         with_image = [query for query in queries if query.image is not None]
@@ -177,6 +179,7 @@ class Encoding(Parts):
         Raises:
             UnikeError: It is too long, or holds a placeholder.
         """
+        check_unicode(query.prompt)
         target = query.target if (query.target or "").strip() else None
         ids, _ = self.tokenize(replace(query, target=target), "")
         self._check_length(len(ids))

@@ -1,6 +1,7 @@
 """Answers: greedy or beam search through the model's own ``generate``."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from unike.backbones.forward import context
 from unike.backbones.forward.context import Acting
 from unike.backbones.forward.passes import Passes
 from unike.backbones.forward.replica import replica
+from unike.backbones.given import check_options, given_queries
 from unike.core.errors import UnikeError
 from unike.core.images import picture
 from unike.core.registry import check_names
@@ -21,6 +23,23 @@ OPTIONS = (
     "num_beam_groups", "renormalize_logits", "repetition_penalty", "temperature", "top_k", "top_p", "typical_p",
 )  # fmt: skip
 """What can be set of a generation. Others would read prompts in parts, or answer a question several times."""
+
+
+@contextmanager
+def refusing(options: Mapping[str, Any]) -> Iterator[None]:
+    """Turn what ``transformers`` says of options that do not go together into one line; without any, it is our fault.
+
+    Raises:
+        UnikeError: They do not.
+    """
+    try:
+        yield
+    except (ValueError, TypeError, NotImplementedError) as error:
+        if not options:
+            raise
+        given = ", ".join(f"{name}={value!r}" for name, value in options.items())
+        reason = next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
+        raise UnikeError(f"no answer can be generated with {given}: {reason}") from error
 
 
 class Generation(Passes):
@@ -90,7 +109,7 @@ class Generation(Passes):
             **options: Further settings of a ``transformers.GenerationConfig``, of `OPTIONS`.
 
         Raises:
-            UnikeError: An option that it does not have; or as `encode`.
+            UnikeError: An option that it does not have, or a value that one does not take; or as `encode`.
 
         Returns:
             For each query the first line of the answer.
@@ -100,13 +119,16 @@ class Generation(Passes):
         eos = self.stop_ids
         pad = self.tokenizer.pad_token_id
         make_config: Any = transformers.GenerationConfig
+        queries = given_queries(queries)
         check_names("generation option", list(options) or ["do_sample"], OPTIONS)
+        check_options({**options, "num_beams": num_beams, "max_new_tokens": max_new_tokens})
         plain = {"do_sample": False, "eos_token_id": eos or None, "num_beams": num_beams}
-        config = make_config(
-            **plain | options,
-            max_new_tokens=max_new_tokens,
-            pad_token_id=pad if pad is not None else (eos or [0])[0],
-        )
+        with refusing(options):
+            config = make_config(
+                **plain | options,
+                max_new_tokens=max_new_tokens,
+                pad_token_id=pad if pad is not None else (eos or [0])[0],
+            )
         answers = [""] * len(queries)
         groups = self.groups(queries)
         acting = context.attached_to(self) if acting is None else acting
@@ -117,7 +139,7 @@ class Generation(Passes):
             )
         for rows in groups:
             batch = self.encode([queries[row].question for row in rows], padding_side="left")
-            with self._pass(batch.prefill(), acting):
+            with self._pass(batch.prefill(), acting), refusing(options):
                 ids = self._generate(batch.inputs, config)[:, batch.labels.shape[1] :]
             for row, new in zip(rows, ids.tolist(), strict=True):
                 answers[row] = self.answer_text(new)

@@ -32,7 +32,7 @@ def resolve_device(device: str) -> torch.device:
         return torch.device(name)
     try:
         found = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise UnikeError(f"unknown device {device!r}; use auto, cpu, cuda, cuda:1, mps or split") from error
     if (found.type == "cuda" and not torch.cuda.is_available()) or (
         found.type == "mps" and not torch.backends.mps.is_available()
@@ -49,7 +49,7 @@ def resolve_dtype(dtype: str, device: torch.device) -> "torch.dtype | str":
     """
     if dtype == "auto":
         return torch.float32 if device.type == "cpu" else "auto"
-    if dtype not in DTYPES:
+    if not isinstance(dtype, str) or dtype not in DTYPES:
         raise UnikeError(f"unknown dtype {dtype!r}; use auto, {', '.join(DTYPES)}")
     if dtype == "bfloat16" and device.type == "cpu" and not has_bfloat16():
         logging.getLogger("unike").warning(

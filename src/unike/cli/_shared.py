@@ -84,10 +84,11 @@ def check_image(image: Path | None) -> None:
 
 def check_place(out: Path) -> None:
     """Refuse a folder where an edit could not be saved."""
-    from unike.core.folders import check_folder
+    from unike.core.folders import check_folder, try_place
     from unike.edits.files import CONFIG_FILE
 
     check_folder(out, known_by=CONFIG_FILE)
+    try_place(out)
 
 
 def check_loading(device: str, dtype: str, quantize: str | None, template: str | None = None) -> None:

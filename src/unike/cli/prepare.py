@@ -68,6 +68,7 @@ def prepare(
         raise UnikeError("--limit and --set limit say the same; give it once")
     with shared.working("starting"):
         from unike.backbones.template import named, written
+        from unike.core.folders import try_place
         from unike.editors.unike.knowledge import SAVED, Knowledge, place
         from unike.editors.unike.prepare import pipeline
         from unike.editors.unike.prepare.config import PrepareConfig
@@ -77,6 +78,7 @@ def prepare(
         shared.check_loading(device, dtype, quantize)
         if out is not None:
             pipeline.check_place(out)
+            try_place(out)
         cases, against, tags = read_cases(data, split, task, data_dir)
     backbone = None
     if out is None:

@@ -5,10 +5,12 @@ import errno
 import os
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from unike.core import scratch
 from unike.core.errors import UnikeError
@@ -40,6 +42,33 @@ def check_writable(folder: Path) -> None:
         raise UnikeError(f"cannot write {folder}: {above} is not a folder; choose another folder")
     if not os.access(above, os.W_OK):
         raise UnikeError(f"cannot write {folder}: {above} is read-only; choose another folder")
+
+
+def given_folder(folder: Any) -> Path:
+    """A folder as a program names it.
+
+    Raises:
+        UnikeError: It is no path.
+    """
+    if isinstance(folder, str | os.PathLike) and isinstance(os.fspath(folder), str):
+        return Path(folder)
+    raise UnikeError(f"a folder is a path, not {type(folder).__name__} {folder!r}")
+
+
+def try_place(folder: Path) -> None:
+    """Refuse a folder in whose place nothing can be made, whatever its rights say; nothing is left of the trial.
+
+    Before long work whose result is to be written there: to root, ``/proc`` looks like any other folder.
+
+    Raises:
+        UnikeError: As it says.
+    """
+    check_writable(folder.absolute().parent)
+    try:
+        above = next(place for place in folder.absolute().parents if is_there(place))
+        os.rmdir(tempfile.mkdtemp(prefix=".unike-trial-", dir=above))
+    except OSError as error:
+        raise UnikeError(f"cannot write {folder}: {reason(error)}; choose another folder") from None
 
 
 def is_there(path: Path) -> bool:

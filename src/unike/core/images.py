@@ -27,6 +27,11 @@ MAX_PIXELS = 64_000_000
 READ_PIXELS = 12_845_056
 """Larger pictures are scaled down to this at once: where Qwen2-VL's processor stops, and no family reads more."""
 
+PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
+"""What a PNG file holds; of other modes (CMYK, YCbCr, HSV) it has what they look like."""
+
+ALPHA_MODES = ("PA", "La", "RGBa")
+
 GREY_SCALES = (255, 65_535)
 """What white is in pictures of 16 and 32 bits, whose values say which: no file names it."""
 
@@ -76,6 +81,8 @@ def _opened(image: Any) -> Image.Image:
             values = values.transpose(1, 2, 0)
         if values.dtype.kind == "f" and values.size and values.min() >= 0 and values.max() <= 1:
             values = (values * 255).round()
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise ValueError("some values are not finite")
         if values.dtype.kind not in "biuf" or not values.size or values.min() < 0 or values.max() > 255:
             raise ValueError("values are neither 0..255 nor 0..1")
         return Image.fromarray(values.astype(np.uint8).squeeze())
@@ -88,6 +95,9 @@ def _kept(image: Image.Image) -> Path:
     """A picture's file in the cache folder, by its content."""
     buffer = BytesIO()
     try:
+        if image.mode in ("F", "I"):
+            image = _grey(image, Path("the picture"))
+        image = image if image.mode in PNG_MODES else image.convert("RGBA" if image.mode in ALPHA_MODES else "RGB")
         image.save(buffer, "PNG")
     except (OSError, ValueError) as error:
         raise UnikeError(f"the picture cannot be kept as PNG: {error}; convert it to RGB") from None

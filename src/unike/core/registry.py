@@ -28,7 +28,7 @@ def did_you_mean(kind: str, name: str, known: list[str]) -> str:
         name: What the user wrote.
         known: Every name that would have worked.
     """
-    close = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(name).lower(), known, n=1, cutoff=0.5)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     return f"unknown {kind} {name!r}{hint} (known: {', '.join(known) or 'none'})"
 
@@ -101,7 +101,7 @@ class Registry:
             UnikeError: As `get`.
         """
         homes = self._homes()
-        if name not in homes:
+        if not isinstance(name, str) or name not in homes:
             raise UnikeError(did_you_mean(self.kind, name, sorted(homes)))
         module = importlib.import_module(homes[name])
         return importlib.import_module(f"{homes[name]}.{self.kind}") if hasattr(module, "__path__") else module

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from torch import Tensor
 
 from unike.backbones.adapter import Backbone
+from unike.backbones.given import given_queries, shown
 from unike.core.errors import UnikeError
 from unike.core.progress import Progress, silent
 from unike.data.leaks import Trace
@@ -22,6 +23,7 @@ from unike.data.queries import Query
 from unike.editors.common.anchors import Anchors
 from unike.edits.edit import Edit, EditorConfig
 from unike.edits.edited import EditedModel
+from unike.edits.given import given_model
 from unike.edits.stack import superseding
 
 ConfigT = TypeVar("ConfigT", bound=EditorConfig)
@@ -42,6 +44,10 @@ class Editor(ABC, Generic[ConfigT]):
     """Whether several edits can be in force at once."""
 
     def __init__(self, config: ConfigT | None = None, *, anchors: Anchors | None = None, **settings: Any) -> None:
+        if config is not None and not isinstance(config, self.config_class):
+            raise UnikeError(f"the settings of {self.name!r} are a {self.config_class.__name__}, not {shown(config)}")
+        if anchors is not None and not isinstance(anchors, Anchors):
+            raise UnikeError(f"anchors are Anchors([Query(...), ...]), not {shown(anchors)}")
         self.config: ConfigT = config if config is not None else self.config_class.parse(settings)  # type: ignore[assignment]
         self.anchors = anchors
         self.progress: Progress = silent
@@ -92,7 +98,8 @@ class Editor(ABC, Generic[ConfigT]):
         if isinstance(backbone, EditedModel):
             with backbone.attached():
                 return self.edit(backbone.backbone, facts)
-        facts = [facts] if isinstance(facts, Query) else list(facts)
+        given_model(backbone)
+        facts = given_queries(facts, "fact")
         if not facts:
             raise UnikeError("there is nothing to edit: no fact was given")
         for fact in facts:

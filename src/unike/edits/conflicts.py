@@ -28,7 +28,7 @@ def question_of(fact: Query) -> Question:
     try:
         return words, file_hash(fact.image)
     except OSError:
-        return words, str(fact.image)
+        return words, str(fact.image.absolute())
 
 
 def questions_of(facts: Iterable[Query]) -> tuple[Question, ...]:

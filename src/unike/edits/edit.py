@@ -18,6 +18,7 @@ from unike.backbones.adapter import Backbone
 from unike.backbones.forward.context import Prefill
 from unike.backbones.forward.hooks import Hooks
 from unike.core.errors import UnikeError
+from unike.core.folders import given_folder
 from unike.core.settings import Settings
 from unike.data.queries import Query
 from unike.edits.conflicts import questions_of
@@ -198,7 +199,7 @@ class Edit(ABC):
         """
         from unike.edits.files import write
 
-        write(self, Path(folder))
+        write(self, given_folder(folder))
 
     @staticmethod
     def from_pretrained(folder: str | Path, *, encoder: str | None = None) -> "Edit":
@@ -214,4 +215,4 @@ class Edit(ABC):
         """
         from unike.edits.files import read
 
-        return read(Path(folder), encoder)
+        return read(given_folder(folder), encoder)

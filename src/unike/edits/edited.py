@@ -13,11 +13,13 @@ from unike.backbones.forward.context import Prefill
 from unike.backbones.forward.functional import target_positions, target_tokens
 from unike.backbones.forward.hooks import Hooks
 from unike.backbones.forward.split import SplitState
+from unike.backbones.given import given_queries
 from unike.core.errors import UnikeError
 from unike.core.images import picture
 from unike.data.queries import Query
 from unike.edits.conflicts import in_force
 from unike.edits.edit import Edit
+from unike.edits.given import given_edits, given_model
 from unike.edits.routing import RoutingEdit
 from unike.edits.stack import Stack, attached, edits_on
 
@@ -53,8 +55,8 @@ class EditedModel:
     """
 
     def __init__(self, backbone: Backbone, edits: Sequence[Edit] = ()) -> None:
-        self.backbone = backbone
-        self.edits = tuple(in_force(edits))
+        self.backbone = given_model(backbone)
+        self.edits = tuple(in_force(given_edits(edits)))
         self.routing = [edit for edit in self.edits if isinstance(edit, RoutingEdit)]
         self.stack = Stack(backbone, [edit for edit in self.edits if not isinstance(edit, RoutingEdit)])
         kinds = {type(edit) for edit in self.routing}
@@ -80,6 +82,7 @@ class EditedModel:
         Raises:
             UnikeError: As `Backbone.generate`; or the queries cannot be shared out evenly among the edits.
         """
+        queries = given_queries(queries)
         if self.router is None:
             return self.backbone.generate(queries, acting=self.stack, **kwargs)
         return self.router.answer(self.routing, self.within, queries, **kwargs)
@@ -95,6 +98,7 @@ class EditedModel:
         Returns:
             ``[n, V]``, at the positions of `target_positions`, row by row.
         """
+        queries = given_queries(queries)
         if self.router is not None:
             return self.router.target_logits(self.routing, self.within, queries, state)
         if state is not None:
@@ -152,15 +156,17 @@ class RowsEdited:
     """
 
     def __init__(self, backbone: Backbone, sets: Sequence[Sequence[Edit]]) -> None:
+        sets = [given_edits(edits) for edits in sets]
         for edit in (edit for edits in sets for edit in edits):
             if len(edit) > 1:
                 raise UnikeError(f"{edit!r} is of {len(edit)} facts; give each row single edits: edit[i]")
-        self.backbone = backbone
+        self.backbone = given_model(backbone)
         self.sets = [tuple(in_force(edits)) for edits in sets]
         self.routed = [row for row, edits in enumerate(sets) if any(isinstance(e, RoutingEdit) for e in edits)]
 
     def generate(self, queries: Sequence[Query], **kwargs: Any) -> list[str]:
         """Answer as many queries as there are rows, each under its own edits."""
+        queries = given_queries(queries)
         self._check_rows(queries)
         answers = [""] * len(queries)
         for rows in self._together(queries):
@@ -175,6 +181,7 @@ class RowsEdited:
     @torch.no_grad()
     def target_logits(self, queries: Sequence[Query], state: SplitState | None = None) -> Tensor:
         """As in `EditedModel`, each row under its own edits; a state is not made use of."""
+        queries = given_queries(queries)
         self._check_rows(queries)
         found: dict[int, Tensor] = {}
         for rows in self._together(queries):

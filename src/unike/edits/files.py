@@ -1,5 +1,6 @@
 """Edits on disk: a folder with ``edit_config.json`` and ``edit.safetensors``, sealed together."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,14 @@ SAVED = SealedFolder(
 )
 
 
+HASH = "^[0-9a-f]{64}$"
+
+
+def is_hash(text: str) -> bool:
+    """Whether a picture is known by its content."""
+    return re.fullmatch(HASH, text) is not None
+
+
 def write(edit: Edit, folder: Path) -> None:
     """As `Edit.save_pretrained`."""
     content = save({name: tensor.cpu() for name, tensor in edit.tensors.items()})
@@ -32,17 +41,23 @@ def write(edit: Edit, folder: Path) -> None:
         "config": edit.config.model_dump(mode="json"),
         "backbone": {"source": edit.source, "fingerprint": edit.fingerprint},
         "facts": [
-            {"image": None if q.image is None else str(q.image), "prompt": q.prompt, "target": q.target}
-            for q in edit.facts
+            {
+                "image": None if q.image is None else str(q.image),
+                "picture": picture if is_hash(picture) else None,
+                "prompt": q.prompt,
+                "target": q.target,
+            }
+            for q, (_, picture) in zip(edit.facts, edit.questions, strict=True)
         ],
     }
     replace_folder(folder, SAVED.files(described, content), known_by=CONFIG_FILE)
 
 
 class SavedFact(Schema):
-    """A query as files keep it."""
+    """A query as files keep it; ``picture`` is the SHA-256 of the picture, whose file may have moved since."""
 
     image: FileName | None
+    picture: str | None = Field(None, pattern=HASH)
     prompt: str = Field(min_length=1)
     target: str = Field(min_length=1)
 
@@ -76,6 +91,9 @@ def read(folder: Path, encoder: str | None = None) -> Edit:
             facts,
             fingerprint=saved.backbone.fingerprint,
             source=saved.backbone.source,
+        )
+        edit.questions = tuple(
+            (words, fact.picture or found) for fact, (words, found) in zip(saved.facts, edit.questions, strict=True)
         )
         check_loaded(edit)
     except (ValueError, SafetensorError) as error:

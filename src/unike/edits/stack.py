@@ -19,6 +19,7 @@ from unike.backbones.forward.hooks import Args, Hooks, Kwargs, text_input
 from unike.data.queries import Query
 from unike.edits.conflicts import in_force
 from unike.edits.edit import Edit, EditorConfig
+from unike.edits.given import given_edits, given_model
 from unike.edits.group import Group
 from unike.edits.layout import check_widths
 from unike.edits.native import in_the_models_own_calls
@@ -189,7 +190,8 @@ def attached(backbone: Backbone, edits: Sequence[Edit]) -> Iterator[None]:
         UnikeError: An edit was made for another backbone; within the block, the model runs on rows that cannot be
             shared out evenly among the edits; or a method does not act within the model, see `RoutingEdit`.
     """
-    block = _Block(tuple(edits))  # the caller's may grow within the block
+    given_model(backbone)
+    block = _Block(tuple(given_edits(edits)))  # the caller's may grow within the block
     if not block.edits:
         yield
         return

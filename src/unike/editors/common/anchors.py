@@ -16,6 +16,7 @@ from unike.backbones.adapter import Backbone
 from unike.backbones.forward.context import UNEDITED, Acting
 from unike.backbones.forward.hooks import trace
 from unike.backbones.forward.split import IGNORE, SplitState
+from unike.backbones.given import given_queries
 from unike.core import home
 from unike.core.errors import UnikeError
 from unike.core.files import SealedFolder
@@ -39,7 +40,7 @@ class Anchors:
     """
 
     def __init__(self, queries: Sequence[Query], *, kept: bool = False) -> None:
-        self.queries = tuple(queries)
+        self.queries = tuple(given_queries(queries))
         self.kept = kept
         self._inputs: MemoOf[int, Tensor] = MemoOf()
 
@@ -113,10 +114,11 @@ class KeptStates:
     def __init__(self, backbone: Backbone, anchors: str, layers: Sequence[int]) -> None:
         self.device = backbone.device
         self.dtype = backbone.dtype
+        self.layers = list(layers)
         self.made_from = {
             "backbone": backbone.fingerprint(),
             "anchors": anchors,
-            "layers": list(layers),
+            "layers": self.layers,
             "dtype": str(backbone.dtype),
             "device": backbone.device.type,
             "attention": str(getattr(backbone.text_config, "_attn_implementation", None)),
@@ -132,7 +134,7 @@ class KeptStates:
             tensors = load(content) if described["of"] == self.made_from else {}
         except (UnikeError, SafetensorError):
             return None
-        layers = {str(layer): layer for layer in self.made_from["layers"]}
+        layers = {str(layer): layer for layer in self.layers}
         if tensors.keys() != layers.keys():
             return None
         return {layers[name]: tensor.to(self.device).float() for name, tensor in tensors.items()}

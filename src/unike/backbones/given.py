@@ -1,0 +1,72 @@
+"""What a program gives in the place of questions and options: taken as it is meant, or refused in one line."""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from unike.core.errors import UnikeError
+from unike.data.queries import Query
+
+
+def given_queries(queries: Any, what: str = "query") -> list[Query]:
+    """Queries, of any iterable or alone.
+
+    Args:
+        queries: What was given.
+        what: What one of them is called in messages.
+
+    Raises:
+        UnikeError: It is something else, or a text that is no Unicode.
+    """
+    if isinstance(queries, Query):
+        queries = [queries]
+    if isinstance(queries, str | bytes | Mapping) or not isinstance(queries, Iterable):
+        raise UnikeError(f"a {what} is a unike.Query, not {shown(queries)}; give Query(prompt, image, target)")
+    found = list(queries)
+    for query in found:
+        if not isinstance(query, Query):
+            raise UnikeError(f"a {what} is a unike.Query, not {shown(query)}; give Query(prompt, image, target)")
+        for text in (query.prompt, query.target):
+            check_unicode(text)
+    return found
+
+
+def check_unicode(text: str | None) -> None:
+    """Refuse half a character, which no tokenizer reads.
+
+    Raises:
+        UnikeError: With the text.
+    """
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError as error:
+        half = f"U+{ord(error.object[error.start]):04X}"
+        raise UnikeError(f"{text!r} is not valid Unicode: {half} is half a character; write the whole one") from None
+
+
+LEAST = {"max_new_tokens": 1, "num_beams": 1, "min_new_tokens": 0, "top_k": 0, "no_repeat_ngram_size": 0}
+"""Whole numbers of a generation, and the smallest of each."""
+
+MOST = {"temperature": float("inf"), "repetition_penalty": float("inf"), "top_p": 1, "typical_p": 1}
+"""Numbers of a generation that are above 0, and the largest of each."""
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse values of a generation that make no sense.
+
+    Raises:
+        UnikeError: Names the option.
+    """
+    for name, value in options.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        if name in LEAST and not (number and isinstance(value, int) and value >= LEAST[name]):
+            raise UnikeError(f"{name} is {shown(value)}; it is a whole number from {LEAST[name]} on")
+        if name in MOST and not (number and math.isfinite(value) and 0 < value <= MOST[name]):
+            bound = "" if MOST[name] > 1 else f", at most {MOST[name]}"
+            raise UnikeError(f"{name} is {shown(value)}; it is a number above 0{bound}")
+
+
+def shown(value: Any) -> str:
+    """A value in a message: what it is, and the beginning of what it says."""
+    text = " ".join(repr(value).split())
+    return f"{type(value).__name__} {text[:40]}{'...' if len(text) > 40 else ''}"
