@@ -91,6 +91,15 @@ def check_place(out: Path) -> None:
     try_place(out)
 
 
+def check_out(out: Path | None, check: Callable[[Path], None]) -> None:
+    """Refuse a place that was chosen and fails a check, or in which nothing can be made."""
+    from unike.core.folders import try_place
+
+    if out is not None:
+        check(out)
+        try_place(out)
+
+
 def check_loading(device: str, dtype: str, quantize: str | None, template: str | None = None) -> None:
     """Refuse a device, dtype, quantization or template that does not exist."""
     from unike.backbones.loading import resolve_placement

@@ -39,14 +39,12 @@ def bench(
         from unike.backbones import quiet
         from unike.bench import results, selection, summary, workers
         from unike.core import registry
-        from unike.core.folders import try_place
 
         method = registry.editors.get(spec.editor)
         method.config_class.parse(spec.settings)
         shared.check_loading(spec.device, spec.dtype, spec.quantize)
         selection.check_method(method, spec)
-        results.check_place(out)
-        try_place(out)
+        shared.check_out(out, results.check_place)
         tasks = selection.read_tasks(spec, data)  # a mistake in the data is known before the model is loaded
     shared.build(spec.model)
     quiet()

@@ -68,26 +68,21 @@ def prepare(
         raise UnikeError("--limit and --set limit say the same; give it once")
     with shared.working("starting"):
         from unike.backbones.template import named, written
-        from unike.core.folders import try_place
-        from unike.editors.unike.knowledge import SAVED, Knowledge, place
+        from unike.editors.unike.knowledge import Knowledge, place
         from unike.editors.unike.prepare import pipeline
         from unike.editors.unike.prepare.config import PrepareConfig
 
         template = template and named(written(template))
         config = PrepareConfig.parse(chosen if limit is None else chosen | {"limit": limit})
         shared.check_loading(device, dtype, quantize)
-        if out is not None:
-            pipeline.check_place(out)
-            try_place(out)
+        shared.check_out(out, pipeline.check_place)
         cases, against, tags = read_cases(data, split, task, data_dir)
     backbone = None
     if out is None:
         backbone, _ = shared.load(model, device, dtype, quantize, trust_remote_code, template)
         out = place(backbone)
     start = time.perf_counter()
-    there = pipeline.is_prepared(out, model, cases, config, against=against)
-    if there:  # through another template the same model reads other states
-        there = SAVED.describe(out)["backbone"].get("chosen_template") == template
+    there = pipeline.is_prepared(out, model, cases, config, against=against) and is_read_through(template, out)
     if there:
         known = Knowledge.from_pretrained(out)
     else:
@@ -98,6 +93,14 @@ def prepare(
             known = pipeline.prepare(backbone, cases, out, config, against=against, tags=tags, progress=progress)
     result = {"model": model, "saved": str(out), "already_there": there} | described(known, out, start)
     shared.print_json(result) if as_json else show(result)
+
+
+def is_read_through(template: str | None, out: Path) -> bool:
+    """Whether knowledge was made with a template; through another one the same model reads other states."""
+    from unike.editors.unike.knowledge import SAVED
+
+    chosen: bool = SAVED.describe(out)["backbone"].get("chosen_template") == template
+    return chosen
 
 
 def described(known: "Knowledge", out: Path, start: float) -> dict[str, Any]:

@@ -54,7 +54,6 @@ def train(
     if steps is not None and "steps" in chosen:
         raise UnikeError("--steps and --set steps say the same; give it once")
     with shared.working("starting"):
-        from unike.core.folders import try_place
         from unike.editors.trained import loop
         from unike.editors.trained.artifact import place, read_log
         from unike.editors.trained.config import split_settings, trainable
@@ -63,9 +62,7 @@ def train(
         given = chosen if steps is None else chosen | {"steps": steps}
         network_settings, config = split_settings(method, given)
         shared.check_loading(device, dtype, quantize, template)
-        if out is not None:
-            loop.check_place(out)
-            try_place(out)
+        shared.check_out(out, loop.check_place)
         cases, validation, against = split_cases(data, task, data_dir)
     backbone, load_seconds = shared.load(model, device, dtype, quantize, trust_remote_code, template)
     out = out or place(method.name, backbone)
