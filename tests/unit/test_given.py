@@ -128,6 +128,12 @@ def test_values_of_options_are_one_line(model: Backbone, options: dict[str, Any]
     assert str(caught.value).startswith(told) and "\n" not in str(caught.value)
 
 
+def test_numbers_of_any_kind_are_taken(model: Backbone) -> None:
+    expected = model.ask(None, "Who?", max_new_tokens=3, num_beams=2)
+    assert model.ask(None, "Who?", max_new_tokens=np.int64(3), num_beams=np.int32(2), temperature=None) == expected
+    assert model.ask(None, "Who?", max_new_tokens=3, do_sample=True, temperature=np.float32(0.5), top_k=5) is not None
+
+
 def test_half_a_character_is_one_line(model: Backbone) -> None:
     half = "Who is \ud83d?"
     for call in (

@@ -11,7 +11,7 @@ from unike.backbones.forward import context
 from unike.backbones.forward.context import Acting
 from unike.backbones.forward.passes import Passes
 from unike.backbones.forward.replica import replica
-from unike.backbones.given import check_options, given_queries
+from unike.backbones.given import given_queries, plain_options
 from unike.core.errors import UnikeError
 from unike.core.images import picture
 from unike.core.registry import check_names
@@ -121,14 +121,10 @@ class Generation(Passes):
         make_config: Any = transformers.GenerationConfig
         queries = given_queries(queries)
         check_names("generation option", list(options) or ["do_sample"], OPTIONS)
-        check_options({**options, "num_beams": num_beams, "max_new_tokens": max_new_tokens})
-        plain = {"do_sample": False, "eos_token_id": eos or None, "num_beams": num_beams}
+        asked = plain_options({**options, "num_beams": num_beams, "max_new_tokens": max_new_tokens})
+        own = {"eos_token_id": eos or None, "pad_token_id": pad if pad is not None else (eos or [0])[0]}
         with refusing(options):
-            config = make_config(
-                **plain | options,
-                max_new_tokens=max_new_tokens,
-                pad_token_id=pad if pad is not None else (eos or [0])[0],
-            )
+            config = make_config(**{"do_sample": False, **asked, **own})
         answers = [""] * len(queries)
         groups = self.groups(queries)
         acting = context.attached_to(self) if acting is None else acting

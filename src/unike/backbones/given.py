@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping
+from numbers import Integral, Real
 from typing import Any
 
 from unike.core.errors import UnikeError
@@ -47,23 +48,33 @@ def check_unicode(text: str | None) -> None:
 LEAST = {"max_new_tokens": 1, "num_beams": 1, "min_new_tokens": 0, "top_k": 0, "no_repeat_ngram_size": 0}
 """Whole numbers of a generation, and the smallest of each."""
 
+ALWAYS = ("max_new_tokens", "num_beams")
+"""What cannot be left open."""
+
 MOST = {"temperature": float("inf"), "repetition_penalty": float("inf"), "top_p": 1, "typical_p": 1}
 """Numbers of a generation that are above 0, and the largest of each."""
 
 
-def check_options(options: Mapping[str, Any]) -> None:
-    """Refuse values of a generation that make no sense.
+def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Values of a generation as plain numbers, whatever library's they are.
 
     Raises:
-        UnikeError: Names the option.
+        UnikeError: One makes no sense; names the option.
     """
-    for name, value in options.items():
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if name in LEAST and not (number and isinstance(value, int) and value >= LEAST[name]):
-            raise UnikeError(f"{name} is {shown(value)}; it is a whole number from {LEAST[name]} on")
-        if name in MOST and not (number and math.isfinite(value) and 0 < value <= MOST[name]):
-            bound = "" if MOST[name] > 1 else f", at most {MOST[name]}"
-            raise UnikeError(f"{name} is {shown(value)}; it is a number above 0{bound}")
+    return {name: _plain(name, value) for name, value in options.items()}
+
+
+def _plain(name: str, value: Any) -> Any:
+    if name not in {*LEAST, *MOST} or (value is None and name not in ALWAYS):
+        return value
+    if name in LEAST:
+        if isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= LEAST[name]:
+            return int(value)
+        raise UnikeError(f"{name} is {shown(value)}; it is a whole number from {LEAST[name]} on")
+    number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    if math.isfinite(number) and 0 < number <= MOST[name]:
+        return number
+    raise UnikeError(f"{name} is {shown(value)}; it is a number above 0{'' if MOST[name] > 1 else ', at most 1'}")
 
 
 def shown(value: Any) -> str:
