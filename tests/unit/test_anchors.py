@@ -11,6 +11,7 @@ from tinies import tiny_backbone
 from unike import api
 from unike.backbones.adapter import Backbone
 from unike.backbones.forward.hooks import trace
+from unike.cli import _shared
 from unike.data.queries import Query
 from unike.editors.common.anchors import Anchors, KeptStates, ffn_inputs
 from unike.editors.unike.editor import UniKE
@@ -174,6 +175,14 @@ def test_what_is_read_is_told(anchors: Anchors) -> None:
     editor.progress = lambda *news: told.append(news)
     editor.prepare(tiny_backbone("llava"))
     assert told == [("reading unrelated questions", done, 3) for done in (0, 2, 3)]
+
+
+def test_the_command_line_shows_it(llava: Backbone, anchors: Anchors, facts: list[Query]) -> None:
+    told: list[str] = []
+    editor = UniKE(ablation="only_intrinsic", steps=1, layers=(-2, -1), anchors=Anchors(anchors.queries))
+    _shared.edited(llava, editor, facts[0], told.append)
+    assert told[0] == "reading what the method needs of the model" and told[-1] == "editing"
+    assert "reading unrelated questions, to leave them alone: 2 of 3" in told
 
 
 def test_the_default_anchors_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
