@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ from PIL import Image
 
 from unike.core import registry
 from unike.core.errors import UnikeError
-from unike.data.datasets.base import REQUIRED, Dataset, all_tasks, case_from_record, dataset_names, open_dataset
+from unike.data.datasets.base import Dataset, all_tasks, dataset_names, open_dataset
 from unike.data.datasets.mmedit import MMEdit
 from unike.data.datasets.vlkeb import VLKEB
-from unike.data.queries import Probe, Query
+from unike.data.queries import EditCase, Probe, Query
+from unike.data.records import REQUIRED, case_from_record
+from unike.data.similar import with_near
 
 RECORD = {
     "src": "Is it sunny?",
@@ -130,6 +133,70 @@ def test_a_list_of_answers_means_any_of_them() -> None:
     assert case.edit.question == Query(case.edit.prompt, case.edit.image), "what a model is asked has no answer"
     with pytest.raises(UnikeError, match="x: alt is an empty list; give at least one answer"):
         case_from_record(RECORD | {"alt": []}, case_id="7", image=Path, where="x")
+
+
+def test_a_record_may_have_several_questions_of_a_kind() -> None:
+    more = {
+        "rephrase": ["Sunny?", "Is the sun out?"],
+        "m_loc_more": [{"image": "c.png", "Question": "Is it sunny?", "Answer": ""}],
+        "near": [
+            {"image": "d.png", "Question": "Is it sunny?", "Answer": "no"},
+            {"image": None, "Question": "Is it ever sunny?", "Answer": ["yes", "at times"]},
+        ],
+    }
+    case = case_from_record(RECORD | more, case_id="7", image=Path, where="x")
+    asked = [(probe.kind, probe.query) for probe in case.probes]
+    picture = Path(RECORD["image"])
+    assert [query for kind, query in asked if kind == "t_generality"] == [
+        Query("Sunny?", picture, "yes"),
+        Query("Is the sun out?", picture, "yes"),
+    ]
+    assert [query for kind, query in asked if kind == "m_locality"][1:] == [Query("Is it sunny?", Path("c.png"), "")]
+    assert [query for kind, query in asked if kind == "near_locality"] == [
+        Query("Is it sunny?", Path("d.png"), "no"),
+        Query("Is it ever sunny?", None, "yes", ("at times",)),
+    ]
+    for key in ("m_loc_more", "near"):
+        assert case_from_record(RECORD | {key: None}, case_id="7", image=Path, where="x").probes == (
+            case_from_record(RECORD, case_id="7", image=Path, where="x").probes
+        )
+        for bad, message in (
+            ({}, f"{key} is not a list"),
+            ([{"image": "a.png"}], f"{key} is not a list"),
+            ([{"image": True, "Question": "?", "Answer": ""}], f"image 0 of {key} is true, not text"),
+            (["?"], f"{key} is not a list"),
+        ):
+            with pytest.raises(UnikeError, match=f"file, record 3: {message}"):
+                case_from_record(RECORD | {key: bad}, case_id="7", image=Path, where="file, record 3")
+    with pytest.raises(UnikeError, match="x: rephrase is an empty list; give at least one"):
+        case_from_record(RECORD | {"rephrase": []}, case_id="7", image=Path, where="x")
+
+
+def test_an_edit_may_be_about_text_alone() -> None:
+    lone = {"image": None, "image_rephrase": None}
+    case = case_from_record(RECORD | lone, case_id="7", image=Path, where="x")
+    assert case.edit == Query("Is it sunny?", None, "yes")
+    assert [probe.kind for probe in case.probes] == ["t_generality", "t_locality", "m_locality"]
+    assert case.probes[0].query.image is None
+
+
+def test_a_published_case_gets_the_most_similar_question_about_another_picture() -> None:
+    def made(number: int, prompt: str, target: str, picture: str = "") -> EditCase:
+        return EditCase(f"{number}", Query(prompt, Path(picture or f"{number}.jpg"), target), ())
+
+    cases = [
+        made(0, "What colour is the bus?", "red"),
+        made(1, "What colour is the dog?", "brown"),
+        made(2, "what colour is the bus", "Red."),  # the same words, but the same answer
+        made(3, "The bus is what colour?", "blue"),
+        made(4, "The bus is what colour?", "green", "0.jpg"),  # another answer, but the same picture
+        made(5, "Why?", "thirst"),
+    ]
+    found = with_near(cases)
+    near = [[probe.query for probe in case.probes if probe.kind == "near_locality"] for case in found]
+    assert near == [[cases[n].edit] for n in (3, 2, 3, 4, 2)] + [[]]
+    assert [replace(case, probes=()) for case in found] == cases
+    assert with_near(found)[:5] == found[:5], "one that has such a question keeps it"
 
 
 @pytest.mark.parametrize("key", ["port_new", "spec"])

@@ -42,10 +42,11 @@ PUBLISHED = (
     ProbeKind("m_generality", "M-Gen.", "target", "image", "another picture of it", "Gen."),
     ProbeKind("t_locality", "T-Loc.", "unchanged", "text", "no picture", "Loc."),
     ProbeKind("m_locality", "M-Loc.", "unchanged", "image", "unrelated picture", "Loc."),
+    ProbeKind("near_locality", "N-Loc.", "unchanged", "image", "same question, another of its kind"),
     ProbeKind("specificity", "Spec.", "unchanged", "text", "something else, same picture"),
     ProbeKind("portability", "Port.", "target", "text", "what follows from it"),
 )
-"""Of the paper and of VLKEB, in the order of tables."""
+"""Of the paper, of VLKEB and of PocketEdit, in the order of tables."""
 
 GENERALITY, LOCALITY = (tuple(kind.name for kind in PUBLISHED if kind.of == of) for of in ("Gen.", "Loc."))
 """Names of the two kinds that are about the edited fact, and of the two that are about something else."""

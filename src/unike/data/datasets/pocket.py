@@ -16,8 +16,9 @@ from typing_extensions import Self
 from unike.core import home
 from unike.core.errors import UnikeError
 from unike.core.files import replace_file
-from unike.data.datasets.base import Dataset, case_from_record
+from unike.data.datasets.base import Dataset
 from unike.data.queries import EditCase, Query
+from unike.data.records import case_from_record
 
 
 class Pocket(Dataset):
