@@ -1,18 +1,17 @@
 """Which question of a benchmark is most like another: words alone, so that no model has a say."""
 
 import re
-from bisect import bisect
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Hashable, Sequence
 from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
 
 from unike.data.matching import normalise
 from unike.data.queries import EditCase, Probe, Query
 
 WORD = re.compile(r"\w+")
-
-ENOUGH = 200
-"""Among so many cases that share the rarest words with a question, the one with most words in common is looked for."""
 
 
 def with_near(cases: Sequence[EditCase]) -> list[EditCase]:
@@ -33,36 +32,33 @@ def with_near(cases: Sequence[EditCase]) -> list[EditCase]:
 
 
 class _Neighbours:
+    """Questions by their words, pictures and answers."""
+
     def __init__(self, queries: Sequence[Query]) -> None:
         self.queries = queries
         self.words = [frozenset(WORD.findall(query.prompt.casefold())) for query in queries]
-        self.right = [frozenset(map(normalise, (query.target or "", *query.also))) for query in queries]
-        self.asking: dict[frozenset[str], list[int]] = defaultdict(list)
-        self.holding: dict[str, list[int]] = defaultdict(list)
-        for number, words in enumerate(self.words):
-            self.asking[words].append(number)
-            for word in words:
-                self.holding[word].append(number)
+        self.counts = np.array([len(words) for words in self.words])
+        self.holding = _holders(self.words)
+        self.alike = [(query.image, *map(normalise, (query.target or "", *query.also))) for query in queries]
+        self.sharing = _holders(self.alike)
 
     def nearest(self, number: int) -> Query | None:
-        words, same = self.words[number], self.asking[self.words[number]]
-        at = bisect(same, number)
-        for other in (*same[at:], *same[:at]):
-            if self._another(number, other):
-                return self.queries[other]
-        others: set[int] = set()
-        for word in sorted(words, key=lambda each: (len(self.holding[each]), each)):
-            others |= {other for other in self.holding[word] if self._another(number, other)}
-            if len(others) >= ENOUGH:
-                break
+        """The question with the largest share of words in common; the first after this one, of equals."""
+        if not self.words[number]:
+            return None
+        holders = np.concatenate([self.holding[word] for word in self.words[number]])
+        common = np.bincount(holders, minlength=len(self.queries))
+        shares = common / (self.counts + self.counts[number] - common)
+        for each in self.alike[number]:
+            shares[self.sharing[each]] = 0
+        best = (int(np.roll(shares, -number).argmax()) + number) % len(self.queries)
+        return self.queries[best] if shares[best] > 0 else None
 
-        def rank(other: int) -> tuple[float, int]:
-            shared = len(words & self.words[other]) / len(words | self.words[other])
-            return -shared, (other - number) % len(self.queries)
 
-        return self.queries[min(others, key=rank)] if others else None
-
-    def _another(self, number: int, other: int) -> bool:
-        """Whether it is about another picture, and has no right answer in common."""
-        pictures = self.queries[number].image, self.queries[other].image
-        return pictures[0] != pictures[1] and self.right[number].isdisjoint(self.right[other])
+def _holders(groups: Sequence[Collection[Hashable]]) -> dict[Hashable, NDArray[np.intp]]:
+    """Each member of any group, and the numbers of the groups that it is in."""
+    found: dict[Hashable, list[int]] = defaultdict(list)
+    for number, group in enumerate(groups):
+        for member in dict.fromkeys(group):
+            found[member].append(number)
+    return {member: np.array(numbers) for member, numbers in found.items()}
