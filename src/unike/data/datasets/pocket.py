@@ -35,7 +35,7 @@ class Pocket(Dataset):
 
     def __init__(self, task: str | None = None) -> None:
         if task not in (None, *self.tasks):
-            raise UnikeError(f"pocket has no task {task!r} (known: {', '.join(self.tasks)})")
+            raise UnikeError(f"{self.name} has no task {task!r} (known: {', '.join(self.tasks)})")
         self.task = task
 
     @classmethod
@@ -71,7 +71,7 @@ class Pocket(Dataset):
 
 
 def read(table: str, columns: list[str] | None = None) -> list[dict[str, Any]]:
-    """The rows of ``images``, ``concepts``, ``questions`` or ``edits``."""
+    """The rows of ``images``, ``concepts``, ``questions`` or ``edits``; of version 2, ``questions2`` or ``edits2``."""
     with resources.as_file(resources.files("unike.data.datasets").joinpath("pocket_data", f"{table}.parquet")) as path:
         return pq.read_table(path, columns=columns).to_pylist()
 
