@@ -8,7 +8,7 @@ from typing import Any
 
 from unike.bench.protocols.base import all_protocols, the_protocol, views
 from unike.bench.results import RunResults
-from unike.data.queries import probe_kinds
+from unike.bench.verdicts import metric_heads, verdicts
 
 RESAMPLES = 1000
 
@@ -42,8 +42,9 @@ def summarise(run: RunResults, *, resamples: int = RESAMPLES) -> list[dict[str, 
 
     Returns:
         Rows with the keys of `COLUMNS`. A metric is a kind of question; where it is known how far questions are from
-        the fact, those of each distance are one too, ``"portability:2-hop"``. ``value``, ``low`` and ``high`` are
-        shares from 0 to 1, None where a score is not defined for the method; ``n`` counts questions.
+        the fact, those of each distance are one too, ``"portability:2-hop"``; and what is said of edits as a whole
+        (`unike.bench.verdicts`). ``value``, ``low`` and ``high`` are shares from 0 to 1, None where a score is not
+        defined for the method; ``n`` counts questions, of ``scope`` edits.
     """
     spec = run.header.spec
     shared = {"model": spec.model, "editor": spec.editor, "dataset": spec.dataset}
@@ -58,6 +59,10 @@ def summarise(run: RunResults, *, resamples: int = RESAMPLES) -> list[dict[str, 
                         if value is not None:
                             totals[0] += value
                             totals[1] += 1
+            for key, metric, total, count in verdicts(case):
+                totals = sums.setdefault((case.when, key, metric), {}).setdefault(unit, [0.0, 0.0])
+                totals[0] += total
+                totals[1] += count
     rows = []
     for when, key, metric in sorted(sums, key=_order):
         protocol, scorer = key.split("/")
@@ -128,4 +133,12 @@ def _order(key: tuple[str, str, str]) -> tuple[Any, ...]:
     protocol, scorer = score.split("/")
     kind, _, hop = metric.partition(":")
     # "at-10" before "at-100"; the end of a sequence first
-    return when != "end", len(when), when, [*all_protocols()].index(protocol), scorer, [*probe_kinds()].index(kind), hop
+    return (
+        when != "end",
+        len(when),
+        when,
+        [*all_protocols()].index(protocol),
+        scorer,
+        [*metric_heads()].index(kind),
+        hop,
+    )
