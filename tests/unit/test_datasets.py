@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,8 @@ from unike.core.errors import UnikeError
 from unike.data.datasets.base import Dataset, all_tasks, dataset_names, open_dataset
 from unike.data.datasets.mmedit import MMEdit
 from unike.data.datasets.vlkeb import VLKEB
-from unike.data.queries import EditCase, Probe, Query
+from unike.data.queries import Probe, Query
 from unike.data.records import REQUIRED, case_from_record
-from unike.data.similar import with_near
 
 RECORD = {
     "src": "Is it sunny?",
@@ -178,25 +176,6 @@ def test_an_edit_may_be_about_text_alone() -> None:
     assert case.edit == Query("Is it sunny?", None, "yes")
     assert [probe.kind for probe in case.probes] == ["t_generality", "t_locality", "m_locality"]
     assert case.probes[0].query.image is None
-
-
-def test_a_published_case_gets_the_most_similar_question_about_another_picture() -> None:
-    def made(number: int, prompt: str, target: str, picture: str = "") -> EditCase:
-        return EditCase(f"{number}", Query(prompt, Path(picture or f"{number}.jpg"), target), ())
-
-    cases = [
-        made(0, "What colour is the bus?", "red"),
-        made(1, "What colour is the dog?", "brown"),
-        made(2, "what colour is the bus", "Red."),  # the same words, but the same answer
-        made(3, "The bus is what colour?", "blue"),
-        made(4, "The bus is what colour?", "green", "0.jpg"),  # another answer, but the same picture
-        made(5, "Why?", "thirst"),
-    ]
-    found = with_near(cases)
-    near = [[probe.query for probe in case.probes if probe.kind == "near_locality"] for case in found]
-    assert near == [[cases[n].edit] for n in (3, 2, 3, 4, 2)] + [[]]
-    assert [replace(case, probes=()) for case in found] == cases
-    assert with_near(found)[:5] == found[:5], "one that has such a question keeps it"
 
 
 @pytest.mark.parametrize("key", ["port_new", "spec"])
