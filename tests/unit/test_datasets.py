@@ -185,7 +185,8 @@ def test_null_means_absent(key: str) -> None:
 
 
 def test_data_sets_are_opened_by_the_name_of_their_task(tmp_path: Path) -> None:
-    assert dataset_names() == ["mmedit-vqa", "mmedit-caption", "pocket-vqa", "pocket-caption", "vlkeb"]
+    pocket2 = ["pocket2-vqa", "pocket2-caption", "pocket2-text"]
+    assert dataset_names() == ["mmedit-vqa", "mmedit-caption", "pocket-vqa", "pocket-caption", *pocket2, "vlkeb"]
     opened = open_dataset("mmedit-caption", tmp_path)
     assert isinstance(opened, MMEdit)
     assert (opened.task, opened.folder, opened.image_root) == ("caption", tmp_path, tmp_path)

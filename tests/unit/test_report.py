@@ -266,6 +266,15 @@ def test_portability_is_told_by_hop_too(tmp_path: Path) -> None:
     assert "portability:4-hop" in to_csv(read([tmp_path]))
 
 
+def test_portability_is_told_apart_by_whether_it_is_known(tmp_path: Path) -> None:
+    answers = [asked("reliability", 1.0), *(asked("portability", float(known), known=known) for known in (True, False))]
+    write(tmp_path / "a", units={"a": [CaseResult("a", "flag", tuple(answers), 0.5)]}, edited=1)
+    (table,) = report_tables(read([tmp_path]), ["strict/exact"])
+    heads = dict(zip(table.heads[0][1], (cell.text for cell in table.rows[0][1]), strict=True))
+    assert [heads[f"Port.{part}"] for part in ("", " known", " rest")] == ["50.0", "100.0", "0.0"]
+    assert heads["Scope"] == "100.0"
+
+
 def test_nothing_in_a_header_ends_the_block_that_it_stands_in(tmp_path: Path) -> None:
     evil = "m\n```\n# Title\r````\n<script>"
     write(tmp_path / "a", model=evil, dataset="pocket-|vqa\n# x")

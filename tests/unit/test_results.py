@@ -43,7 +43,7 @@ def write(folder: Path, *names: str, part: int | None = None) -> None:
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    several = replace(result("c"), asked=(replace(result("c").asked[0], also=("ici",), hop=2),))
+    several = replace(result("c"), asked=(replace(result("c").asked[0], also=("ici",), hop=2, known=False),))
     cases = [result("a"), several, result("b", 0.25, notes={"alpha": 0.5}, sequence=3, position=1, when="own")]
     with ResultsFile(tmp_path / "new" / "run", HEADER) as file:
         file.append("sequence-3", cases)
@@ -52,7 +52,8 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert run.units == {"sequence-3": cases} and run.cases == cases
     line = json.loads((tmp_path / "new" / "run" / "results.jsonl").read_text().splitlines()[1])
     assert ["notes" in case["asked"][0] for case in line["cases"]] == [False, False, True]
-    assert ["also" in case["asked"][0] for case in line["cases"]] == [False, True, False]
+    for key in ("also", "known"):
+        assert [key in case["asked"][0] for case in line["cases"]] == [False, True, False]
 
 
 def test_a_run_goes_on_from_any_byte(tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ class ProbeKind:
         modality: What differs from the edited question: its ``"text"``, or (also) its ``"image"``.
         says: What is asked, in a few words.
         of: The paper's property that it is a part of, ``"Gen."``; empty if it stands beside the paper's average.
-        in_scope: Whether an edit must be right here for its scope to be right.
+        in_scope: Whether an edit must be right here for its scope to be right. What follows from a fact can only be
+            asked where it is known; the unedited model is asked whether it is.
     """
 
     name: str
