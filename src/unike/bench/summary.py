@@ -42,7 +42,7 @@ def summarise(run: RunResults, *, resamples: int = RESAMPLES) -> list[dict[str, 
         resamples: Draws of the bootstrap, with the run's seed.
 
     Returns:
-        Rows with the keys of `COLUMNS`. A metric is a kind of question. Where it is known how far questions are from the
+        Rows with the keys of `COLUMNS`. A metric is a kind of question. Where it is known how far questions are from a
         fact, those of each distance are one too, ``"portability:2-hop"``; so are those that the unedited model answers
         when it is told the fact, ``"portability:known"``, and the others, ``"portability:rest"``; and what is said of
         edits as a whole (`unike.bench.verdicts`). ``value``, ``low`` and ``high`` are shares from 0 to 1, None where a
