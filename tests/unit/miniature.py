@@ -32,6 +32,7 @@ def case(number: int, pictures: list[Path]) -> EditCase:
         Probe("m_generality", Query(f"What is {number}?", other, target)),
         Probe("t_locality", Query(f"{number} + 1?", None, str(number + 1))),
         Probe("m_locality", Query("How big?", other, "tiny")),
+        Probe("near_locality", Query(f"What is {number}?", pictures[(number + 2) % 3], "dan")),
         Probe("portability", Query(f"And who is {number}?", picture, "not that")),
         Probe("specificity", Query("Where is it?", picture, None)),
     ]

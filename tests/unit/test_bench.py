@@ -104,7 +104,8 @@ def test_bad_records_are_skipped_if_told(cli: Cli, args: tuple[object, ...], mme
     assert cli(*args, "--out", "run").is_error("case vqa-eval-00001: not an image that can be read")
     assert not Path("run").exists()
     result = cli(*args, "--out", "run", "--on-error", "skip", "--json")
-    assert json.loads(result.out)["header"]["counts"] == {"read": 5, "skipped": 2, "right": 0, "edited": 4}
+    # the case of the bad picture, and the one that has it as its near thing
+    assert json.loads(result.out)["header"]["counts"] == {"read": 5, "skipped": 3, "right": 0, "edited": 3}
 
 
 @pytest.mark.parametrize(

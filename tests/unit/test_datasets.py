@@ -11,10 +11,11 @@ from PIL import Image
 
 from unike.core import registry
 from unike.core.errors import UnikeError
-from unike.data.datasets.base import REQUIRED, Dataset, all_tasks, case_from_record, dataset_names, open_dataset
+from unike.data.datasets.base import Dataset, all_tasks, dataset_names, open_dataset
 from unike.data.datasets.mmedit import MMEdit
 from unike.data.datasets.vlkeb import VLKEB
 from unike.data.queries import Probe, Query
+from unike.data.records import REQUIRED, case_from_record
 
 RECORD = {
     "src": "Is it sunny?",
@@ -132,6 +133,51 @@ def test_a_list_of_answers_means_any_of_them() -> None:
         case_from_record(RECORD | {"alt": []}, case_id="7", image=Path, where="x")
 
 
+def test_a_record_may_have_several_questions_of_a_kind() -> None:
+    more = {
+        "rephrase": ["Sunny?", "Is the sun out?"],
+        "m_loc_more": [{"image": "c.png", "Question": "Is it sunny?", "Answer": ""}],
+        "near": [
+            {"image": "d.png", "Question": "Is it sunny?", "Answer": "no"},
+            {"image": None, "Question": "Is it ever sunny?", "Answer": ["yes", "at times"]},
+        ],
+    }
+    case = case_from_record(RECORD | more, case_id="7", image=Path, where="x")
+    asked = [(probe.kind, probe.query) for probe in case.probes]
+    picture = Path(RECORD["image"])
+    assert [query for kind, query in asked if kind == "t_generality"] == [
+        Query("Sunny?", picture, "yes"),
+        Query("Is the sun out?", picture, "yes"),
+    ]
+    assert [query for kind, query in asked if kind == "m_locality"][1:] == [Query("Is it sunny?", Path("c.png"), "")]
+    assert [query for kind, query in asked if kind == "near_locality"] == [
+        Query("Is it sunny?", Path("d.png"), "no"),
+        Query("Is it ever sunny?", None, "yes", ("at times",)),
+    ]
+    for key in ("m_loc_more", "near"):
+        assert case_from_record(RECORD | {key: None}, case_id="7", image=Path, where="x").probes == (
+            case_from_record(RECORD, case_id="7", image=Path, where="x").probes
+        )
+        for bad, message in (
+            ({}, f"{key} is not a list"),
+            ([{"image": "a.png"}], f"{key} is not a list"),
+            ([{"image": True, "Question": "?", "Answer": ""}], f"image 0 of {key} is true, not text"),
+            (["?"], f"{key} is not a list"),
+        ):
+            with pytest.raises(UnikeError, match=f"file, record 3: {message}"):
+                case_from_record(RECORD | {key: bad}, case_id="7", image=Path, where="file, record 3")
+    with pytest.raises(UnikeError, match="x: rephrase is an empty list; give at least one"):
+        case_from_record(RECORD | {"rephrase": []}, case_id="7", image=Path, where="x")
+
+
+def test_an_edit_may_be_about_text_alone() -> None:
+    lone = {"image": None, "image_rephrase": None}
+    case = case_from_record(RECORD | lone, case_id="7", image=Path, where="x")
+    assert case.edit == Query("Is it sunny?", None, "yes")
+    assert [probe.kind for probe in case.probes] == ["t_generality", "t_locality", "m_locality"]
+    assert case.probes[0].query.image is None
+
+
 @pytest.mark.parametrize("key", ["port_new", "spec"])
 def test_null_means_absent(key: str) -> None:
     case = case_from_record(RECORD | {key: None}, case_id="7", image=Path, where="x")
@@ -139,7 +185,8 @@ def test_null_means_absent(key: str) -> None:
 
 
 def test_data_sets_are_opened_by_the_name_of_their_task(tmp_path: Path) -> None:
-    assert dataset_names() == ["mmedit-vqa", "mmedit-caption", "pocket-vqa", "pocket-caption", "vlkeb"]
+    pocket2 = ["pocket2-vqa", "pocket2-caption", "pocket2-text"]
+    assert dataset_names() == ["mmedit-vqa", "mmedit-caption", "pocket-vqa", "pocket-caption", *pocket2, "vlkeb"]
     opened = open_dataset("mmedit-caption", tmp_path)
     assert isinstance(opened, MMEdit)
     assert (opened.task, opened.folder, opened.image_root) == ("caption", tmp_path, tmp_path)

@@ -24,6 +24,7 @@ from unike.bench.results import RunResults, read_run
 from unike.bench.runner import evaluate
 from unike.bench.selection import Task, Unit, arrange, room
 from unike.bench.spec import RunSpec
+from unike.bench.summary import summarise
 from unike.core.errors import UnikeError
 from unike.data.queries import EditCase, Probe, Query, probe_kinds
 from unike.editors.base import Editor
@@ -77,6 +78,22 @@ def test_every_case_is_edited_alone_and_asked_everything(taught: Backbone, sourc
         assert result.asked[0].before == "tin bat"
         assert result.edit_seconds > 0
     assert {asked.kind for case in run.cases for asked in case.asked} == set(probe_kinds())
+
+
+def test_what_follows_is_known_where_the_unedited_model_says_it_when_told(
+    taught: Backbone, source: Task, tmp_path: Path
+) -> None:
+    case = source.cases[0]
+    fact = f"{case.edit.prompt} {case.edit.target}."
+    said = taught.ask(None, f"{fact} And then?")
+    follows = [Probe("portability", Query("And then?", case.edit.image, answer)) for answer in (said, f"not {said}")]
+    cases = [replace(case, probes=(*case.probes, follows[0])), replace(case, case_id="b", probes=(follows[1],))]
+    run = evaluate(taught, Scatter(lr=0.2), replace(source, cases=cases), tmp_path / "run", RunSpec())
+    known = {asked.target: asked.known for case in run.cases for asked in case.asked if asked.prompt == "And then?"}
+    assert known == {said: True, f"not {said}": False}
+    assert {a.known for case in run.cases for a in case.asked if a.kind != "portability"} == {None}
+    rows = {row["metric"]: row["n"] for row in summarise(run) if row["protocol"] == "strict"}
+    assert (rows["portability:known"], rows["portability"]) == (1, 3)
 
 
 def test_the_header_says_what_the_numbers_depend_on(taught: Backbone, source: Task, tmp_path: Path) -> None:

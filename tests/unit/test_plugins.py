@@ -150,7 +150,5 @@ def test_one_file_adds_each(call: Any, tiny_folder: Path) -> None:
     assert greeted == "{'a': 1}\n"
     summary = json.loads(measured)["summary"]
     scores = {(row["protocol"], row["scorer"], row["metric"]): row["n"] for row in summary}
-    assert scores == dict.fromkeys(
-        [("their_protocol", "said", "reliability"), ("their_protocol", "said", "their_kind")], 2
-    )
+    assert scores == {("their_protocol", "said", metric): 2 for metric in ("scope", "reliability", "their_kind")}
     assert "their_protocol, percent" in reported and "| Odd. |" in reported

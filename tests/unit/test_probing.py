@@ -121,8 +121,8 @@ def test_every_family(backbone: Backbone, cases: list[EditCase]) -> None:
 def test_an_answer_that_does_not_change_is_proved(taught: Backbone, cases: list[EditCase], asked: list[Query]) -> None:
     """Also one whose second line is cut off: ``a\\nb`` is the answer ``a``."""
     found = ask(taught, Scatter(lr=1e-9), cases)
-    left_alone = {query.prompt for case in cases for kind, query in questions(case) if kind in UNCHANGED}
-    assert not left_alone & {query.prompt for query in asked}
+    left_alone = {query.question for case in cases for kind, query in questions(case) if kind in UNCHANGED}
+    assert not left_alone & {query.question for query in asked}
     said = {answer.prompt: answer.after for answers in found for answer in answers}
     assert (said["Where is it?"], said["How big?"]) == ("a", "tiny")
 

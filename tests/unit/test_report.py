@@ -34,16 +34,17 @@ def test_one_step_has_both_tasks_side_by_side(tmp_path: Path) -> None:
     write(tmp_path / "vqa")
     write(tmp_path / "caption", dataset="pocket-caption", cases="0ther", max_new_tokens=32)
     (table,) = [score_table(blocks, "strict/exact") for blocks in arrange(read([tmp_path]), "strict/exact")]
-    heads = ("n", "Rel.", "T-Gen.", "M-Gen.", "T-Loc.", "M-Loc.", "Avg.", "Spec.", "Port.")
+    averaged = ("Rel.", "T-Gen.", "M-Gen.", "T-Loc.", "M-Loc.")
+    heads = ("n", "Scope", *averaged, "Avg.", "N-Loc.", "Spec.", "Port.", "Garbled")
     assert table.heads == (("E-VQA", heads), ("E-IC", heads))
-    row = ["4", "100.0", "100.0", "75.0", "75.0", "100.0", "90.0", "100.0", "100.0"]
+    row = ["4", "75.0", "100.0", "100.0", "75.0", "75.0", "100.0", "90.0", *["100.0"] * 3, "0.0"]
     assert shown(table) == {"ft": row * 2}
     assert table.title == "One-step editing; mini (f00d, float32): strict/exact, percent [95 % interval]"
     assert "E-IC: pocket-caption eval (cases 0ther), answers of at most 32 tokens, normalisation 2." in table.notes[0]
     _, cells = table.rows[0]
     (row_of_csv,) = [row for row in summarise(read_run(tmp_path / "vqa")) if row["metric"] == "m_generality"][:1]
-    assert (cells[3].value, cells[3].n) == (0.75, 4) and cells[3].interval == (row_of_csv["low"], row_of_csv["high"])
-    assert cells[3].measurement is not None and list(cells[3].measurement.runs) == [tmp_path / "vqa"]
+    assert (cells[4].value, cells[4].n) == (0.75, 4) and cells[4].interval == (row_of_csv["low"], row_of_csv["high"])
+    assert cells[4].measurement is not None and list(cells[4].measurement.runs) == [tmp_path / "vqa"]
 
 
 def test_what_was_not_measured_is_na_and_spoils_the_average(tmp_path: Path) -> None:
@@ -51,8 +52,8 @@ def test_what_was_not_measured_is_na_and_spoils_the_average(tmp_path: Path) -> N
     write(tmp_path / "other", {"a": [case("a")]}, editor="zap", dataset="pocket-caption")
     ((blocks),) = arrange(read([tmp_path]), "strict/exact")
     assert shown(score_table(blocks, "strict/exact")) == {
-        "ft": ["1", "100.0", "n/a", "n/a", "100.0", "n/a", "n/a", "n/a", "n/a"] + ["n/a"] * 9,
-        "zap": ["n/a"] * 9 + ["1"] + ["100.0"] * 8,
+        "ft": ["1", "100.0", "100.0", "n/a", "n/a", "100.0", *["n/a"] * 5, "0.0"] + ["n/a"] * 12,
+        "zap": ["n/a"] * 12 + ["1"] + ["100.0"] * 10 + ["0.0"],
     }
 
 
@@ -60,7 +61,8 @@ def test_an_undefined_score_is_na(tmp_path: Path) -> None:
     case = CaseResult("a", "", (asked("reliability", 1.0), asked("t_locality", None)), 0.5)
     write(tmp_path, {"a": [case]})
     ((blocks),) = arrange(read([tmp_path]), "strict/exact")
-    assert shown(score_table(blocks, "strict/exact"))["ft"][4] == "n/a"
+    cells = shown(score_table(blocks, "strict/exact"))["ft"]
+    assert (cells[1], cells[2], cells[5]) == ("n/a", "100.0", "n/a"), "nor is scope"
     (page,) = [bars(block, "x") for block in blocks]
     assert ">n/a<" in page
 
@@ -75,9 +77,9 @@ def test_the_best_is_bold_where_there_is_a_choice(tmp_path: Path) -> None:
     ((blocks),) = arrange(read([tmp_path]), "strict/exact")
     # "n" is nothing to be best at; whoever has not finished is out of the race
     assert bold(score_table(blocks, "strict/exact")) == {
-        "ft": [False, True, True, False, False, True, True, True, True],
-        "unfinished": [False] * 9,
-        "zap": [False, False, True, True, True, True, False, True, True],
+        "ft": [False, True, True, True, False, False, True, True, True, True, True, True],
+        "unfinished": [False] * 12,
+        "zap": [False, False, False, True, True, True, True, False, True, True, True, True],
     }
 
 
@@ -113,8 +115,8 @@ def test_sequences_stand_by_their_length_and_the_end_apart_from_the_rest(tmp_pat
     end, own = tables
     assert [title for title, _ in end.heads] == [title for title, _ in own.heads] == ["K = 2", "K = 4"]
     assert end.title.startswith("Sequential editing on E-VQA; mini") and ", asked right after each edit;" in own.title
-    assert [shown(table)["ft"][1] for table in tables] == ["50.0", "100.0"]
-    assert [shown(table)["ft"][10] for table in tables] == ["75.0", "100.0"]
+    assert [shown(table)["ft"][1:3] for table in tables] == [["50.0"] * 2, ["100.0"] * 2]
+    assert [shown(table)["ft"][14] for table in tables] == ["75.0", "100.0"]
     assert shown(end)["ft"][0] == "2" and end.rows[0][1][0].remark == ""
 
 
@@ -123,7 +125,7 @@ def test_intermediate_times_are_a_table_of_their_own(tmp_path: Path) -> None:
     changes = {"setting": "sequential", "k": 2, "evaluate_at": (1,), "edited": 2}
     write(tmp_path, {"sequence-00000": cases}, **changes)
     end, at = [score_table(blocks, "strict/exact") for blocks in arrange(read([tmp_path]), "strict/exact")]
-    assert (shown(end)["ft"][1], shown(at)["ft"][1]) == ("100.0", "0.0")
+    assert (shown(end)["ft"][2], shown(at)["ft"][2]) == ("100.0", "0.0")
     assert at.heads[0][0] == "K = 2, after 1" and "asked on the way" in at.title
 
 
@@ -137,8 +139,8 @@ def test_intermediate_times_are_drawn_as_curves_up_to_the_end(tmp_path: Path) ->
         write(tmp_path / editor, {"sequence-00000": cases}, editor=editor, **changes)
     end, at = [score_table(blocks, "strict/exact") for blocks in arrange(read([tmp_path]), "strict/exact")]
     (drawing,) = on_the_way(at)
-    reliability, *others = drawing.figure.axes
-    assert reliability.get_title() == "Rel." and len(others) == 6
+    scope, reliability, *others = drawing.figure.axes
+    assert (scope.get_title(), reliability.get_title()) == ("Scope", "Rel.") and len(others) == 8
     drawn = {line.get_label(): list(line.lines[0].get_ydata()) for line in reliability.containers}
     assert list(drawn.values()) == [[100, 100, 0], [100, 0, 0]] and "ft" in drawn
     assert [tick.get_text() for tick in reliability.get_xticklabels()] == ["20", "100", "200"]
@@ -167,8 +169,9 @@ def test_the_gap_between_protocols_names_both(tmp_path: Path) -> None:
     path = tmp_path / "strict" / "results.jsonl"
     path.write_text(re.sub(r', "teacher_forced/\w+": 1.0', "", path.read_text()))
     (table,) = gap_tables(read([tmp_path]))
-    assert table.heads[0][1][3:6] == ("Gen. strict", "Gen. teacher-forced", "Gen. gap")
-    assert shown(table) == {"ft": ["100.0", "100.0", "+0.0", "87.5", "100.0", "+12.5", "87.5", "100.0", "+12.5"]}
+    assert table.heads[0][1][6:9] == ("Gen. strict", "Gen. teacher-forced", "Gen. gap")
+    scope, rel, gen = (["75.0", "100.0", "+25.0"], ["100.0", "100.0", "+0.0"], ["87.5", "100.0", "+12.5"])
+    assert shown(table) == {"ft": [*scope, *rel, *gen, *gen]}
     assert "strict/exact beside teacher_forced/em" in table.title
     assert table.title in [found.title for found in report_tables(read([tmp_path]), views_of(read([tmp_path])))]
 
@@ -184,7 +187,11 @@ def test_the_summary_is_over_what_all_its_numbers_share(tmp_path: Path) -> None:
     (table,) = summary_tables(read([tmp_path]), "strict/exact")
     assert [title for title, _ in table.heads] == ["One-step editing", "Sequential editing"]
     # Gen.: (100 + 75 + 100 + 100) / 4; Loc. of sequences: (50 + 100 + 75 + 100) / 4
-    assert shown(table) == {"ft": ["100.0", "93.8", "93.8", "100.0", "100.0", "81.2"], "zap": ["n/a"] * 6}
+    # Scope: (75 + 100) / 2, and (50 + 75) / 2
+    assert shown(table) == {
+        "ft": ["87.5", "100.0", "93.8", "93.8", "62.5", "100.0", "100.0", "81.2"],
+        "zap": ["n/a"] * 8,
+    }
     assert "pocket-vqa K = 2, pocket-vqa K = 4" in table.notes[0]
 
 
@@ -234,8 +241,9 @@ def test_markdown_has_tables_and_provenance(tmp_path: Path) -> None:
     measurements = read([tmp_path])
     text = to_markdown(measurements, report_tables(measurements, ["strict/exact"]))
     head, line, *rows = [line for line in text.splitlines() if line.startswith("|")]
-    assert head == "| method | E-VQA n | Rel. | T-Gen. | M-Gen. | T-Loc. | M-Loc. | Avg. | Spec. | Port. |"
-    assert line.count("---:") == 9
+    columns = "Scope | Rel. | T-Gen. | M-Gen. | T-Loc. | M-Loc. | Avg. | N-Loc. | Spec. | Port. | Garbled"
+    assert head == f"| method | E-VQA n | {columns} |"
+    assert line.count("---:") == 12
     assert rows[1].startswith(r"| z\|\<b\> | 4 | **100.0** [100, 100] |")
     assert "commit c0ffee" in text and "seed 0" in text and "cases' hash ca5e5" in text and "unike 0.1.0" in text
     assert "1 already right, 0 skipped" in text and "seconds an edit 0.50" in text
@@ -258,6 +266,15 @@ def test_portability_is_told_by_hop_too(tmp_path: Path) -> None:
     assert "portability:4-hop" in to_csv(read([tmp_path]))
 
 
+def test_portability_is_told_apart_by_whether_it_is_known(tmp_path: Path) -> None:
+    answers = [asked("reliability", 1.0), *(asked("portability", float(known), known=known) for known in (True, False))]
+    write(tmp_path / "a", units={"a": [CaseResult("a", "flag", tuple(answers), 0.5)]}, edited=1)
+    (table,) = report_tables(read([tmp_path]), ["strict/exact"])
+    heads = dict(zip(table.heads[0][1], (cell.text for cell in table.rows[0][1]), strict=True))
+    assert [heads[f"Port.{part}"] for part in ("", " known", " rest")] == ["50.0", "100.0", "0.0"]
+    assert heads["Scope"] == "100.0"
+
+
 def test_nothing_in_a_header_ends_the_block_that_it_stands_in(tmp_path: Path) -> None:
     evil = "m\n```\n# Title\r````\n<script>"
     write(tmp_path / "a", model=evil, dataset="pocket-|vqa\n# x")
@@ -269,7 +286,7 @@ def test_nothing_in_a_header_ends_the_block_that_it_stands_in(tmp_path: Path) ->
     assert (
         "<script>" not in outside and "\n```" not in outside and "\n# x" not in outside and "\n# Title" not in outside
     )
-    assert all(line.count(" | ") == 9 for line in text.splitlines() if line.startswith("|"))
+    assert all(line.count(" | ") == 12 for line in text.splitlines() if line.startswith("|"))
 
 
 @pytest.mark.parametrize("name", ["=1+2", "+x", "-x", "@x", " =HYPERLINK()", "\t=1"])

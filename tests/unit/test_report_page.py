@@ -194,7 +194,7 @@ def test_the_command_writes_each_format(cli: Cli, tmp_path: Path) -> None:
     text = cli("report", tmp_path / "runs")
     assert text.code == 0 and text.out.startswith("# Report\n") and not text.err
     numbers = cli("report", tmp_path / "runs", "--format", "csv", "--protocol", "strict")
-    assert numbers.out.splitlines()[1] == "mini,ft,pocket-vqa,one-step,1,strict,exact,reliability,1.0,1.0,1.0,4,0"
+    assert numbers.out.splitlines()[1] == "mini,ft,pocket-vqa,one-step,1,strict,exact,scope,0.75,0.25,1.0,4,0"
     assert cli("report", tmp_path / "runs", "--out", "r.md").out == "report: r.md\n"
     assert Path("r.md").read_text() == text.out
     assert cli("report", tmp_path / "runs", "--format", "html", "--cases", 0).out == "report: report.html\n"

@@ -43,7 +43,7 @@ def write(folder: Path, *names: str, part: int | None = None) -> None:
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
-    several = replace(result("c"), asked=(replace(result("c").asked[0], also=("ici",), hop=2),))
+    several = replace(result("c"), asked=(replace(result("c").asked[0], also=("ici",), hop=2, known=False),))
     cases = [result("a"), several, result("b", 0.25, notes={"alpha": 0.5}, sequence=3, position=1, when="own")]
     with ResultsFile(tmp_path / "new" / "run", HEADER) as file:
         file.append("sequence-3", cases)
@@ -52,7 +52,8 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert run.units == {"sequence-3": cases} and run.cases == cases
     line = json.loads((tmp_path / "new" / "run" / "results.jsonl").read_text().splitlines()[1])
     assert ["notes" in case["asked"][0] for case in line["cases"]] == [False, False, True]
-    assert ["also" in case["asked"][0] for case in line["cases"]] == [False, True, False]
+    for key in ("also", "known"):
+        assert [key in case["asked"][0] for case in line["cases"]] == [False, True, False]
 
 
 def test_a_run_goes_on_from_any_byte(tmp_path: Path) -> None:
@@ -247,18 +248,21 @@ def test_a_summary_has_a_row_for_every_score(tmp_path: Path) -> None:
     assert all(tuple(row) == COLUMNS for row in rows)
     found = {(row["protocol"], row["scorer"], row["metric"]): (row["value"], row["n"]) for row in rows}
     assert found == {
+        ("strict", "exact", "scope"): (0.5, 4),
+        ("strict", "exact", "garbled"): (0.0, 4),
+        ("teacher_forced", "token", "scope"): (0.0, 4),
         ("strict", "exact", "reliability"): (0.75, 2),
         ("strict", "exact", "t_locality"): (0.5, 2),
         ("teacher_forced", "token", "reliability"): (0.375, 2),
         ("teacher_forced", "token", "t_locality"): (0.25, 2),
     }
-    assert [row["metric"] for row in rows[:2]] == ["reliability", "t_locality"]
+    assert [row["metric"] for row in rows[:4]] == ["scope", "reliability", "t_locality", "garbled"]
     assert {row["editor"] for row in rows} == {"ft"}
 
 
 def test_a_column_has_one_protocol_and_one_scorer() -> None:
     rows = summarise(RunResults(HEADER, {"a": [result("a"), result("a", 0.0, "t_locality")]}))
-    assert {name: row["value"] for name, row in column(rows[:2]).items()} == {"reliability": 1.0, "t_locality": 0.0}
+    assert {name: row["value"] for name, row in column(rows[1:3]).items()} == {"reliability": 1.0, "t_locality": 0.0}
     with pytest.raises(UnikeError, match=r"cannot mix protocols \(strict, teacher_forced\)"):
         column(rows)
     with pytest.raises(ValueError, match="a metric comes twice"):
@@ -266,15 +270,18 @@ def test_a_column_has_one_protocol_and_one_scorer() -> None:
 
 
 def test_what_is_not_defined_is_a_row_without_a_value() -> None:
-    (row, _) = summarise(RunResults(HEADER, {"a": [result("a", None)]}))
-    assert (row["value"], row["low"], row["high"], row["n"]) == (None, None, None, 0)
+    scope, row, *_ = summarise(RunResults(HEADER, {"a": [result("a", None)]}))
+    assert (scope["metric"], row["metric"]) == ("scope", "reliability")
+    for each in (scope, row):
+        assert (each["value"], each["low"], each["high"], each["n"]) == (None, None, None, 0)
 
 
 def test_times_of_a_sequence_are_settings_of_their_own() -> None:
     of_sequences = header(setting="sequential", k=100)
     whens = ["at-100", "own", "end", "at-10"]
     units = {"s": [result("a", index / 4, when=when) for index, when in enumerate(whens)]}
-    rows = [row for row in summarise(RunResults(of_sequences, units)) if row["protocol"] == "strict"]
+    found = summarise(RunResults(of_sequences, units))
+    rows = [row for row in found if (row["protocol"], row["metric"]) == ("strict", "reliability")]
     assert [row["setting"] for row in rows] == [
         "sequential",
         "sequential:own",

@@ -154,7 +154,7 @@ def test_table_4_and_the_parts_of_one_row(cli: Cli, args: tuple[object, ...], mo
     in_context = Variant("Intrin + IKE", {"ike": {"pool_size": 4}}, "intrinsic_ike")
     monkeypatch.setattr(ablation, "ROWS", [ablation.ROWS[0], in_context])
     assert cli("study", "ablation", *args).code == 0
-    assert [row["editor"] for row in numbers("out/ablation.csv")[::5]] == ["only Intrin", "Intrin + IKE"]
+    assert [*dict.fromkeys(row["editor"] for row in numbers("out/ablation.csv"))] == ["only Intrin", "Intrin + IKE"]
     assert read_run(Path("out/intrinsic_ike-pool_size=4")).header.config["intrinsic"] == {"steps": 1}
 
 

@@ -67,6 +67,10 @@ class Answers:
         """The answer to a question that was asked; its target is not looked at."""
         return self._known[content_key(query)]
 
+    def __contains__(self, query: Query) -> bool:
+        """Whether a question was asked."""
+        return content_key(query) in self._known
+
     def ask(
         self,
         queries: Sequence[Query],

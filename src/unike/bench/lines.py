@@ -5,13 +5,13 @@ along a line. `ReadCase` is a case with all of it, as the unedited model reads i
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
 
 from unike.backbones.forward.split import IGNORE, SplitState
-from unike.data.queries import RELIABILITY, EditCase, Query
+from unike.data.queries import RELIABILITY, EditCase, Query, probe_kinds
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ class Question:
         gold: Where the line with the gold answer is, ``(batch, row)``, or None.
         own: Where the line with the answer before the edit is; None where it does not matter or is empty.
         edited: Where the line with the edit's own answer is; None where it is as quick to ask.
+        known: Whether the unedited model answers it when it is told the fact in words; None where that was not asked.
     """
 
     kind: str
@@ -86,6 +87,7 @@ class Question:
     gold: tuple[int, int] | None = None
     own: tuple[int, int] | None = None
     edited: tuple[int, int] | None = None
+    known: bool | None = None
 
 
 TEXTS = ("own", "gold", "edited")
@@ -115,6 +117,13 @@ class ReadCase:
 def questions(case: EditCase) -> list[tuple[str, Query]]:
     """Everything that is asked about a case: ``(kind, query)``, the edited fact first."""
     return [(RELIABILITY.name, case.edit), *((probe.kind, probe.query) for probe in case.probes)]
+
+
+def told(case: EditCase) -> dict[Query, Query]:
+    """Each question that has no say in the scope, to itself with the fact in words before it, without the picture."""
+    fact = f"{case.edit.prompt} {case.edit.target}."
+    apart = [query for kind, query in questions(case) if not probe_kinds()[kind].in_scope]
+    return {query: replace(query, prompt=f"{fact} {query.prompt}", image=None) for query in apart}
 
 
 def image_name(image: Path | None, root: Path | None) -> str | None:

@@ -28,6 +28,8 @@ class Asked:
         notes: What the method says about the question, see `Prefill.note`.
         also: Further answers that are as right as the target.
         hop: Of the `Probe`.
+        known: Of what follows from the fact: whether the unedited model says it when it is told the fact in words,
+            without the picture. None of other questions, and in results of older versions.
     """
 
     kind: str
@@ -40,6 +42,7 @@ class Asked:
     notes: dict[str, float] = field(default_factory=dict)
     also: tuple[str, ...] = ()
     hop: int | None = None
+    known: bool | None = None
 
     __pydantic_config__: ClassVar[ConfigDict] = READ
 

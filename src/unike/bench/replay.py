@@ -33,6 +33,7 @@ from unike.bench.lines import (
     image_name,
     questions,
     text_tokens,
+    told,
 )
 from unike.bench.outcome import Asked
 from unike.bench.proof import Proof, begins_as_asked
@@ -94,7 +95,11 @@ class Examiner:
             UnikeError: An edit is attached.
         """
         check_unedited(self.backbone)
-        asked = [Question(kind, query, self.answers[query]) for kind, query in questions(case)]
+        known = {query: each.accepts(self.answers[each]) for query, each in told(case).items() if each in self.answers}
+        asked = [
+            Question(kind, query, self.answers[query], known=None if probe_kinds()[kind].in_scope else known.get(query))
+            for kind, query in questions(case)
+        ]
         texts = {}  # (question, which text) to the line that is read
         edited = (case.edit.target or "").strip()
         for number, question in enumerate(asked):
@@ -270,8 +275,9 @@ class Examiner:
         image = image_name(query.image, self.image_root)
         place = question.gold or question.own
         notes = {} if place is None else under[place[0]][place[1]].notes
-        told = (question.kind, query.prompt, image, query.target, question.before, after, scores, notes, query.also)
-        return Asked(*told, hop=read.case.probes[number - 1].hop if number else None)
+        said = (question.kind, query.prompt, image, query.target, question.before, after, scores, notes, query.also)
+        hop = read.case.probes[number - 1].hop if number else None
+        return Asked(*said, hop=hop, known=question.known)
 
     def _predicted(
         self, read: ReadCase, under: list[list[Guesses]], place: tuple[int, int] | None

@@ -240,6 +240,8 @@ def to_json(case: CaseResult) -> dict[str, Any]:
         for name in ("notes", "also", "hop"):
             if not asked[name]:
                 del asked[name]
+        if asked["known"] is None:
+            del asked["known"]
     return entry
 
 

@@ -25,7 +25,7 @@ from accelerate.utils import align_module_device
 from unike.backbones.adapter import Backbone
 from unike.backbones.answers import ALONE, Answers, Team
 from unike.bench.header import Counts, Git, Header
-from unike.bench.lines import ReadCase, questions
+from unike.bench.lines import ReadCase, told
 from unike.bench.outcome import CaseResult
 from unike.bench.replay import TOGETHER, Examiner
 from unike.bench.results import ResultsFile, RunResults, check_same_run, read_run
@@ -44,6 +44,7 @@ from unike.bench.spec import RunSpec
 from unike.core.errors import UnikeError
 from unike.core.progress import Progress, silent
 from unike.core.version import __version__
+from unike.data.provenance import every_query
 from unike.data.queries import EditCase
 from unike.editors.base import Editor
 from unike.edits.edit import Edit
@@ -99,8 +100,9 @@ def evaluate(
     with ResultsFile(out, header, part=None if team.size == 1 else team.rank) as file:
         done = read_run(out).units.keys()
         left = [unit for unit in units if not done >= set(unit.names)]
+        open_cases = [case for unit in left for case in unit.cases]
         answers.ask(
-            [query for unit in left for case in unit.cases for _, query in questions(case)],
+            [query for case in open_cases for query in (*every_query([case]), *told(case).values())],
             lambda number, total: progress("asking all questions, before", number, total),
             team=team,
         )

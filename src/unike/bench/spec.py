@@ -74,7 +74,7 @@ class RunSpec:
         Option("A setting of the method; repeatable.", "--set", KEY_VALUES, metavar="KEY=VALUE"),
     ] = field(default_factory=dict)
     dataset: Annotated[
-        str, Option("pocket-vqa, pocket-caption, mmedit-vqa, mmedit-caption or vlkeb."), Role.CONDITION
+        str, Option("As `unike ls datasets` has it, with a task: pocket-vqa, pocket2-text, vlkeb."), Role.CONDITION
     ] = "pocket-vqa"
     split: Annotated[str, Option("Part of the data set; settings are chosen on dev."), Role.CONDITION] = "eval"
     setting: Annotated[str, Option("one-step, sequential or cross-task."), Role.CONDITION] = "one-step"

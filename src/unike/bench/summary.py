@@ -6,9 +6,10 @@ A summary is made from results alone, without torch.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from unike.bench.outcome import Asked
 from unike.bench.protocols.base import all_protocols, the_protocol, views
 from unike.bench.results import RunResults
-from unike.data.queries import probe_kinds
+from unike.bench.verdicts import metric_heads, verdicts
 
 RESAMPLES = 1000
 
@@ -41,9 +42,11 @@ def summarise(run: RunResults, *, resamples: int = RESAMPLES) -> list[dict[str, 
         resamples: Draws of the bootstrap, with the run's seed.
 
     Returns:
-        Rows with the keys of `COLUMNS`. A metric is a kind of question; where it is known how far questions are from
-        the fact, those of each distance are one too, ``"portability:2-hop"``. ``value``, ``low`` and ``high`` are
-        shares from 0 to 1, None where a score is not defined for the method; ``n`` counts questions.
+        Rows with the keys of `COLUMNS`. A metric is a kind of question. Where it is known how far questions are from a
+        fact, those of each distance are one too, ``"portability:2-hop"``; so are those that the unedited model answers
+        when it is told the fact, ``"portability:known"``, and the others, ``"portability:rest"``; and what is said of
+        edits as a whole (`unike.bench.verdicts`). ``value``, ``low`` and ``high`` are shares from 0 to 1, None where a
+        score is not defined for the method; ``n`` counts questions, of ``scope`` edits.
     """
     spec = run.header.spec
     shared = {"model": spec.model, "editor": spec.editor, "dataset": spec.dataset}
@@ -53,11 +56,15 @@ def summarise(run: RunResults, *, resamples: int = RESAMPLES) -> list[dict[str, 
         for case in cases:
             for asked in case.asked:
                 for key, value in asked.scores.items():
-                    for metric in (asked.kind, *([f"{asked.kind}:{asked.hop}-hop"] if asked.hop else [])):
+                    for metric in _metrics(asked):
                         totals = sums.setdefault((case.when, key, metric), {}).setdefault(unit, [0.0, 0.0])
                         if value is not None:
                             totals[0] += value
                             totals[1] += 1
+            for key, metric, total, count in verdicts(case):
+                totals = sums.setdefault((case.when, key, metric), {}).setdefault(unit, [0.0, 0.0])
+                totals[0] += total
+                totals[1] += count
     rows = []
     for when, key, metric in sorted(sums, key=_order):
         protocol, scorer = key.split("/")
@@ -123,9 +130,27 @@ def interval(
     return float(scores.sum() / n), float(low), float(high), n
 
 
+def _metrics(asked: Asked) -> list[str]:
+    """What a question is counted as: its kind, and with its hop, and with whether what it asks is known."""
+    found = [asked.kind]
+    if asked.hop:
+        found.append(f"{asked.kind}:{asked.hop}-hop")
+    if asked.known is not None:
+        found.append(f"{asked.kind}:{'known' if asked.known else 'rest'}")
+    return found
+
+
 def _order(key: tuple[str, str, str]) -> tuple[Any, ...]:
     when, score, metric = key
     protocol, scorer = score.split("/")
     kind, _, hop = metric.partition(":")
     # "at-10" before "at-100"; the end of a sequence first
-    return when != "end", len(when), when, [*all_protocols()].index(protocol), scorer, [*probe_kinds()].index(kind), hop
+    return (
+        when != "end",
+        len(when),
+        when,
+        [*all_protocols()].index(protocol),
+        scorer,
+        [*metric_heads()].index(kind),
+        hop,
+    )

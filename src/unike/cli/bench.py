@@ -10,7 +10,6 @@ from rich.table import Table
 from unike.bench.spec import RunSpec
 from unike.cli import _shared as shared
 from unike.cli._options import takes
-from unike.data.queries import probe_kinds
 
 if TYPE_CHECKING:
     from unike.bench.header import Header
@@ -72,6 +71,7 @@ def show(header: "Header", rows: Sequence[Mapping[str, Any]]) -> None:
     """The main scorer of each protocol, side by side, each under its name."""
     from unike.bench.protocols.base import views
     from unike.bench.summary import column, select
+    from unike.bench.verdicts import metric_heads
 
     spec, counts = header.spec, header.counts
     shared.OUT.print(
@@ -86,7 +86,7 @@ def show(header: "Header", rows: Sequence[Mapping[str, Any]]) -> None:
         for view in columns:
             grid.add_column(view.replace("/", "\n"), justify="right")
         there = sorted({metric for cells in columns.values() for metric in cells})
-        for metric in (each for kind in probe_kinds() for each in there if each.partition(":")[0] == kind):
+        for metric in (each for kind in metric_heads() for each in there if each.partition(":")[0] == kind):
             here = [cells.get(metric) for cells in columns.values()]
             grid.add_row(metric, str(max(row["n"] for row in here if row)), *map(cell, here))
         shared.OUT.print(grid)

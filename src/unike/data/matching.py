@@ -46,6 +46,18 @@ def exact_match(answer: str, *targets: str) -> bool:
     return normalise(answer) in {*map(normalise, targets)} - {""}
 
 
+def holds(answer: str, *targets: str) -> bool:
+    """Whether one of some texts is in an answer, whole and not within longer words, once all are normalised.
+
+    >>> holds("It is the grand piano, I think.", "Grand-piano"), holds("a grand pian", "grand piano")
+    (True, False)
+    >>> holds("4711", "47")
+    False
+    """
+    said, wanted = normalise(answer), {*map(normalise, targets)} - {""}
+    return any(re.search(rf"(?<!\w){re.escape(target)}(?!\w)", said) for target in wanted)
+
+
 def _separates(text: str, index: int) -> bool:
     """Whether a character only separates words, or ends them."""
     character = text[index]

@@ -23,6 +23,8 @@ class ProbeKind:
         modality: What differs from the edited question: its ``"text"``, or (also) its ``"image"``.
         says: What is asked, in a few words.
         of: The paper's property that it is a part of, ``"Gen."``; empty if it stands beside the paper's average.
+        in_scope: Whether an edit must be right here for its scope to be right. What follows from a fact can only be
+            asked where it is known; the unedited model is asked whether it is.
     """
 
     name: str
@@ -31,6 +33,7 @@ class ProbeKind:
     modality: Literal["text", "image"]
     says: str
     of: str = ""
+    in_scope: bool = True
 
 
 RELIABILITY = ProbeKind("reliability", "Rel.", "target", "text", "the edited question", "Rel.")
@@ -42,10 +45,11 @@ PUBLISHED = (
     ProbeKind("m_generality", "M-Gen.", "target", "image", "another picture of it", "Gen."),
     ProbeKind("t_locality", "T-Loc.", "unchanged", "text", "no picture", "Loc."),
     ProbeKind("m_locality", "M-Loc.", "unchanged", "image", "unrelated picture", "Loc."),
+    ProbeKind("near_locality", "N-Loc.", "unchanged", "image", "same question, another of its kind"),
     ProbeKind("specificity", "Spec.", "unchanged", "text", "something else, same picture"),
-    ProbeKind("portability", "Port.", "target", "text", "what follows from it"),
+    ProbeKind("portability", "Port.", "target", "text", "what follows from it", in_scope=False),
 )
-"""Of the paper and of VLKEB, in the order of tables."""
+"""Of the paper, of VLKEB and of PocketEdit, in the order of tables."""
 
 GENERALITY, LOCALITY = (tuple(kind.name for kind in PUBLISHED if kind.of == of) for of in ("Gen.", "Loc."))
 """Names of the two kinds that are about the edited fact, and of the two that are about something else."""

@@ -12,10 +12,11 @@ class Cell:
 
     Attributes:
         text: What it shows: a share in percent, a difference in points, or a number of cases.
-        value: A share from 0 to 1, of which more is better; None for everything else.
+        value: A share from 0 to 1, of which more is better unless ``lower``; None for everything else.
         interval: Ends of the 95 % interval.
         n: How many questions the number is a mean of.
         measurement: Whose number it is.
+        lower: Whether less of it is better.
         best: Whether no finished method has a better one in this column.
         remark: What else is to be said of it.
     """
@@ -25,6 +26,7 @@ class Cell:
     interval: tuple[float, float] | None = None
     n: int | None = None
     measurement: Measurement | None = None
+    lower: bool = False
     best: bool = False
     remark: str = ""
 

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from unike.bench.outcome import CaseResult
 from unike.bench.summary import column, select
+from unike.bench.verdicts import metric_heads
 from unike.data.queries import probe_kinds
 from unike.report.blocks import Block
 from unike.report.cells import Table
@@ -40,7 +41,7 @@ def bars(block: Block, label: str) -> str:
         An ``<svg>``. A score that is not defined is written ``n/a``.
     """
     found = {entry.method: column(entry.rows) for entry in block.entries}
-    metrics = [metric for metric in probe_kinds() if any(metric in rows for rows in found.values())]
+    metrics = [metric for metric in metric_heads() if any(metric in rows for rows in found.values())]
     thickness = 0.8 / len(found)
     with styled():
         width = max(6.0, 1.0 + INCHES_A_BAR * len(metrics) * (len(found) + 1))
@@ -64,7 +65,7 @@ def bars(block: Block, label: str) -> str:
                     axes.vlines(place, 100 * score["low"], 100 * score["high"], color=INK, linewidth=1)
                 else:
                     axes.text(place, 1, "n/a", ha="center", va="bottom", rotation=90, fontsize=7)
-        axes.set_xticks(range(len(metrics)), [probe_kinds()[metric].short for metric in metrics])
+        axes.set_xticks(range(len(metrics)), [metric_heads()[metric] for metric in metrics])
         axes.tick_params(axis="x", length=0)
         axes.set_ylim(0, 105)
         axes.set_ylabel("percent")
@@ -120,7 +121,7 @@ def dots(methods: Mapping[str, Scores], view: str) -> Figure:
         for axes, metric in zip(grid, metrics, strict=True):
             values, ends = in_percent([scores.get(metric) for scores in methods.values()])
             axes.errorbar(values, range(len(methods)), xerr=ends, fmt="o", color=COLOURS[0], markersize=4, linewidth=1)
-            axes.set_title(probe_kinds()[metric].short, fontsize=9)
+            axes.set_title(metric_heads()[metric], fontsize=9)
             axes.set_xlim(-4, 104)
             axes.set_xticks([0, 50, 100])
             axes.set_yticks(range(len(methods)), list(methods))
@@ -170,7 +171,7 @@ def curves(
                 colour = COLOURS[index % len(COLOURS)]
                 axes.axhline(value, color=colour, linestyle="--", linewidth=1, label=name)
                 axes.axhspan(value - below, value + above, color=colour, alpha=0.15, linewidth=0)
-            axes.set_title(probe_kinds()[metric].short, fontsize=9)
+            axes.set_title(metric_heads()[metric], fontsize=9)
             axes.set_ylim(-4, 104)
             axes.tick_params(labelbottom=True)
             if even:
@@ -203,4 +204,4 @@ def on_the_way(table: Table) -> list[Drawing]:
 def measured(methods: Iterable[Scores]) -> list[str]:
     """The metrics that any of several methods has, in the order of tables."""
     there = {metric for scores in methods for metric in scores}
-    return [metric for metric in probe_kinds() if metric in there]
+    return [metric for metric in metric_heads() if metric in there]

@@ -7,13 +7,14 @@ its columns: how much kinder ``teacher_forced`` is than ``strict``.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 from typing import Any
 
 from unike.bench.spec import Role
 from unike.bench.summary import column
+from unike.bench.verdicts import GARBLED, SCOPE, metric_heads
 from unike.data.queries import probe_kinds
 from unike.report.blocks import TASKS, Block, Entry, arrange, at_the_end, check_view, times
 from unike.report.cells import Cell, Table
@@ -23,8 +24,8 @@ TITLES = {"one-step": "One-step", "sequential": "Sequential", "cross-task": "Cro
 
 
 def averaged() -> dict[str, list[str]]:
-    """The paper's properties, "Gen." for example, and the kinds of questions that each is the mean of."""
-    found: dict[str, list[str]] = defaultdict(list)
+    """Scope and the paper's properties, "Gen." for example, and the metrics that each is the mean of."""
+    found: dict[str, list[str]] = defaultdict(list, {metric_heads()[SCOPE]: [SCOPE]})
     for kind in probe_kinds().values():
         if kind.of:
             found[kind.of].append(kind.name)
@@ -48,7 +49,7 @@ def report_tables(measurements: Sequence[Measurement], views: Sequence[str]) -> 
 
 
 def score_table(blocks: Sequence[Block], view: str) -> Table:
-    """Methods by metrics, in the layout of Tables 1 to 3; specificity and portability stand beside Avg.
+    """Methods by metrics, in the layout of Tables 1 to 3; scope stands first, specificity and the like beside Avg.
 
     Args:
         blocks: Of one model and setting; numbers of ``view`` alone.
@@ -59,20 +60,24 @@ def score_table(blocks: Sequence[Block], view: str) -> Table:
     """
     check_view(blocks, view)
     there = {row["metric"] for block in blocks for entry in block.entries for row in entry.rows}
-    kinds = probe_kinds()
-    averages = [name for name, kind in kinds.items() if kind.of]
-    beside = [name for name, kind in kinds.items() if not kind.of and name in there]
+    averages = [name for name, kind in probe_kinds().items() if kind.of]
+    beside = [name for name in metric_heads() if name not in (SCOPE, *averages) and name in there]
     beside += sorted(metric for metric in there if ":" in metric)  # behind the whole: portability by hop
-    shorts = {name: " ".join([kinds[name.partition(":")[0]].short, *name.split(":")[1:]]) for name in averages + beside}
-    titles = ("n", *(shorts[name] for name in averages), "Avg.", *(shorts[name] for name in beside))
+    whole = [SCOPE, *averages, *beside]
+    shorts = {name: " ".join([metric_heads()[name.partition(":")[0]], *name.split(":")[1:]]) for name in whole}
+    titles = ("n", *(shorts[name] for name in (SCOPE, *averages)), "Avg.", *(shorts[name] for name in beside))
 
     def cells(entry: Entry) -> list[Cell]:
         found = column(entry.rows)
         scores = {metric: _score(found.get(metric), entry.measurement) for metric in shorts}
         average = _mean([scores[name] for name in averages], entry.measurement)
-        return [_count(entry, found), *(scores[name] for name in averages), average, *(scores[name] for name in beside)]
+        first = [_count(entry, found), *(scores[name] for name in (SCOPE, *averages))]
+        return [*first, average, *(scores[name] for name in beside)]
 
-    notes = ["n: edits asked about. Avg.: mean of the five metrics before it. Bold: the best of those that finished."]
+    notes = [
+        "n: edits asked about. Scope: edits with every question right but portability. "
+        "Avg.: mean of the five metrics before it. Bold: the best of those that finished."
+    ]
     table = _table(_title(blocks, f"{view}, percent [95 % interval]"), blocks, titles, cells, notes)
     return replace(table, blocks=tuple(blocks), view=view)
 
@@ -109,7 +114,10 @@ def gap_table(strict: Sequence[Block], kinder: Sequence[Block]) -> Table:
             found += [low, high, _difference(high, low)]
         return found
 
-    notes = ["Gen. and Loc. are means of their two metrics (text, multimodal). gap: teacher-forced minus strict."]
+    notes = [
+        "Scope: edits with every question right but portability. Gen. and Loc. are means of their two metrics (text, "
+        "multimodal). gap: teacher-forced minus strict."
+    ]
     title = _title(strict, "strict/exact beside teacher_forced/em, percent, and the gap in points")
     return _table(title, strict, titles, cells, notes)
 
@@ -205,14 +213,14 @@ def _unfinished(blocks: Iterable[Block]) -> list[str]:
 def _with_best(
     rows: Mapping[str, Sequence[Cell]], unfinished: Container[str]
 ) -> tuple[tuple[str, tuple[Cell, ...]], ...]:
-    """Mark the highest share of each column, and all that read the same; of one method alone, nothing is best."""
+    """Mark the best share of each column, and all that read the same; of one method alone, nothing is best."""
     found = {method: list(cells) for method, cells in rows.items()}
     for place in range(len(next(iter(found.values())))):
         shares = {method: cells[place] for method, cells in found.items() if cells[place].value is not None}
         finished = {method: cell for method, cell in shares.items() if method not in unfinished}
-        highest = max(finished.values(), key=_value).text if finished and len(shares) > 1 else None
+        best = _best(finished.values()).text if finished and len(shares) > 1 else None
         for method, cell in finished.items():
-            if cell.text == highest:
+            if cell.text == best:
                 found[method][place] = replace(cell, best=True)
     return tuple((method, tuple(cells)) for method, cells in found.items())
 
@@ -220,7 +228,8 @@ def _with_best(
 def _score(row: Mapping[str, Any] | None, measurement: Measurement) -> Cell:
     if row is None or row["value"] is None:
         return Cell(measurement=measurement)
-    return Cell(f"{100 * row['value']:.1f}", row["value"], (row["low"], row["high"]), row["n"], measurement)
+    text, ends, lower = f"{100 * row['value']:.1f}", (row["low"], row["high"]), row["metric"] == GARBLED
+    return Cell(text, row["value"], ends, row["n"], measurement, lower)
 
 
 def _mean(cells: Sequence[Cell], measurement: Measurement | None) -> Cell:
@@ -245,8 +254,8 @@ def _count(entry: Entry, found: Mapping[str, Mapping[str, Any]]) -> Cell:
     return Cell(text, measurement=its, remark=remark)
 
 
-def _value(cell: Cell) -> float:
-    return -1.0 if cell.value is None else cell.value
+def _best(cells: Collection[Cell]) -> Cell:
+    return max(cells, key=lambda cell: (cell.value or 0.0) * (-1 if cell.lower else 1))
 
 
 def _title(blocks: Sequence[Block], what: str) -> str:

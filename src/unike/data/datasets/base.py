@@ -1,27 +1,8 @@
-"""From MMEdit's records to edit cases: the one loader behind every data set here.
-
-======================  ====================================================================
-raw key                 becomes
-======================  ====================================================================
-``src``, ``alt``        prompt and target of the edit (and ``image``)
-``rephrase``            ``t_generality``: this prompt, the same image and target
-``image_rephrase``      ``m_generality``: ``src`` about this image, the same target
-``loc``, ``loc_ans``    ``t_locality``: a question without an image
-``m_loc*``              ``m_locality``: image ``m_loc``, question ``m_loc_q``, answer ``m_loc_a``
-``port_new``            ``portability`` (VLKEB, PocketEdit): ``[{"Q&A": {"Question", "Answer"}}]``, or null;
-                        with ``port_type`` (VLKEB), ``"1-hop"`` to ``"4-hop"``: how far it is from the fact
-``spec``                ``specificity`` (PocketEdit): ``[{"Question", "Answer"}]``
-``pred``                ignored: the wrong answer of BLIP-2, never of another backbone
-======================  ====================================================================
-
-Questions are text; answers are text or numbers, or a list of these, any of which is right: the first is the target.
-"""
+"""What a data set is, and what those have in common that are published as files of records (`unike.data.records`)."""
 
 import json
-import math
-import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
@@ -29,11 +10,9 @@ from typing_extensions import Self
 
 from unike.core import registry
 from unike.core.errors import UnikeError
-from unike.data.queries import EditCase, Probe, Query
-
-ANSWERS = ("alt", "loc_ans", "m_loc_a")
-HOP = re.compile(r"([1-9])-hop$")
-REQUIRED = ("src", "rephrase", "alt", "image", "image_rephrase", "loc", "loc_ans", "m_loc", "m_loc_q", "m_loc_a")
+from unike.data.queries import EditCase
+from unike.data.records import case_from_record
+from unike.data.similar import with_near
 
 
 class Dataset(ABC):
@@ -163,7 +142,7 @@ class RecordFiles(Dataset):
             if case is not None:
                 cases.append(case)
         self.skipped = len(records) - len(cases)
-        return cases
+        return with_near(cases)
 
     def _nearby(self, missing: Sequence[str]) -> str:
         """Where what is missing lies one folder away: archives are unpacked into folders of their own."""
@@ -213,76 +192,6 @@ def all_tasks(name: str) -> list[str]:
     return [known for known in dataset_names() if known.partition("-")[0] == family] or [name]
 
 
-def case_from_record(
-    record: Mapping[str, Any], *, case_id: str, image: Callable[[str], Path], where: str, domain: str = ""
-) -> EditCase:
-    """One record in MMEdit's keys as an `EditCase`.
-
-    Args:
-        record: See the table in this module's docstring.
-        case_id: Unique in its data set.
-        image: Turns a record's image path into a path on disk.
-        where: File and index, for messages.
-        domain: A tag to group results by.
-
-    Raises:
-        UnikeError: A key is missing, the target or a prompt is empty, or a text is not valid.
-    """
-    missing = [key for key in REQUIRED if key not in record]
-    if missing:
-        raise UnikeError(f"{where}: {', '.join(missing)} missing")
-    text = {key: _text(record[key], f"{where}: {key}") for key in REQUIRED if key not in ANSWERS}
-    answers = {key: _answers(record[key], f"{where}: {key}") for key in ANSWERS}
-    targets = tuple(answer.strip() for answer in answers["alt"])
-    if not all(targets) or not text["src"].strip():
-        raise UnikeError(f"{where}: the {'prompt (src)' if all(targets) else 'target (alt)'} is empty")
-
-    _check_lines(targets, f"{where}: the target (alt)")
-
-    def asked(prompt: str, picture: Path | None, right: tuple[str, ...]) -> Query:
-        return Query(prompt, picture, right[0], right[1:])
-
-    picture = image(text["image"])
-    probes = [
-        Probe("t_generality", asked(text["rephrase"], picture, targets)),
-        Probe("m_generality", asked(text["src"], image(text["image_rephrase"]), targets)),
-        Probe("t_locality", asked(text["loc"], None, answers["loc_ans"])),
-        Probe("m_locality", asked(text["m_loc_q"], image(text["m_loc"]), answers["m_loc_a"])),
-    ]
-    for key, kind in (("port_new", "portability"), ("spec", "specificity")):
-        for question, right, hop in _questions(record, key, where):
-            probes.append(Probe(kind, asked(question, picture, right), hop))
-            if kind == "portability" and not all(right):
-                raise UnikeError(f"{where}: the answer to a question of port_new is empty")
-            if kind == "portability":
-                _check_lines(right, f"{where}: the answer to a question of port_new")
-    for probe in probes:
-        if not probe.query.prompt.strip():
-            raise UnikeError(f"{where}: the question for {probe.kind} is empty")
-    return EditCase(case_id, asked(text["src"], picture, targets), tuple(probes), domain)
-
-
-def _questions(record: Mapping[str, Any], key: str, where: str) -> list[tuple[str, tuple[str, ...], int | None]]:
-    """The questions of ``port_new`` or ``spec``, their answers and hops; null and a missing key are none."""
-    entries = record.get(key)
-    try:
-        if not isinstance(entries, list | None):
-            raise TypeError
-        pairs = [entry["Q&A"] if key == "port_new" else entry for entry in entries or ()]
-        found = [(pair["Question"], pair["Answer"]) for pair in pairs]
-        hops = [HOP.match(str(entry.get("port_type"))) for entry in entries or ()]
-    except (LookupError, TypeError, AttributeError):
-        raise UnikeError(f"{where}: {key} is not a list of questions with answers") from None
-    return [
-        (
-            _text(question, f"{where}: question {number} of {key}"),
-            tuple(answer.strip() for answer in _answers(right, f"{where}: answer {number} of {key}")),
-            hop and int(hop[1]),
-        )
-        for number, ((question, right), hop) in enumerate(zip(found, hops, strict=True))
-    ]
-
-
 def is_file(path: Path) -> bool:
     """Whether there is a file of that name; none can be of a name that is too long, or no name at all."""
     try:
@@ -312,39 +221,3 @@ def read_records(path: Path) -> list[Any]:
     if not isinstance(records, list):
         raise UnikeError(f"{path}: not a JSON list of records")
     return records
-
-
-def _answers(value: Any, what: str) -> tuple[str, ...]:
-    """An answer, or a list of them, each once.
-
-    Raises:
-        UnikeError: As `_text`, or the list is empty.
-    """
-    if isinstance(value, list) and not value:
-        raise UnikeError(f"{what} is an empty list; give at least one answer")
-    every = value if isinstance(value, list) else [value]
-    return tuple(dict.fromkeys(_text(each, what) for each in every))
-
-
-def _check_lines(answers: Sequence[str], what: str) -> None:
-    """Refuse answers that are never right: of what a model says one line counts."""
-    for answer in answers:
-        if len(answer.splitlines()) > 1:
-            raise UnikeError(f"{what} has several lines, and an answer is one: {json.dumps(answer)[:40]}")
-
-
-def _text(value: Any, what: str) -> str:
-    """A text, or a number such as 2 as one.
-
-    Raises:
-        UnikeError: It is neither, or has half a character in it, which JSON can hold and no model reads.
-    """
-    if type(value) is int or (isinstance(value, float) and math.isfinite(value)):
-        return str(value)
-    if not isinstance(value, str):
-        raise UnikeError(f"{what} is {json.dumps(value)[:40]}, not text")
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise UnikeError(f"{what} is not valid text: {json.dumps(value)[:40]}") from None
-    return value

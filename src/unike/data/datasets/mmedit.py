@@ -3,7 +3,7 @@
 ======================================  ==========================================================
 in the folder                           what it is
 ======================================  ==========================================================
-``vqa_train.json``, ``vqa_eval.json``   E-VQA, a JSON list of records (keys: `unike.data.datasets.base`)
+``vqa_train.json``, ``vqa_eval.json``   E-VQA, a JSON list of records (keys: `unike.data.records`)
 ``caption_{train,eval}_edit.json``      E-IC, the same
 ``vqa/``, ``caption/``                  or these files in folders of their tasks, as EasyEdit has them
 ``val2014``, ``train2014``              COCO's pictures

@@ -16,8 +16,9 @@ from typing_extensions import Self
 from unike.core import home
 from unike.core.errors import UnikeError
 from unike.core.files import replace_file
-from unike.data.datasets.base import Dataset, case_from_record
+from unike.data.datasets.base import Dataset
 from unike.data.queries import EditCase, Query
+from unike.data.records import case_from_record
 
 
 class Pocket(Dataset):
@@ -34,7 +35,7 @@ class Pocket(Dataset):
 
     def __init__(self, task: str | None = None) -> None:
         if task not in (None, *self.tasks):
-            raise UnikeError(f"pocket has no task {task!r} (known: {', '.join(self.tasks)})")
+            raise UnikeError(f"{self.name} has no task {task!r} (known: {', '.join(self.tasks)})")
         self.task = task
 
     @classmethod
@@ -70,7 +71,7 @@ class Pocket(Dataset):
 
 
 def read(table: str, columns: list[str] | None = None) -> list[dict[str, Any]]:
-    """The rows of ``images``, ``concepts``, ``questions`` or ``edits``."""
+    """The rows of ``images``, ``concepts``, ``questions`` or ``edits``; of version 2, ``questions2`` or ``edits2``."""
     with resources.as_file(resources.files("unike.data.datasets").joinpath("pocket_data", f"{table}.parquet")) as path:
         return pq.read_table(path, columns=columns).to_pylist()
 

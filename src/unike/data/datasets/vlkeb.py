@@ -3,7 +3,7 @@
 ==============================  ===================================================================
 in the folder                   what it is
 ==============================  ===================================================================
-``train.json``                  5,000 records (keys: `unike.data.datasets.base`)
+``train.json``                  5,000 records (keys: `unike.data.records`)
 ``eval_multihop.json``          3,174 records, those that have them with ``port_new`` (portability);
                                 ``eval.json`` has the same without, and is not read
 ``VLKEB_images``                pictures in folders by entity, or ``mmkb_images`` with these in it;

@@ -1,0 +1,49 @@
+"""PocketEdit, second version: the pictures of the first, asked harder.
+
+Near things are asked the very same question, wordings are free and of styles that each split has to itself, targets are
+also such as people make up, and a third task edits facts without a picture. ``scripts/pocket/second.py`` made it of
+version 1 (`unike.data.datasets.pocket`), which stays as it was.
+"""
+
+import json
+from pathlib import Path
+from typing import ClassVar
+
+from unike.core import home
+from unike.data.datasets.pocket import Pocket, image, read
+from unike.data.queries import EditCase
+from unike.data.records import case_from_record
+
+LISTS = ("rephrase", "m_loc_more", "near", "port_new", "spec")
+
+
+class Pocket2(Pocket):
+    """PocketEdit 2. Its splits are those of version 1, and share no concept, image or wording either.
+
+    Args:
+        task: ``"vqa"`` (E-VQA), ``"caption"`` (E-IC), ``"text"`` (facts without a picture), or None for all.
+    """
+
+    name: ClassVar[str] = "pocket2"
+    description: ClassVar[str] = "PocketEdit 2: near things, free wordings, made-up targets, text; ships with unike"
+    tasks: ClassVar[tuple[str, ...]] = ("vqa", "caption", "text")
+
+    @property
+    def image_root(self) -> Path:
+        """Where pictures are unpacked: they are version 1's."""
+        return home.folder() / "pocket"
+
+    def cases(self, split: str, *, skip_bad: bool = False) -> list[EditCase]:
+        """Every case of a split; its ``domain`` is photo, pictogram, flag or text."""
+        self.check_split(split)
+        return [
+            case_from_record(
+                record | {key: json.loads(record[key]) for key in LISTS},
+                case_id=record["case_id"],
+                image=image,
+                where=f"edits2.parquet, record {index}",
+                domain=record["domain"],
+            )
+            for index, record in enumerate(read("edits2"))
+            if record["split"] == split and self.task in (None, record["task"])
+        ]
