@@ -1,15 +1,17 @@
-"""How well the gate keeps K edits apart, and from what none of them is about: on ``dev``, without making an edit.
+"""What the gate lets in and what it keeps out, for edits alone and in stacks: without making an edit.
 
-    python benchmarks/gate.py --limit 60
+    python benchmarks/gate.py --split dev
 
-For stacks of each size: how often the gate of an edit is more than half open for its own rephrasings and other
-pictures, and that of any edit of the stack for an unrelated picture; and how often an edit is the nearest of its stack,
-by the whitened cosine at the prompt's end, by the whole prompt, and by both.
+Every case's edit is read as an edit is, every probe as a question is. For stacks of each size that tile the cases, the
+share of probes of each kind for which the gate of an edit that is wanted is open, or, where none is wanted, that of any
+edit of the stack: rephrased questions and other pictures should be near 100, everything else near 0. Beside it both
+halves of the gate apart, for one edit.
 """
 
 import argparse
 import json
 import random
+from collections import defaultdict
 from collections.abc import Sequence
 
 import torch
@@ -18,69 +20,88 @@ from torch import Tensor
 from unike.backbones import load_backbone
 from unike.backbones.adapter import Backbone
 from unike.data.datasets.base import open_dataset
-from unike.data.queries import EditCase, Query
+from unike.data.queries import EditCase, Query, probe_kinds
 from unike.editors.unike.config import UniKEConfig
-from unike.editors.unike.gate import WHOLE, Gate, Reading, overall
+from unike.editors.unike.gate import KEPT, Gate, Reading
 from unike.editors.unike.knowledge import knowledge_of
 
-OWN, UNRELATED = ("t_generality", "m_generality"), "m_locality"
+ROWS = 32
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="mini")
-    parser.add_argument("--datasets", nargs="+", default=["pocket-vqa", "pocket-caption"])
-    parser.add_argument("--limit", type=int, default=60, help="dev cases of each data set")
-    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 10, 20, 60])
+    parser.add_argument("--datasets", nargs="+", default=["pocket2-vqa", "pocket2-caption", "pocket2-text"])
+    parser.add_argument("--split", default="dev")
+    parser.add_argument("--limit", type=int, help="cases of each data set")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 10, 60, 500])
     args = parser.parse_args()
 
     backbone = load_backbone(args.model)
     gate = knowledge_of(backbone).gate
     assert gate is not None, "the model was prepared without a gate"
     for dataset in args.datasets:
-        cases = open_dataset(dataset).cases("dev")
+        cases = open_dataset(dataset).cases(args.split)
         random.Random(0).shuffle(cases)
-        states = read(backbone, gate, cases[: args.limit])
+        keys, probes = read(backbone, gate, cases[: args.limit])
         for size in args.sizes:
-            print(json.dumps({"dataset": dataset, "edits": size} | measure(gate, states, size)))
+            if size <= len(keys.asked):
+                print(json.dumps({"dataset": dataset, "edits": size} | measure(gate, keys, probes, size)), flush=True)
 
 
 @torch.no_grad()
-def read(backbone: Backbone, gate: Gate, cases: Sequence[EditCase]) -> dict[str, Reading]:
-    """Of the edits and of a probe of each kind, ``[C, D]`` each."""
-    asked = {"edit": [case.edit for case in cases]}
-    for kind in (*OWN, UNRELATED):
-        asked[kind] = [next(probe.query for probe in case.probes if probe.kind == kind) for case in cases]
+def read(
+    backbone: Backbone, gate: Gate, cases: Sequence[EditCase]
+) -> tuple[Reading, dict[str, tuple[Tensor, Reading]]]:
+    """What edits keep, ``[C, n]`` each; and of each kind of probe the cases it belongs to, ``[m]``, and its reading."""
 
-    def states(queries: list[Query]) -> Reading:
-        parts = [queries[start : start + 16] for start in range(0, len(queries), 16)]
-        read = [gate.read(backbone, backbone.run_to_split(backbone.encode(part), 0)) for part in parts]
-        return Reading(*(torch.cat(each) for each in zip(*read, strict=True)))
+    def prefills(queries: Sequence[Query]) -> list[tuple[Tensor, ...]]:
+        order = sorted(range(len(queries)), key=lambda i: queries[i].image is None)
+        found: dict[int, tuple[Tensor, ...]] = {}
+        for picture in (True, False):
+            some = [i for i in order if (queries[i].image is not None) == picture]
+            for start in range(0, len(some), ROWS):
+                rows = some[start : start + ROWS]
+                state = backbone.run_to_split(backbone.encode([queries[i].question for i in rows]), 0)
+                kept = gate.keys(backbone, state.prefill())
+                parts = [*gate.read(backbone, state.prefill()), *(kept[name][:, 0] for name in KEPT)]
+                found |= {i: tuple(part[row] for part in parts) for row, i in enumerate(rows)}
+        return [found[i] for i in range(len(queries))]
 
-    return {kind: states(queries) for kind, queries in asked.items()}
+    edits = prefills([case.edit for case in cases])
+    keys = Reading(*(torch.stack([edit[len(KEPT) + i] for edit in edits]) for i in range(len(KEPT))))
+    by_kind: dict[str, list[tuple[int, Query]]] = defaultdict(list)
+    for number, case in enumerate(cases):
+        by_kind["reliability"].append((number, case.edit))
+        for probe in case.probes:
+            by_kind[probe.kind].append((number, probe.query))
+    probes = {}
+    for kind, asked in by_kind.items():
+        rows = prefills([query for _, query in asked])
+        read = Reading(*(torch.stack([row[i] for row in rows]) for i in range(len(KEPT))))
+        probes[kind] = (torch.tensor([number for number, _ in asked]), read)
+    return keys, probes
 
 
-def measure(gate: Gate, states: dict[str, Reading], size: int) -> dict[str, float | list[float]]:
+def measure(gate: Gate, keys: Reading, probes: dict[str, tuple[Tensor, Reading]], size: int) -> dict[str, object]:
     """Percentages over stacks that tile the cases."""
-    keys, rivalry, ramp = states["edit"], UniKEConfig().rivalry, gate.fact.of(size)
-    found: dict[str, list[Tensor]] = {}
-    for start in range(0, len(keys.last) - size + 1, size):
-        stack = slice(start, start + size)
-        for kind in OWN:
-            asked = Reading(*(each[stack] for each in states[kind]))
-            last, whole = (each[stack].expand(size, -1, -1) for each in keys)
-            alike, whitened = overall(whole, asked.whole), gate.similarities(last, asked.last)[1]
-            own = gate.opened(last, asked.last, alike, rivalry).gate.diagonal() > 0.5
-            found.setdefault(kind, []).append(own)
-            for name, near in (("end", whitened), ("whole", alike), ("both", whitened + WHOLE * alike)):
-                nearest = near.argmax(dim=1) == torch.arange(size)
-                found.setdefault(f"{kind} nearest, {name}", []).append(nearest)
-        others = states[UNRELATED]
-        last, whole = (each[stack].expand(len(others.last), -1, -1) for each in keys)
-        every = gate.opened(last, others.last, overall(whole, others.whole), rivalry).gate
-        found.setdefault(UNRELATED, []).append(every.amax(dim=1) > 0.5)
-    shares = {kind: round(100 * torch.cat(parts).float().mean().item(), 1) for kind, parts in found.items()}
-    return {"ramp": [round(ramp.low, 3), round(ramp.high, 3)], **shares}
+    rivalry, kinds = UniKEConfig().gate.rivalry, probe_kinds()
+    opened: dict[str, list[Tensor]] = defaultdict(list)
+    for start in range(0, len(keys.asked) - size + 1, size):
+        stack = Reading(*(each[start : start + size] for each in keys))
+        for kind, (cases, asked) in probes.items():
+            own = ((cases >= start) & (cases < start + size)).nonzero()[:, 0]
+            read = Reading(*(each[own] for each in asked))
+            found = gate.openings(Reading(*(each.expand(len(own), -1, -1) for each in stack)), read, rivalry)
+            wanted = kinds[kind].expects == "target" and kind != "portability"
+            rows = torch.arange(len(own))
+            for name, each in found._asdict().items():
+                if name == "gate" or size == 1:
+                    open_for = each[rows, cases[own] - start] if wanted else each.amax(dim=1)
+                    opened[kind if name == "gate" else f"{kind} ({name})"].append(open_for > 0.5)
+    shares = {kind: round(100 * torch.cat(parts).float().mean().item(), 1) for kind, parts in opened.items()}
+    half = {kind: 0.0 for kind in shares}
+    return {kind: shares[kind] for kind in sorted(half, key=lambda k: ("(" in k, k))}
 
 
 if __name__ == "__main__":

@@ -159,8 +159,7 @@ class Encoding(Parts):
         input_ids = torch.full((len(rows), length), self.tokenizer.eos_token_id or 0 if pad is None else pad)
         attention_mask = torch.zeros_like(input_ids)
         labels = torch.full_like(input_ids, IGNORE)
-        prompt_length = torch.tensor([of_prompt for _, of_prompt in rows])
-        prompt_last = prompt_length - 1
+        prompt_last = torch.tensor([of_prompt for _, of_prompt in rows]) - 1
         for row, (ids, of_prompt) in enumerate(rows):
             start = length - len(ids) if padding_side == "left" else 0
             stop = start + len(ids)
@@ -171,7 +170,26 @@ class Encoding(Parts):
             prompt_last[row] += start
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         inputs |= self._sequence_inputs(input_ids, prompt_last, bool(with_image)) | image_inputs
-        return Batch(inputs, labels, prompt_last, prompt_length).to(self.device)
+        shown = input_ids == self.image_token_id if with_image else None
+        asked = tuple(self.without_picture(ids[:of_prompt]) for ids, of_prompt in rows)
+        return Batch(inputs, labels, prompt_last, asked, shown).to(self.device)
+
+    def without_picture(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """A prompt's tokens without the placeholders of visual features."""
+        placeholder = getattr(self.config, "image_token_id", None)
+        return tuple(token for token in ids if token != placeholder)
+
+    def asked(self, tokens: Sequence[int]) -> str:
+        """The question that a prompt asks, without the template around it.
+
+        Args:
+            tokens: Of the prompt, see `without_picture`. Of a conversation it is the last question.
+        """
+        text = self.tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        text = templates.parse(self.template).question_in(text)
+        for token in {*self.tokenizer.all_special_tokens, *self.tokenizer.get_added_vocab()}:
+            text = text.replace(token, " ")
+        return " ".join(text.split())
 
     def check(self, query: Query) -> None:
         """Refuse a question that `encode` would refuse for its text; its picture is not read, nor an empty target.

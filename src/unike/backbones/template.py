@@ -54,6 +54,16 @@ class Template:
         text = self.pictured if image_text else TAGS.sub("{image}", self.pictured)
         return text.format(image=image_text or "", prompt=prompt)
 
+    def question_in(self, text: str) -> str:
+        """The question in a text that `fill` made, or the last one of a conversation; else the whole text."""
+        for around in filter(None, (self.pictured, self.bare)):
+            before, after = around.split("{prompt}")
+            before, after = before.rpartition("{image}")[2].strip(), after.replace("{image}", "").strip()
+            if before in text and after in text:
+                text = text.rpartition(before)[2] if before else text
+                return (text.rpartition(after)[0] if after else text).strip()
+        return text.strip()
+
     def around(self, has_image: bool) -> str:
         """What `fill` fills."""
         return self.pictured if has_image or self.bare is None else self.bare

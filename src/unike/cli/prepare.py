@@ -76,13 +76,15 @@ def prepare(
         config = PrepareConfig.parse(chosen if limit is None else chosen | {"limit": limit})
         shared.check_loading(device, dtype, quantize)
         shared.check_out(out, pipeline.check_place)
-        cases, against, tags = read_cases(data, split, task, data_dir)
+        cases, scope, against, tags = read_cases(data, split, task, data_dir)
     backbone = None
     if out is None:
         backbone, _ = shared.load(model, device, dtype, quantize, trust_remote_code, template)
         out = place(backbone)
     start = time.perf_counter()
-    there = pipeline.is_prepared(out, model, cases, config, against=against) and is_read_through(template, out)
+    there = pipeline.is_prepared(out, model, cases, config, against=against, scope=scope) and is_read_through(
+        template, out
+    )
     if there:
         known = Knowledge.from_pretrained(out)
     else:
@@ -90,7 +92,9 @@ def prepare(
             backbone, load_seconds = shared.load(model, device, dtype, quantize, trust_remote_code, template)
             start += load_seconds
         with shared.progress_bars() as progress:
-            known = pipeline.prepare(backbone, cases, out, config, against=against, tags=tags, progress=progress)
+            known = pipeline.prepare(
+                backbone, cases, out, config, against=against, scope=scope, tags=tags, progress=progress
+            )
     result = {"model": model, "saved": str(out), "already_there": there} | described(known, out, start)
     shared.print_json(result) if as_json else show(result)
 
@@ -124,8 +128,8 @@ def show(result: dict[str, Any]) -> None:
 
 def read_cases(
     data: str, split: str, task: str | None, data_dir: Path | None
-) -> "tuple[list[EditCase], list[EditCase], dict[str, str]]":
-    """The cases to learn from, those that will be evaluated on, and tags of the first.
+) -> "tuple[list[EditCase], list[EditCase] | None, list[EditCase], dict[str, str]]":
+    """The cases to learn from, those the gate is made from, those that will be evaluated on, and tags of the first.
 
     Raises:
         UnikeError: Unknown names, the split that is only for reporting, or files that are missing.
@@ -135,14 +139,15 @@ def read_cases(
         raise UnikeError("the eval split is only for reporting; prepare from train")
     if task is not None and task not in family.tasks:
         raise UnikeError(f"{data} has no task {task!r} (known: {', '.join(family.tasks) or 'none'})")
-    cases = family.open(task, data_dir).cases(split)
+    dataset = family.open(task, data_dir)
+    cases, scope = dataset.cases(split), dataset.scope_cases(split)
     others = [name for name in EVALUATED if name in family.splits and name != split]
     # Nothing may leak in from a task that is not learned from, either.
     against = []
     for each in family.tasks or (None,):
         dataset = family.open(each, data_dir)
         against += [case for other in others if each == task or dataset.has(other) for case in dataset.cases(other)]
-    return cases, against, pocket_tags() if data == "pocket" else {}
+    return cases, None if scope == cases else scope, against, pocket_tags() if data == "pocket" else {}
 
 
 def pocket_tags() -> dict[str, str]:

@@ -96,9 +96,9 @@ def split_cases(
     Raises:
         UnikeError: Unknown names, or files that are missing.
     """
-    cases, against, _ = read_cases(data, "train", task, data_dir)
+    cases, _, against, _ = read_cases(data, "train", task, data_dir)
     if "dev" in registry.datasets.get(data).splits:
-        validation, _, _ = read_cases(data, "dev", task, data_dir)
+        validation, _, _, _ = read_cases(data, "dev", task, data_dir)
         return cases, validation, against
     from unike.data.sampling import hold_out
 

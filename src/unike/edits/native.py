@@ -42,12 +42,11 @@ def in_the_models_own_calls(backbone: Backbone, is_innermost: Callable[[], bool]
         ids = args[0] if args else kwargs.get("input_ids")
         if kwargs.get("use_cache") is False:
             check_cached(last_ids, ids)
-        prefill = prompts_of(text_input(args, kwargs), kwargs.get("attention_mask"))
+        prefill = prompts_of(backbone, ids, text_input(args, kwargs), kwargs.get("attention_mask"))
         prefills[:] = [prefill]
 
         def count(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
-            rows, length = text_input(args, kwargs).shape[:2]
-            prefill.passes.append((rows, length))
+            prefill.begin(text_input(args, kwargs))
 
         acting.remove()
         with acting.ahead():
@@ -97,18 +96,24 @@ def check_continues(prefills: list[Prefill], read: Tensor, cache: Any) -> None:
         )
 
 
-def prompts_of(read: Tensor, mask: Any) -> Prefill:
-    """Where the prompts of a pass end.
+def prompts_of(backbone: Backbone, ids: Tensor | None, read: Tensor, mask: Any) -> Prefill:
+    """What the prompts of a pass are, and where they end.
 
     Args:
-        read: What the model is given, ``[R, S]`` or ``[R, S, D]``.
+        backbone: Whose placeholders stand for pictures.
+        ids: ``[R, S]``, or None if the model is given embeddings.
+        read: What it is given, ``[R, S]`` or ``[R, S, D]``.
         mask: ``[R, S]``, 0 at padding; anything else stands for no padding.
     """
     rows, length = read.shape[:2]
     if not isinstance(mask, Tensor) or mask.ndim != 2:
         mask = torch.ones(rows, length, device=read.device)
     last = length - 1 - mask.flip(1).long().argmax(dim=1)
-    return Prefill(last, mask.long().sum(dim=1))
+    if ids is None:
+        return Prefill(last)
+    kept = [row[there].tolist() for row, there in zip(ids.cpu(), mask.bool().cpu(), strict=True)]
+    shown = ids == getattr(backbone.config, "image_token_id", -1)
+    return Prefill(last, tuple(map(backbone.without_picture, kept)), shown if shown.any() else None)
 
 
 def check_cached(last: list[Tensor], ids: Tensor | None) -> None:

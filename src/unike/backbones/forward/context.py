@@ -12,42 +12,53 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from unike.backbones.forward.hooks import Hooks
 
-
-class Reading(NamedTuple):
-    """What a layer's attention read of prompts."""
-
-    last: Tensor
-    """``[B, D]`` fp32, at the last prompt token ``p``."""
-
-    whole: Tensor
-    """``[B, D]`` fp32, the mean over the prompt, its picture included."""
+Tokens = tuple[tuple[int, ...], ...]
+"""Of several prompts."""
 
 
-@dataclass(frozen=True, eq=False)
+@torch.no_grad()
+def seen_in(read: Tensor, shown: Tensor) -> Tensor:
+    """What prompts show: mean and standard deviation of the visual features that stand in their pictures' places.
+
+    Args:
+        read: Embeddings, ``[B, S, D]``.
+        shown: ``[B, S']`` bool, where visual features stand; none do beyond S'.
+
+    Returns:
+        ``[B, 2 D]`` fp32; zero for a prompt without a picture.
+    """
+    weight, features = shown.to(read.device).float().unsqueeze(1), read[:, : shown.shape[1]].float()  # [B, 1, S']
+    count = weight.sum(dim=2).clamp(min=1)
+    mean = (weight @ features).squeeze(1) / count
+    apart = (features - mean.unsqueeze(1)) * weight.transpose(1, 2)
+    return torch.cat([mean, (apart.square().sum(dim=1) / count).sqrt()], dim=1)
+
+
+@dataclass(eq=False)
 class Prefill:
     """One reading of prompts.
 
     Args:
         prompt_last: ``[B]`` long, index of the last prompt token ``p`` of each row.
-        prompt_length: ``[B]`` long, tokens of each prompt.
-        readings: Of layers, as far as somebody wanted them, see `read`.
-        sums: For layers of a shortened state ``[B, D]`` fp32, the sum of the attention's inputs over the part of the
-            prompt that is not run again.
+        tokens: Of each prompt, without padding and without the placeholders of its picture; None where the model was
+            given no tokens.
+        shown: ``[B, S]`` bool, where visual features stand; None where there are none, or `pictures` has been read.
+        pictures: What the prompts show, see `seen_in`; None where there is no picture, or nothing has been read yet.
         notes: What hooks have to say about the rows, see `note`.
         passes: Rows and tokens, ``(R, S)``, of each pass so far: the prompts, then token after token of the answers.
     """
 
     prompt_last: Tensor
-    prompt_length: Tensor
-    readings: dict[int, Reading] = field(default_factory=dict, repr=False)
-    sums: dict[int, Tensor] = field(default_factory=dict, repr=False)
+    tokens: Tokens | None = None
+    shown: Tensor | None = None
+    pictures: Tensor | None = None
     notes: dict[str, list[Tensor]] = field(default_factory=dict, repr=False)
     passes: list[tuple[int, int]] = field(default_factory=list)
 
@@ -56,17 +67,15 @@ class Prefill:
         """Whether the running pass continues answers: its prompts have been read before."""
         return len(self.passes) > 1
 
-    @torch.no_grad()
-    def read(self, layer: int, hidden: Tensor) -> Reading:
-        """What a layer's attention read of the prompts; worked out the first time only, and detached.
+    def begin(self, read: Tensor) -> None:
+        """A pass begins: the first one shows the prompts' pictures.
 
         Args:
-            layer: Counted from 0.
-            hidden: Its attention's input ``[R, S, D]``, of the prompts unless it has been read before.
+            read: What the text stack is given, tokens ``[R, S]`` or their embeddings ``[R, S, D]``.
         """
-        if layer not in self.readings:
-            self.readings[layer] = Reading(self.at_prompt_last(hidden).float(), self.over_prompt(hidden, layer))
-        return self.readings[layer]
+        if not self.passes and self.shown is not None and read.ndim == 3:
+            self.pictures = seen_in(read[:: len(read) // len(self.shown)], self.shown)
+        self.passes.append((read.shape[0], read.shape[1]))
 
     def at_prompt_last(self, hidden: Tensor) -> Tensor:
         """The state at ``p``: ``[R, S, D]`` to ``[R, D]``, where R is B or, with beams, a multiple of it.
@@ -74,34 +83,11 @@ class Prefill:
         Raises:
             ValueError: R is not a multiple of B.
         """
-        rows = torch.arange(len(hidden), device=hidden.device)
-        return hidden[rows, self._for_rows(self.prompt_last, hidden)]
-
-    def over_prompt(self, hidden: Tensor, layer: int) -> Tensor:
-        """The mean over the prompt of a layer's attention inputs: ``[R, S, D]`` to ``[R, D]`` fp32.
-
-        Args:
-            hidden: Of the prompts, not of an answer's tokens alone.
-            layer: Whose, counted from 0.
-        """
-        total = self.summed(hidden)
-        if layer in self.sums:
-            total = total + self._for_rows(self.sums[layer], hidden)
-        return total / self._for_rows(self.prompt_length, hidden).unsqueeze(1)
-
-    def summed(self, hidden: Tensor) -> Tensor:
-        """The sum over those positions that belong to the prompt: ``[R, S, D]`` to ``[R, D]`` fp32."""
-        last, length = (self._for_rows(each, hidden).unsqueeze(1) for each in (self.prompt_last, self.prompt_length))
-        position = torch.arange(hidden.shape[1], device=hidden.device)
-        inside = (position > last - length) & (position <= last)  # [R, S]
-        return (inside.float().unsqueeze(1) @ hidden.float()).squeeze(1)
-
-    def _for_rows(self, values: Tensor, hidden: Tensor) -> Tensor:
-        """``[B, ...]``, one for each prompt, to ``[R, ...]``, one for each row of ``hidden``, where that is."""
-        repeats, rest = divmod(len(hidden), len(values))
+        repeats, rest = divmod(len(hidden), len(self.prompt_last))
         if rest:
-            raise ValueError(f"{len(values)} prompts are read, but the model runs on {len(hidden)} rows")
-        return values.to(hidden.device).repeat_interleave(repeats, dim=0)
+            raise ValueError(f"{len(self.prompt_last)} prompts are read, but the model runs on {len(hidden)} rows")
+        rows = torch.arange(len(hidden), device=hidden.device)
+        return hidden[rows, self.prompt_last.to(hidden.device).repeat_interleave(repeats)]
 
     def from_prompt_last(self, hidden: Tensor) -> Tensor:
         """Which positions of the running pass are not before ``p``.

@@ -4,10 +4,9 @@ The split forward is what makes editing fast: everything below the lowest edited
 for each input (`Passes.run_to_split`) and the rest is replayed as often as an edit needs (`Passes.run_from_split`).
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -17,7 +16,7 @@ from unike.backbones.encoding import Encoding
 from unike.backbones.forward import context
 from unike.backbones.forward.context import Acting, Prefill
 from unike.backbones.forward.functional import distinct
-from unike.backbones.forward.hooks import Args, Hooks, Kwargs, first_input, inject, text_input, trace
+from unike.backbones.forward.hooks import Args, Hooks, Kwargs, inject, text_input, trace
 from unike.backbones.forward.replica import replica
 from unike.backbones.forward.split import Batch, SplitState
 
@@ -41,24 +40,14 @@ class Passes(Encoding):
         """Within the block the model makes one pass, told apart from others by its prefill, with what acts in it."""
         acts = context.attached_to(self) if acting is None else acting
 
-        def count(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
-            rows, length = text_input(args, kwargs).shape[:2]
-            prefill.passes.append((rows, length))
+        def begin(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
+            prefill.begin(text_input(args, kwargs))
 
         with Hooks() as hooks, context.entering(prefill):
             with hooks.ahead():
-                hooks.add_pre(self.text_stack, count)
+                hooks.add_pre(self.text_stack, begin)
                 acts.install(self, hooks, prefill)
             yield prefill
-
-    def _recording(self, layers: Collection[int], prefill: Prefill, hooks: Hooks) -> None:
-        """Let a pass keep what the attention of some layers reads of the prompts."""
-
-        def read(layer: int, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
-            prefill.read(layer, first_input(args, kwargs))
-
-        for layer in map(self.layer_index, layers):
-            hooks.add_pre(self.attention(layer).module, partial(read, layer))
 
     def forward(self, batch: Batch, acting: Acting | None = None) -> Tensor:
         """The ordinary forward pass.
@@ -98,40 +87,28 @@ class Passes(Encoding):
             at_stack.kwargs,
             batch.labels,
             batch.prompt_last,
-            batch.prompt_length,
-            prefill.readings,
+            batch.tokens,
+            prefill.pictures,
         ).detach()
 
     @torch.no_grad()
-    def advance(
-        self, state: SplitState, layer: int, acting: Acting | None = None, *, read: Collection[int] = ()
-    ) -> SplitState:
+    def advance(self, state: SplitState, layer: int, acting: Acting | None = None) -> SplitState:
         """Run a stopped pass on, up to and without a higher decoder layer; hooks between the two take part.
 
         Args:
             state: From `run_to_split`.
-            layer: The first layer to leave out; if it is not above the state's, the state is returned, with what was to
-                be read of its own layer.
+            layer: The first layer to leave out; if it is not above the state's, the state is returned.
             acting: What acts between the two.
-            read: Layers that are passed on the way, whose `Reading` the state is to have. Its own layer may be one.
         """
-        index, wanted = self.layer_index(layer), {self.layer_index(i) for i in read}
+        index = self.layer_index(layer)
         if index <= state.layer:
-            return self._with_reading(state) if state.layer in wanted else state
+            return state
         with (
-            self._resumed(state, acting) as (stack, prefill),
+            self._resumed(state, acting) as (stack, _),
             trace(self.layers[index], stop="input", prepend=True) as at_layer,
-            Hooks() as hooks,
         ):
-            self._recording(wanted, prefill, hooks)
             stack(*state.args, **self._arguments(state))
-        return replace(state, layer=index, hidden=at_layer.input, readings=prefill.readings).detach()
-
-    def _with_reading(self, state: SplitState) -> SplitState:
-        """The state with what the attention of the layer that comes next will read."""
-        prefill = state.prefill()
-        prefill.read(state.layer, self.input_norm(state.layer)(state.hidden))
-        return replace(state, readings=prefill.readings)
+        return replace(state, layer=index, hidden=at_layer.input).detach()
 
     @torch.no_grad()
     def shorten(self, state: SplitState, start: int | None = None, acting: Acting | None = None) -> SplitState:
@@ -159,20 +136,13 @@ class Passes(Encoding):
         firsts, row_of = distinct(state.hidden[:, :start])
         read = state if len(firsts) == len(state) else state.expand(firsts)
         cache: Any = DynamicCache()
-        sums: dict[int, Tensor] = {}
-
-        def add_up(layer: int, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
-            sums[layer] = read.prefill().summed(first_input(args, kwargs)[:, :start])[row_of]
-
-        with self._resumed(read, acting) as (stack, _), Hooks() as hooks:
-            for layer in range(state.layer, self.n_layers):
-                hooks.add_pre(self.attention(layer).module, partial(add_up, layer))
+        with self._resumed(read, acting) as (stack, _):
             stack(*read.args, **read.kwargs | {"past_key_values": cache, "use_cache": True})
         past = {
             state.layer + above: (layer.keys[row_of, :, :start], layer.values[row_of, :, :start])
             for above, layer in enumerate(cache.layers[state.layer : self.n_layers])
         }
-        return state.since(start, past, sums).detach()
+        return state.since(start, past).detach()
 
     @contextmanager
     def _resumed(self, state: SplitState, acting: Acting | None) -> Iterator[tuple[Any, Prefill]]:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from unike.backbones.forward.context import Prefill, Reading
+from unike.backbones.forward.context import Prefill, Tokens
 
 IGNORE = -100
 """The label of every position that is not part of a target."""
@@ -38,13 +38,15 @@ class Batch:
         inputs: Keyword arguments of the model: ``input_ids`` and ``attention_mask`` ``[B, S]``, the images' tensors.
         labels: ``[B, S]`` long, the target's tokens at their own positions, `IGNORE` elsewhere.
         prompt_last: ``[B]`` long, index of the last prompt token ``p``, never of an answer token.
-        prompt_length: ``[B]`` long, tokens of the prompt, those of its picture among them.
+        tokens: As in `Prefill`.
+        shown: ``[B, S]`` bool, where visual features stand; None where there are none.
     """
 
     inputs: dict[str, Tensor]
     labels: Tensor
     prompt_last: Tensor
-    prompt_length: Tensor
+    tokens: Tokens
+    shown: Tensor | None = None
 
     def __len__(self) -> int:
         """B."""
@@ -57,12 +59,12 @@ class Batch:
             inputs={key: value.to(device) for key, value in self.inputs.items()},
             labels=self.labels.to(device),
             prompt_last=self.prompt_last.to(device),
-            prompt_length=self.prompt_length.to(device),
+            shown=None if self.shown is None else self.shown.to(device),
         )
 
     def prefill(self) -> "Prefill":
         """A reading of its prompts."""
-        return Prefill(self.prompt_last, self.prompt_length)
+        return Prefill(self.prompt_last, self.tokens, self.shown)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,12 +78,11 @@ class SplitState:
         kwargs: Keyword arguments the text stack was called with: embeddings, masks, positions.
         labels: As in `Batch`.
         prompt_last: As in `Batch`.
-        prompt_length: As in `Batch`.
-        readings: What layers below ``layer`` read of the prompts, as far as somebody wanted it, see `Prefill.read`.
+        tokens: As in `Batch`.
+        pictures: What the prompts show, see `seen_in`; None for no picture.
         start: Position that ``hidden``, ``labels`` and ``prompt_last`` begin at; above 0 in a state from
             `Backbone.shorten`.
         past: Keys and values ``[B, heads, start, head_dim]`` of what comes before, for layers from ``layer`` on.
-        sums: As in `Prefill`, over what comes before, for the same layers.
 
     All tensors are detached: no gradient reaches below ``layer``.
     """
@@ -92,11 +93,10 @@ class SplitState:
     kwargs: dict[str, Any]
     labels: Tensor
     prompt_last: Tensor
-    prompt_length: Tensor
-    readings: dict[int, Reading] = field(default_factory=dict)
+    tokens: Tokens
+    pictures: Tensor | None = None
     start: int = 0
     past: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    sums: dict[int, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """B."""
@@ -109,10 +109,10 @@ class SplitState:
 
     def prefill(self) -> "Prefill":
         """The reading of its prompts, to be gone on with."""
-        return Prefill(self.prompt_last, self.prompt_length, dict(self.readings), self.sums)
+        return Prefill(self.prompt_last, self.tokens, pictures=self.pictures)
 
-    def since(self, start: int, past: dict[int, tuple[Tensor, Tensor]], sums: dict[int, Tensor]) -> Self:
-        """What is left of a whole state when everything before a position is in ``past`` and ``sums``.
+    def since(self, start: int, past: dict[int, tuple[Tensor, Tensor]]) -> Self:
+        """What is left of a whole state when everything before a position is in ``past``.
 
         Raises:
             NotImplementedError: The text stack was given a tensor whose position dimension is not known.
@@ -127,7 +127,6 @@ class SplitState:
             prompt_last=self.prompt_last - start,
             start=start,
             past=past,
-            sums=sums,
         )
 
     def detach(self) -> Self:
@@ -152,10 +151,9 @@ class SplitState:
             kwargs=_pick_rows(self.kwargs, len(self), index),
             labels=self.labels[index],
             prompt_last=self.prompt_last[index],
-            prompt_length=self.prompt_length[index],
-            readings={layer: Reading(last[index], whole[index]) for layer, (last, whole) in self.readings.items()},
+            tokens=tuple(self.tokens[row] for row in index.tolist()),
+            pictures=None if self.pictures is None else self.pictures[index],
             past={layer: (keys[index], values[index]) for layer, (keys, values) in self.past.items()},
-            sums={layer: total[index] for layer, total in self.sums.items()},
         )
 
 

@@ -72,6 +72,10 @@ class Dataset(ABC):
             UnikeError: No such split, or a bad record (file and index are named).
         """
 
+    def scope_cases(self, split: str) -> list[EditCase]:
+        """The cases of a split whose pictures show best what an edit is to reach and what not; here, all of them."""
+        return self.cases(split)
+
     def has(self, split: str) -> bool:
         """Whether the file of a split is there."""
         return True

@@ -1,87 +1,146 @@
-"""Where the gate's lines are drawn, from cases that are not evaluated on."""
+"""What tells pictures of one thing from others, learned and drawn from pictures that are not evaluated on.
 
-from collections.abc import Mapping
-from dataclasses import replace
+A picture is what stands in its place in the prompt (`seen_in`). Two pictures of one thing differ by hand, view and
+light; pictures of two things differ by more. The metric is the linear discriminant for that: everything is scaled to
+unit covariance, then what varies *within* things is scaled down (Fisher, 1936; shrunken as in `covariance`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
-from unike.backbones.forward.context import Reading
-from unike.editors.common.covariance import whitening
-from unike.editors.unike.gate import MIN_RAMP, Gate, Ramp, RisingRamp
+from unike.data.sampling import evenly
+from unike.editors.common.covariance import NO_SPREAD
+from unike.editors.unike.gate import Gate, RisingRamp, usual
 
-RELATED, OTHER_FACTS = ("t_generality", "m_generality"), ("m_locality", "t_locality")
-"""Kinds of probes that an edit is about, and that are about something else."""
+WIDTH = 1024
+"""Most directions that a metric keeps."""
 
+TOTAL, WITHIN = 0.1, 0.3
+"""Weights of the identity in the covariance of all pictures and of those of a thing."""
+
+COHORT = 1000
+"""Most pictures that say what is usual."""
+
+FOLDS = 5
+"""Ramps are drawn on pictures of things that their metric was not learned from."""
 
 SIZES = 11
 """Of stacks that ramps are drawn for: 1, 2, 4, ... 1024 edits."""
 
-FIRST = 2.5
-"""A ramp begins where this many times as many unrelated inputs lie beyond it as lie beyond its end."""
+HALF = 0.02
+"""Half of what a ramp is wide."""
+
+Pairs = Sequence[tuple[int, int]]
+"""Of pictures, by their rows."""
 
 
-def calibrate(layer: int, keys: Tensor, probes: Mapping[str, tuple[Tensor, Tensor]], error: float = 0.02) -> Gate:
-    """Where to draw the line, from cases that are not evaluated on.
-
-    The centred cosine has to tell rephrasings from other questions about the same picture (``specificity``), the
-    whitened one keeps out other pictures (``m_locality``, or ``t_locality`` where there are none). Every edit is
-    compared with those of every case, enough to say what one pair in thousands is like.
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """Pictures to learn from.
 
     Args:
-        layer: Where the states were read.
-        keys: ``[C, D]``, of the edits.
-        probes: Kind of probe to which case it belongs to, ``[n]``, and its state, ``[n, D]``.
-        error: The share of either sort that may lie beyond the ends of ``question``, and the share of unrelated inputs
-            that may pass any edit of a stack entirely.
+        seen: ``[n, 2 D]``, see `seen_in`.
+        thing: ``[n]`` long, what each shows.
+        same: Pairs of two pictures of a thing: what an edit is to reach.
+        near: Pairs of a picture and one of another thing of its kind: what it is not to reach.
     """
-    everything = torch.cat([keys, *(states for _, states in probes.values())])
-    mean, whitener = whitening(everything)
-    unset = Gate(layer, mean, whitener, Ramp(-2.0, -1.5), RisingRamp((-2.0,), (-1.5,)))
 
-    def centred(kinds: tuple[str, ...]) -> Tensor:
-        return torch.cat([unset.similarities(keys[i].unsqueeze(1), x)[0][:, 0] for i, x in of_kinds(kinds, probes)])
+    seen: Tensor
+    thing: Tensor
+    same: Pairs
+    near: Pairs
 
-    related = centred(RELATED).quantile(error).item()
-    unrelated = centred(("specificity",) if "specificity" in probes else OTHER_FACTS).quantile(1 - error).item()
-    others = next(states for _, states in of_kinds(OTHER_FACTS, probes))
-    chance = unset.similarities(keys, others)[1].flatten().sort(descending=True).values
-
-    def ends(share: float) -> list[float]:
-        return [chance[round(share / 2**size * (len(chance) - 1))].item() for size in range(SIZES)]
-
-    low, high = ends(FIRST * error), ends(error)
-    fact = RisingRamp(tuple(low), tuple(max(pair) for pair in zip(high, (end + MIN_RAMP for end in low), strict=True)))
-    return replace(unset, question=Ramp.between(related, unrelated), fact=fact)
+    def of(self, things: Tensor) -> "Pictures":
+        """Those of some things alone, without pairs."""
+        rows = torch.isin(self.thing, things)
+        return Pictures(self.seen[rows], self.thing[rows].unique(return_inverse=True)[1], (), ())
 
 
-def of_kinds(kinds: tuple[str, ...], probes: Mapping[str, tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
-    """The probes of some kinds that there are."""
-    return [probes[kind] for kind in kinds if kind in probes]
+def learn_metric(pictures: Pictures, width: int = WIDTH) -> tuple[Tensor, Tensor]:
+    """The mean ``[2 D]`` of what is seen, and a map ``[2 D, P]`` behind which pictures of one thing lie together."""
+    mean = pictures.seen.mean(dim=0)
+    centred = pictures.seen - mean
+    scale = torch.cat(
+        [half.square().mean().sqrt().clamp(min=NO_SPREAD).expand(half.shape[1]) for half in centred.chunk(2, 1)]
+    )
+    _, singular, directions = torch.linalg.svd((centred / scale).double(), full_matrices=False)
+    variance = singular.square() / len(centred)
+    kept = (1 - TOTAL) * variance[:width] + TOTAL * variance.mean().clamp(min=NO_SPREAD)
+    white = (directions[:width].T * kept.rsqrt()).float() / scale.unsqueeze(1)
+    return mean, white @ _undoing(within(centred @ white, pictures.thing))
 
 
-JUDGED_AT = (1, 16)
-"""Sizes of stacks at which a gate is judged."""
+def within(states: Tensor, thing: Tensor) -> Tensor:
+    """The shrunken covariance of ``states [n, P]`` about the means of their things, each of which weighs the same."""
+    count = thing.bincount()
+    centres = torch.zeros(len(count), states.shape[1]).index_add_(0, thing, states) / count.unsqueeze(1).clamp(min=1)
+    apart = (states - centres[thing]) * (1 / count[thing]).sqrt().unsqueeze(1)
+    covariance = apart.T @ apart / max(1, int((count > 1).sum()))
+    identity = covariance.diagonal().mean().clamp(min=NO_SPREAD) * torch.eye(len(covariance))
+    return (1 - WITHIN) * covariance + WITHIN * identity
 
 
-def separation(drawn: Gate, keys: Tensor, probes: Mapping[str, tuple[Tensor, Tensor]]) -> float:
-    """How well a gate does, 0..1: its mean over rephrasings, minus its mean over what an edit should leave alone.
+def _undoing(covariance: Tensor) -> Tensor:
+    """Its power -1/2."""
+    variances, directions = torch.linalg.eigh(covariance.double())
+    return (directions * variances.clamp(min=1e-12).rsqrt() @ directions.T).float()
 
-    With the ramps of `JUDGED_AT`, on average: a single edit's is passed easily, a stack's shows how far apart they lie.
+
+def calibrate(pictures: Pictures, error: float = 0.2) -> tuple[Gate, dict[str, float]]:
+    """A gate, and how well it tells pictures of things that it was not learned from.
+
+    For one edit the line is drawn where it is likeliest that another picture of the thing passes and one of another
+    thing of its kind does not: both matter the same. In a stack of G edits it is no lower than where a share of
+    ``error / G`` of pictures of arbitrary other things lies beyond it (Bonferroni's correction).
+
+    Args:
+        pictures: To learn from.
+        error: The share of arbitrary other pictures that may pass any edit of a stack.
     """
-    separated = []
-    for size in JUDGED_AT:
-        ramp = drawn.fact.of(size)
-        gate = replace(drawn, fact=RisingRamp((ramp.low,), (ramp.high,)))
-        opened = {kind: _opened(gate, keys[i].unsqueeze(1), x).mean().item() for kind, (i, x) in probes.items()}
-        sorts = (
-            [opened[kind] for kind in kinds if kind in opened] for kinds in (RELATED, ("specificity", *OTHER_FACTS))
-        )
-        related, unrelated = (sum(found) / len(found) for found in sorts)
-        separated.append(related - unrelated)
-    return sum(separated) / len(separated)
+    same, near, others = measured(pictures)
+    lines = torch.cat([same, near]).unique()
+    reached, let_in = ((found > lines.unsqueeze(1)).float().mean(dim=1) for found in (same, near))
+    line = lines[(reached * (1 - let_in)).argmax()].item()
+    chance = others.sort(descending=True).values
+    beyond = [chance[round(error / 2**size * (len(chance) - 1))].item() for size in range(SIZES)]
+    middles = [max(line, end) for end in beyond]
+    about = RisingRamp(tuple(m - HALF for m in middles), tuple(m + HALF for m in middles))
+    shares = {
+        "same": (same > line).float().mean().item(),
+        "near": (near > line).float().mean().item(),
+        "other": (others > line).float().mean().item(),
+    }
+    mean, metric = learn_metric(pictures)
+    return Gate(mean, metric, cohort_of((pictures.seen - mean) @ metric), about), shares
 
 
-def _opened(gate: Gate, keys: Tensor, states: Tensor) -> Tensor:
-    """The gate of edits that do not compete, where only the prompts' last states were read."""
-    return gate.openings(Reading(keys, keys), Reading(states, states)).gate
+def cohort_of(z: Tensor) -> Tensor:
+    """Unit vectors of some of ``z [n, P]``, evenly spread."""
+    return normalize(z[evenly(len(z), COHORT)], dim=1)
+
+
+def measured(pictures: Pictures) -> tuple[Tensor, Tensor, Tensor]:
+    """How alike (`unike.editors.unike.gate.alike`) pairs of one thing, near ones, and arbitrary ones are.
+
+    Of pictures of things that neither the metric nor the cohort was made from.
+    """
+    names = pictures.thing.unique()
+    fold_of = torch.arange(len(names)) % min(FOLDS, len(names))
+    found: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
+    for fold in fold_of.unique().tolist():
+        rest = pictures.of(names[fold_of != fold])
+        rest = rest if len(rest.seen) > 1 else pictures
+        mean, metric = learn_metric(rest)
+        z = normalize((pictures.seen - mean) @ metric, dim=1)
+        beyond = usual(z, cohort_of((rest.seen - mean) @ metric)).squeeze(1)
+        here = torch.isin(pictures.thing, names[fold_of == fold])
+        for pairs, likenesses in zip((pictures.same, pictures.near), found, strict=False):
+            one, other = torch.tensor([p for p in pairs if here[p[0]]], dtype=torch.long).reshape(-1, 2).unbind(1)
+            likenesses.append((z[one] * z[other]).sum(dim=1) - (beyond[one] + beyond[other]) / 2)
+        arbitrary = z[here] @ z.T - (beyond[here].unsqueeze(1) + beyond) / 2
+        found[2].append(arbitrary[pictures.thing[here].unsqueeze(1) != pictures.thing])
+    return torch.cat(found[0]), torch.cat(found[1]), torch.cat(found[2])

@@ -41,11 +41,21 @@ from unike.editors.common.optimise import optimise
 from unike.editors.common.pairs import pairs_layout, wrong_predictions
 from unike.editors.unike.collaboration import alpha_of, shift_of
 from unike.editors.unike.config import UniKEConfig
-from unike.editors.unike.gate import GATE_LAST, GATE_WHOLE, NOT_REACHED, Gate, Openings, install_gate
+from unike.editors.unike.gate import (
+    GATE_ASKED,
+    GATE_PICTURE,
+    GATE_RARE,
+    GATE_SAID,
+    GATE_USUAL,
+    Gate,
+    Openings,
+    install_gate,
+)
 from unike.editors.unike.injection import LatentInjection
 from unike.editors.unike.knowledge import Knowledge, knowledge_of
 from unike.editors.unike.memory import LatentMemory, entries_of, last_answer_token
-from unike.editors.unike.pairs import AT_PROMPT, blurred, install_pairs, keys_firing_at, patch_of
+from unike.editors.unike.pairs import blurred, install_pairs, keys_firing_at, patch_of
+from unike.editors.unike.words import ASKED_WIDTH, NAMED_WIDTH
 from unike.edits.edit import Edit
 from unike.edits.group import Group
 from unike.edits.layout import FINGERPRINT, WIDTH, Declared, Layout, declared
@@ -59,9 +69,9 @@ class UniKEEdit(Edit):
 
     For each edited layer ``{layer}.keys [B, N, D]``, ``{layer}.bias [B, N]``, ``{layer}.values [B, N, D]``: the pairs;
     ``{layer}.shift [B, 1, D]``: ``beta zeta'``; ``{layer}.own_keys``, ``{layer}.own_values [B, E, D]``: its entries in
-    the memory. And ``gate.keys`` and ``gate.whole``, ``[B, 1, D]``: what relevance compares with; ``gate.at_prompt
-    [B, N]``: which pairs were made at the end of the prompt; and ``knowledge [B, 8]`` uint8: the fingerprint of the
-    knowledge that the edit was made with, because it acts only together with that.
+    the memory. And ``gate.picture``, ``gate.usual``, ``gate.asked``, ``gate.said``, ``gate.rare``, ``[B, 1, n]``: what
+    relevance compares with, see `Reading`; and ``knowledge [B, 8]`` uint8: the fingerprint of the knowledge that the
+    edit was made with, because it acts only together with that.
     """
 
     editor = "unike"
@@ -74,13 +84,13 @@ class UniKEEdit(Edit):
         if config.needs_knowledge:
             found[KNOWLEDGE] = FINGERPRINT
         if config.has_gate:
-            found |= {GATE_LAST: declared(1, WIDTH), GATE_WHOLE: declared(1, WIDTH)}
+            found |= {GATE_PICTURE: declared(1, "P"), GATE_USUAL: declared(1, 1), GATE_ASKED: declared(1, ASKED_WIDTH)}
+            found |= dict.fromkeys((GATE_SAID, GATE_RARE), declared(1, NAMED_WIDTH))
         if config.has_memory and config.memory.own_entry:
             entries = declared(config.pairs.n if config.memory.entry == "every" else 1, WIDTH)
             found |= {f"{layer}.{part}": entries for layer in config.layers for part in ("own_keys", "own_values")}
         if config.has_pairs:
             found |= pairs_layout(config.layers, config.pairs.n)
-            found |= {AT_PROMPT: declared(config.pairs.n)} if config.has_gate else {}
             moved = config.has_zeta and config.needs_knowledge
             found |= {f"{layer}.shift": declared(1, WIDTH) for layer in config.layers if moved}
         return found
@@ -100,7 +110,7 @@ class UniKEEdit(Edit):
         """Memory and pairs of all edits of a stack, each scaled by how far its own gate is open."""
         config: UniKEConfig = group.config
         knowledge = group.kept(KNOWLEDGE, partial(checked_knowledge, group)) if config.needs_knowledge else None
-        gate = install_gate(gate_of(knowledge), group, hooks, prefill) if config.has_gate else None
+        gate = install_gate(gate_of(knowledge), group, prefill) if config.has_gate else None
         if config.has_memory and knowledge is not None:
             install_memory(group, knowledge, hooks, prefill, gate)
         if config.has_pairs:
@@ -247,11 +257,8 @@ class UniKE(Editor[UniKEConfig]):
         return self.config.has_pairs and (self.config.pairs.key_init != "raw" or self.config.pairs.locality > 0)
 
     def lowest_layer(self, backbone: Backbone) -> int:
-        """The lowest edited layer, or the gate's."""
-        lowest = min(map(backbone.layer_index, self.config.layers))
-        if not self.config.has_gate:
-            return lowest
-        return min(lowest, gate_of(knowledge_of(backbone, self.config.knowledge)).layer)
+        """The lowest edited layer."""
+        return min(map(backbone.layer_index, self.config.layers))
 
     def make(self, backbone: Backbone, facts: list[Query]) -> dict[str, Tensor]:
         """Run to the edited layers once, read what the edit starts from, and train it on the rest of the model."""
@@ -278,21 +285,15 @@ class UniKE(Editor[UniKEConfig]):
         return tensors
 
     def _frozen(self, backbone: Backbone, facts: list[Query]) -> SplitState:
-        """The facts, run to the lowest edited layer, with what the gate's layer read on the way."""
+        """The facts, run to the lowest edited layer; what comes before their prompts' ends is finished where it may."""
         state = backbone.run_to_split(backbone.encode(facts), self.lowest_layer(backbone))
-        if self.keeps_prefix:
-            state = backbone.shorten(state)
-        lowest = min(map(backbone.layer_index, self.config.layers))
-        gates = [gate_of(knowledge_of(backbone, self.config.knowledge)).layer] if self.config.has_gate else []
-        if any(layer > lowest for layer in gates):
-            raise UnikeError(NOT_REACHED.format(layer=gates[0]))
-        return backbone.advance(state, lowest, read=gates)
+        return backbone.shorten(state) if self.keeps_prefix else state
 
     def _is_trained(self, name: str) -> bool:
         part = name.rpartition(".")[2]
         return (
             part == "values"
-            or (part in ("keys", "bias") and name != GATE_LAST and self.config.pairs.train_keys)
+            or (part in ("keys", "bias") and self.config.pairs.train_keys)
             or (part == "own_values" and self.config.memory.train_entry)
             or (part == "shift" and self.config.collaboration.zeta == "learned")
         )
@@ -314,8 +315,7 @@ class UniKE(Editor[UniKEConfig]):
         if knowledge is not None:
             tensors[KNOWLEDGE] = fingerprint_of(knowledge).to(backbone.device).repeat(len(state), 1)
         if config.has_gate:
-            read = state.readings[gate_of(knowledge).layer]
-            tensors |= {GATE_LAST: read.last.unsqueeze(1), GATE_WHOLE: read.whole.unsqueeze(1)}
+            tensors |= gate_of(knowledge).keys(backbone, state.prefill())
 
         positions = target_positions(state.labels)
         attention = [backbone.attention(layer).module for layer in layers]
@@ -331,8 +331,6 @@ class UniKE(Editor[UniKEConfig]):
                 tensors |= {f"{layer}.own_keys": keys, f"{layer}.own_values": values}
         if config.has_pairs:
             where = cycle(wrong_predictions(logits, state.labels), config.pairs.n)[1]  # [B, N]
-            if config.has_gate:
-                tensors[AT_PROMPT] = (where == state.prompt_last.unsqueeze(1)).float()
             rows = torch.arange(len(where), device=where.device).unsqueeze(1)
             generator = torch.Generator().manual_seed(config.seed)
             for layer, record in zip(layers, records[len(layers) :], strict=True):

@@ -1,26 +1,26 @@
 """Which inputs an edit is about: the memory's relevance as a gate on both halves of an edit (beyond the paper).
 
-An edit's entry in the latent memory has a key, ``h_sem``, the attention's input at the last prompt token ``p``. Two
-similarities of an input to that key say whether it is about the edited fact:
+Two questions decide, and each is read where its answer is, not from one state of the decoder:
 
-- the *centred* cosine, of states minus their mean, is led by the few directions in which states differ most: what is
-  asked for. It tells "what is this?" from "is this a photo?" about one picture.
-- the *whitened* cosine, of states scaled to unit covariance, hears all directions alike: what the question is about.
-  It tells "what is this?" about one thing from the same question about another.
+- *What is it about?* The picture's own tokens, before any layer has mixed words into them: mean and spread of the
+  visual features, behind a map learned in `unike prepare` from pictures of the same thing (`calibration`). An edit
+  without a picture is about whom its prompt names: the rare words of it that an input has, too (`words`).
+- *What is asked?* The words of the question, behind the sentence encoder that ships and a learned map (`words`).
 
 Each becomes a factor, and the gate of a single edit is their product::
 
-    question = ramp(centred),    fact = ramp(whitened),    ramp(s) = clamp((s - low) / (high - low), 0, 1)
+    question = ramp(asked),    fact = ramp(about),    ramp(s) = clamp((s - low) / (high - low), 0, 1)
 
-In a stack edits compete: two that ask the same about two like things are both near to either's inputs, so each
-is scaled by how far it is behind the nearest one, ``compete(s)_g = clamp(1 - (max_j s_j - s_g) / rivalry, 0, 1)``::
+where ``asked`` is a cosine and ``about`` is one beyond what is usual (`alike`), or, without a picture, a share of rare
+words (`named_alike`). In a stack edits compete:
+two that ask the same about two like things are both near to either's inputs, so each is scaled by how far it is behind
+the nearest one, ``compete(s)_g = clamp(1 - (max_j s_j - s_g) / rivalry, 0, 1)``::
 
-    fact_g = ramp(w_g) compete(s)_g,    gate_g = question_g ramp_G(w_g) compete(s)_g,    s = w + 2 o
+    fact_g = ramp(about_g) compete(s)_g,    gate_g = question_g ramp_G(about_g) compete(s)_g,    s = asked + about
 
-where ``w`` is the whitened cosine, G the number of edits, and ``o`` how alike the *whole* prompts are (`overall`): the
-state at ``p`` is led by the question, while in the mean of the states over the prompt a picture outweighs a wording.
-The gate, which is for the edits' own questions, is stricter than ``fact``: an input that is about none of G edits has G
-chances to be taken for one, so its ramp rises with G (`RisingRamp`).
+with G the number of edits. The gate, which is for the edits' own questions, is stricter than ``fact``: an input that is
+about none of G edits has G chances to be taken for one, so its ramp rises with G (`RisingRamp`). An edit with a picture
+is shut for an input without one.
 
 Note:
     In the paper relevance scales only what the memory injects (alpha, Eq. 7). Here it also scales the new pairs of the
@@ -28,26 +28,46 @@ Note:
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.functional import normalize
 from typing_extensions import Self
 
-from unike.backbones.forward.context import Prefill, Reading
-from unike.backbones.forward.hooks import Args, Hooks, Kwargs, first_input
+from unike.backbones.adapter import Backbone
+from unike.backbones.forward.context import Prefill
 from unike.core.errors import UnikeError
+from unike.editors.unike.words import Wording, read_words
 from unike.edits.group import Group
 
-GATE_LAST, GATE_WHOLE = "gate.keys", "gate.whole"
-"""An edit's keys, ``[B, 1, D]`` each: what its own question was read as, see `Reading`."""
+GATE_PICTURE, GATE_USUAL, GATE_ASKED = "gate.picture", "gate.usual", "gate.asked"
+GATE_SAID, GATE_RARE = "gate.said", "gate.rare"
+"""What an edit's own question was read as, ``[B, 1, n]`` each, see `Reading`."""
 
 
-NOT_REACHED = (
-    "the gate is read at layer {layer}, which this pass has not reached: split the forward pass no higher than there"
-)
+KEPT = (GATE_PICTURE, GATE_USUAL, GATE_ASKED, GATE_SAID, GATE_RARE)
+
+
+class Reading(NamedTuple):
+    """What is compared: of an edit's own question, or of an input."""
+
+    picture: Tensor
+    """``[..., P]``, the picture as `Gate.metric` has it, a unit vector; zero without one."""
+
+    usual: Tensor
+    """``[..., 1]``, how near the pictures are that are nearest to it among arbitrary ones; zero without one."""
+
+    asked: Tensor
+    """``[..., ASKED_WIDTH]``, see `unike.editors.unike.words.Wording`."""
+
+    said: Tensor
+    """``[..., NAMED_WIDTH]``, the trigrams of its words, see the same."""
+
+    rare: Tensor
+    """``[..., NAMED_WIDTH]``: how much of what is rare lies in each; of an input, of what it names."""
 
 
 class Openings(NamedTuple):
@@ -113,29 +133,34 @@ class RisingRamp:
         return Ramp(*(float(np.interp(*doublings, ends)) for ends in (self.low, self.high)))
 
 
+ASKED, ASKED_OF_NAMED, NAMED = Ramp(0.44, 0.50), Ramp(0.56, 0.62), Ramp(0.62, 0.70)
+"""Where the same question begins, about a picture and about what it names, and where the same name does.
+
+They are of `words`, and so of any model; chosen on dev.
+"""
+
+
 @dataclass(frozen=True, eq=False)
 class Gate:
     """The gate of a backbone; what an edit adds is its key.
 
     Args:
-        layer: Where states are read, counted from 0; no higher than what is gated.
-        mean: ``[D]`` of attention inputs at ``p``.
-        whitening: ``[D, D]``, their covariance to the power -1/2, shrunken.
-        question: Ramp of the centred cosine.
-        fact: Ramps of the whitened cosine.
+        mean: ``[2 D]`` of what pictures show (`seen_in`).
+        metric: ``[2 D, P]``: behind it pictures of one thing lie together.
+        cohort: ``[n, P]`` unit vectors of arbitrary pictures there.
+        about: Ramps of the cosine there, beyond what is usual, see `alike`.
     """
 
-    layer: int
     mean: Tensor
-    whitening: Tensor
-    question: Ramp
-    fact: RisingRamp
+    metric: Tensor
+    cohort: Tensor
+    about: RisingRamp
 
-    TENSORS: ClassVar[tuple[str, ...]] = ("mean", "whitening")
+    TENSORS: ClassVar[tuple[str, ...]] = ("mean", "metric", "cohort")
 
     def settings(self) -> dict[str, Any]:
         """What it is beside `tensors`, as JSON has it."""
-        return {"layer": self.layer, "question": astuple(self.question), "fact": asdict(self.fact)}
+        return {"about": asdict(self.about)}
 
     def tensors(self) -> dict[str, Tensor]:
         """By name."""
@@ -148,18 +173,48 @@ class Gate:
         Raises:
             LookupError, TypeError, ValueError: Something is missing or makes no sense.
         """
-        mean, whitening = (tensors[name] for name in cls.TENSORS)
-        fact = RisingRamp(*(tuple(settings["fact"][end]) for end in ("low", "high")))
-        return cls(settings["layer"], mean, whitening, Ramp(*settings["question"]), fact)
+        about = RisingRamp(*(tuple(settings["about"][end]) for end in ("low", "high")))
+        return cls(tensors["mean"], tensors["metric"], tensors["cohort"], about)
 
     def to(self, device: torch.device | str) -> Self:
         """The same on another device."""
         return self.of(self.settings(), {name: tensor.to(device) for name, tensor in self.tensors().items()})
 
-    def similarities(self, keys: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Centred and whitened cosine of ``keys [..., G, D]`` with ``states [..., D]``: ``[..., G]`` each."""
-        keys, states = keys.float() - self.mean, states.float() - self.mean
-        return _cosine(keys, states), _cosine(keys @ self.whitening, states @ self.whitening)
+    # ------------------------------------------------------------------ what is read
+
+    @torch.no_grad()
+    def read(self, backbone: Backbone, prefill: Prefill) -> Reading:
+        """What the prompts of a pass are about and ask, a row each; once they have been shown to the text stack.
+
+        Raises:
+            UnikeError: The model was given embeddings in place of tokens.
+        """
+        words = self._words(backbone, prefill)
+        return Reading(*self.pictured(prefill.pictures, len(words.asked)), words.asked, words.said, words.names)
+
+    def pictured(self, seen: Tensor | None, rows: int) -> tuple[Tensor, Tensor]:
+        """Pictures ``[rows, P]``, and what is usual ``[rows, 1]``: zero where nothing is seen."""
+        if seen is None:
+            return self.metric.new_zeros(rows, self.metric.shape[1]), self.metric.new_zeros(rows, 1)
+        seen = seen.to(self.mean.device)
+        there = seen.any(dim=1, keepdim=True)
+        picture = normalize((seen - self.mean) @ self.metric, dim=-1) * there
+        return picture, usual(picture, self.cohort) * there
+
+    def keys(self, backbone: Backbone, prefill: Prefill) -> dict[str, Tensor]:
+        """What an edit keeps of its own questions, ``[B, 1, n]`` each."""
+        words = self._words(backbone, prefill)
+        read = (*self.pictured(prefill.pictures, len(words.asked)), words.asked, words.said, words.rare)
+        kept = dict(zip(KEPT, read, strict=True))
+        return {name: tensor.unsqueeze(1) for name, tensor in kept.items()}
+
+    def _words(self, backbone: Backbone, prefill: Prefill) -> Wording:
+        if prefill.tokens is None:
+            raise UnikeError("edits are told apart by the words of a prompt: give input_ids, not inputs_embeds")
+        read = read_words([backbone.asked(tokens) for tokens in prefill.tokens])
+        return Wording(*(each.to(self.mean.device) for each in read))
+
+    # ------------------------------------------------------------------ what follows
 
     @torch.no_grad()
     def openings(
@@ -168,69 +223,65 @@ class Gate:
         """The decision: from what was read of edits' own questions and of inputs, to how far each edit is called upon.
 
         Args:
-            keys: Of G edits, ``[..., G, D]`` each.
-            read: Of the inputs, ``[..., D]`` each.
+            keys: Of G edits, ``[..., G, n]`` each.
+            read: Of the inputs, ``[..., n]`` each.
             rivalry: How far an edit may be behind the one that is most like an input; without it no edit competes.
             present: ``[..., G]`` bool, which edits there are for each input; None for all.
         """
-        centred, whitened = self.similarities(keys.last, read.last)
-        question = self.question(centred)
-        fact, own = self.fact.of(1)(whitened), self._own(whitened, present)
+        picture, asked = alike(keys, read), _each(keys.asked, read.asked)
+        has_picture = keys.picture.any(dim=-1)
+        named = named_alike(keys, read)
+        about = torch.where(has_picture, picture, named)
+        question = torch.where(has_picture, ASKED(asked), ASKED_OF_NAMED(asked))
+        of_whom = NAMED(named)
+        fact = torch.where(has_picture, self.about.of(1)(picture), of_whom)
+        own = torch.where(has_picture, self._own(picture, present), of_whom)
         if rivalry is not None:
-            alike = whitened + WHOLE * overall(keys.whole, read.whole, present)
-            nearest = compete(alike if present is None else alike.masked_fill(~present, -torch.inf), rivalry)
+            near = asked + about
+            nearest = compete(near if present is None else near.masked_fill(~present, -torch.inf), rivalry)
             fact, own = fact * nearest, own * nearest
         openings = Openings(question, fact, question * own)
         if present is None:
             return openings
         return Openings(*(each.masked_fill(~present, 0) for each in openings))
 
-    def _own(self, whitened: Tensor, present: Tensor | None) -> Tensor:
+    def _own(self, picture: Tensor, present: Tensor | None) -> Tensor:
         """The ramp of an edit's own questions, which rises with the number of edits there are."""
         if present is None:
-            return self.fact.of(whitened.shape[-1])(whitened)
+            return self.about.of(picture.shape[-1])(picture)
         counts = present.sum(dim=-1).clamp(min=1)
-        ramps = {count: self.fact.of(count)(whitened) for count in counts.unique().tolist()}
-        own = torch.zeros_like(whitened)
+        ramps = {count: self.about.of(count)(picture) for count in counts.unique().tolist()}
+        own = torch.zeros_like(picture)
         for count, opened in ramps.items():
             own = torch.where((counts == count).unsqueeze(-1), opened, own)
         return own
 
 
-def install_gate(gate: Gate, group: Group, hooks: Hooks, prefill: Prefill) -> Callable[[], Openings]:
+def install_gate(gate: Gate, group: Group, prefill: Prefill) -> Callable[[], Openings]:
     """Let a pass read how far its prompts are about each edit of a stack: once, from the prompts alone.
 
     Args:
         gate: Of the backbone.
         group: The edits.
-        hooks: Where the hook is kept.
-        prefill: The pass; one that was stopped above the gate's layer brings the reading along.
+        prefill: The pass.
 
     Returns:
-        Gives the openings of the rows that the model runs on, ``[R, G]`` each; to be asked from that layer on.
+        Gives the openings of the rows that the model runs on, ``[R, G]`` each; to be asked from a layer of it.
     """
-    keys = Reading(group.side_by_side(GATE_LAST), group.side_by_side(GATE_WHOLE))
     opened: list[Openings] = []
 
     def openings() -> Openings:
         if not opened:
-            read = prefill.readings.get(gate.layer)
-            if read is None:
-                raise UnikeError(NOT_REACHED.format(layer=gate.layer))
-            repeats = len(read.last) // group.rows
-            last, whole = (each.repeat_interleave(repeats, dim=0) for each in keys)  # [R, G, D]
-            present = group.present_on(len(read.last))
-            opened.append(gate.openings(Reading(last, whole), read, group.config.gate.rivalry, present))
+            rows = prefill.passes[-1][0]
+            read = (x.repeat_interleave(rows // len(x), dim=0) for x in gate.read(group.backbone, prefill))
+            keys = (group.side_by_side(name) for name in KEPT)
+            keys = (key.repeat_interleave(rows // group.rows, dim=0) for key in keys)  # [R, G, n]
+            present = group.present_on(rows)
+            opened.append(gate.openings(Reading(*keys), Reading(*read), group.config.gate.rivalry, present))
             prefill.note("gate", opened[0].gate.amax(dim=1))
             prefill.note("fact", opened[0].fact.amax(dim=1))
         return opened[0]
 
-    def read_prompts(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
-        if not opened:
-            prefill.read(gate.layer, first_input(args, kwargs))
-            openings()
-
-    hooks.add_pre(group.backbone.attention(gate.layer).module, read_prompts)
     return openings
 
 
@@ -244,37 +295,37 @@ def compete(similarities: Tensor, rivalry: float) -> Tensor:
     return (1 - (similarities.amax(dim=-1, keepdim=True) - similarities) / rivalry).clamp(min=0)
 
 
-WHOLE = 2.0
-"""How many times as much as the whitened cosine the likeness of whole prompts counts where edits compete."""
+NEAREST = 10
+"""So many arbitrary pictures say what is usual."""
 
-ALIKE = 0.05
-"""Edits whose prompts' means lie closer to each other than this, of their own length, are not told apart by them."""
+APART = -1.0
+"""How alike a picture and none are."""
 
 
-def overall(keys: Tensor, states: Tensor, present: Tensor | None = None) -> Tensor:
-    """How alike whole prompts are to those of G edits: the cosine of their mean states, minus the edits' own mean.
+def usual(pictures: Tensor, cohort: Tensor) -> Tensor:
+    """How near arbitrary pictures come to pictures ``[n, P]``: ``[n, 1]``, the mean cosine of the nearest."""
+    near = pictures @ cohort.T
+    return near.topk(min(NEAREST, len(cohort)), dim=1).values.mean(dim=1, keepdim=True)
 
-    What the edits of a stack have in common does not tell them apart. Where nothing else is left (an edit alone, the
-    same fact twice), rounding must not: differences below `ALIKE` count for as much less as they are smaller.
 
-    Args:
-        keys: ``[..., G, D]``, means over the prompts of edits.
-        states: ``[..., D]``, of inputs.
-        present: As in `Gate.openings`.
+def alike(keys: Reading, read: Reading) -> Tensor:
+    """How alike the pictures of G edits and an input are, ``[..., G]``: their cosine, beyond what is usual for both.
 
-    Returns:
-        ``[..., G]``, in -1..1.
+    Flags are like flags; a photograph of a rare thing is like nothing else. So what a cosine says depends on how near
+    other pictures come anyway (score normalisation with a cohort, as in telling speakers apart: Auckenthaler et al.,
+    2000).
     """
-    common = keys.mean(dim=-2, keepdim=True)
-    if present is not None:
-        here = present.unsqueeze(-1)
-        common = keys.masked_fill(~here, 0).sum(dim=-2, keepdim=True) / here.sum(dim=-2, keepdim=True).clamp(min=1)
-    apart = torch.cat([keys, states.unsqueeze(-2)], dim=-2) - common  # [..., G + 1, D]
-    least = ALIKE * common.norm(dim=-1, keepdim=True)
-    units = apart / apart.norm(dim=-1, keepdim=True).maximum(least)
-    return (units[..., :-1, :] @ units[..., -1, :].unsqueeze(-1)).squeeze(-1)
+    beyond = _each(keys.picture, read.picture) - (keys.usual.squeeze(-1) + read.usual) / 2
+    both = keys.picture.any(dim=-1) & read.picture.any(dim=-1, keepdim=True)
+    return beyond.masked_fill(~both, APART)
 
 
-def _cosine(keys: Tensor, states: Tensor) -> Tensor:
-    units = torch.nn.functional.normalize(keys, dim=-1), torch.nn.functional.normalize(states, dim=-1)
-    return (units[0] @ units[1].unsqueeze(-1)).squeeze(-1)
+def named_alike(keys: Reading, read: Reading) -> Tensor:
+    """How much of what is rare in the prompts of edits an input says, and they of what it names: the lesser, 0..1."""
+    said, known = _each(keys.rare, read.said), _each(keys.said, read.rare)
+    return torch.where(read.rare.any(dim=-1, keepdim=True), torch.minimum(said, known), said)
+
+
+def _each(keys: Tensor, read: Tensor) -> Tensor:
+    """Products of ``keys [..., G, n]`` with ``read [..., n]``: ``[..., G]``."""
+    return (keys.float() @ read.float().unsqueeze(-1)).squeeze(-1)

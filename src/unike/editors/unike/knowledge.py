@@ -40,7 +40,7 @@ SAVED = SealedFolder(
     "knowledge",
     CONFIG_FILE,
     TENSOR_FILE,
-    version=3,  # 1: the gate was the same for stacks of any size; 2: edits competed by what is read at `p` alone
+    version=4,  # 1: one gate for stacks of any size; 2: edits competed by what is read at `p`; 3: the gate read states
     keys=frozenset({"backbone", "dtype", "layers", "gate", "triplets"}),
 )
 
@@ -190,7 +190,7 @@ class Knowledge:
                 f"{backbone.source!r} ({backbone.fingerprint()}); run unike prepare for that model"
             )
         width = next(iter(self.layers.values())).h_sem.shape[1]
-        if width != backbone.width or (self.gate is not None and len(self.gate.mean) != width):
+        if width != backbone.width or (self.gate is not None and len(self.gate.mean) != 2 * width):
             raise UnikeError(
                 f"the knowledge of {made_for['source']!r} is {width} numbers wide, and {backbone.source!r} "
                 f"{backbone.width}; run unike prepare anew"
@@ -279,7 +279,7 @@ class Knowledge:
             for name, tensor in layer.tensors().items()
         }
         if self.gate:
-            tensors |= {f"gate.{name}": tensor for name, tensor in self.gate.tensors().items()}  # small beside the rest
+            tensors |= {f"gate.{name}": tensor.to("cpu", dtype) for name, tensor in self.gate.tensors().items()}
         return described, save(tensors)
 
     @classmethod
@@ -298,7 +298,8 @@ class Knowledge:
             for index, layer in layers.items():
                 check_layer(index, layer, len(saved.triplets), next(iter(layers.values())))
             triplets = tuple(map(Triplet.from_json, described["triplets"]))
-            gate = described["gate"] and Gate.of(described["gate"], below("gate.", tensors))
+            of_gate = {name: tensor.float() for name, tensor in below("gate.", tensors).items()}
+            gate = described["gate"] and Gate.of(described["gate"], of_gate)
             if gate:
                 check_gate(gate.tensors(), next(iter(layers.values())).h_sem.shape[1])
         except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, SafetensorError) as error:

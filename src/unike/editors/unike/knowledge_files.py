@@ -36,9 +36,7 @@ class SavedRamps(Schema):
 class SavedGate(Schema):
     """As `Gate.settings`."""
 
-    layer: int = Field(ge=0)
-    question: list[float] = Field(min_length=2, max_length=2)
-    fact: SavedRamps
+    about: SavedRamps
 
 
 class SavedKnowledge(Schema):
@@ -88,5 +86,6 @@ def check_gate(tensors: Mapping[str, Tensor], width: int) -> None:
     Raises:
         ValueError: As it says.
     """
-    layout = {"mean": Declared((width,)), "whitening": Declared((width, width))}
-    check({f"gate.{name}": wanted for name, wanted in layout.items()}, {f"gate.{n}": t for n, t in tensors.items()}, {})
+    layout = {"gate.mean": Declared((2 * width,)), "gate.metric": Declared((2 * width, "P"))}
+    layout["gate.cohort"] = Declared(("n", "P"))
+    check(layout, {f"gate.{name}": tensor for name, tensor in tensors.items()}, {})

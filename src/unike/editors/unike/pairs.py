@@ -23,9 +23,6 @@ from unike.editors.unike.config import PairSettings, UniKEConfig
 from unike.editors.unike.gate import Openings
 from unike.edits.group import Group
 
-AT_PROMPT = "gate.at_prompt"
-"""``[B, N]``, 1 for pairs that were made at the end of the prompt, and 0 for those made within the answer."""
-
 
 def install_pairs(group: Group, hooks: Hooks, prefill: Prefill, gate: Callable[[], Openings] | None) -> None:
     """Put the pairs of a stack beside the networks of the edited layers, for one pass.
@@ -37,7 +34,7 @@ def install_pairs(group: Group, hooks: Hooks, prefill: Prefill, gate: Callable[[
         gate: How far each row is about each edit, asked for when a layer runs; None for no gate.
     """
     config: UniKEConfig = group.config
-    scale = None if gate is None else partial(scale_of_pairs, gate, group.side_by_side(AT_PROMPT), config)
+    scale = None if gate is None else partial(scale_of_pairs, gate, config)
     for layer in config.layers:
         patch = group.once(("pairs", layer), partial(patch_of, group, layer))
         take_effect = partial(taking_effect, prefill, config)
@@ -53,21 +50,16 @@ def patch_of(group: Group, layer: int) -> FFNPatch:
     return FFNPatch(keys, bias, values)
 
 
-def scale_of_pairs(gate: Callable[[], Openings], at_prompt: Tensor, config: UniKEConfig) -> PairGate:
-    """What relevance does to the pairs of G edits.
-
-    A pair whose key was made at the end of the prompt answers a question, so it is scaled by the gate. The others, made
-    within the answer, go on where a text has come to the same point: the less a question is of the edit's kind, the
-    more it is what the input is about that scales them. A question of that kind lowers the threshold of all.
+def scale_of_pairs(gate: Callable[[], Openings], config: UniKEConfig) -> PairGate:
+    """What relevance does to the pairs of G edits: the gate scales them, and a question of that kind wakes them sooner.
 
     Args:
         gate: Of G edits.
-        at_prompt: ``[B, G * N]``, see `AT_PROMPT`.
         config: For N and the slack.
     """
-    question, fact, own = (each.repeat_interleave(config.pairs.n, dim=1) for each in gate())
-    first = at_prompt.repeat_interleave(len(question) // len(at_prompt), dim=0)
-    return PairGate(torch.where(first > 0, own, own + (1 - question) * fact), config.gate.slack * question)
+    openings = gate()
+    own, question = (each.repeat_interleave(config.pairs.n, dim=1) for each in (openings.gate, openings.question))
+    return PairGate(own, config.gate.slack * question)
 
 
 def taking_effect(prefill: Prefill, config: UniKEConfig, activations: Tensor) -> Tensor:

@@ -26,10 +26,8 @@ class PrepareConfig(Settings):
         store_dtype: Precision of what is kept.
         max_new_tokens: An answer of the backbone that is as long is taken to be cut off.
         rows: Questions the backbone reads at once.
-        gate_layers: Where the gate may be read, the best of these is taken; None for five between 60 % of the depth
-            and the lowest of ``layers``.
-        gate_cases: How many cases the gate is calibrated on; 0 for no gate.
-        gate_error: See `unike.editors.unike.gate.calibrate`.
+        gate_cases: How many cases' pictures the gate is made from; 0 for no gate.
+        gate_error: See `unike.editors.unike.calibration.calibrate`.
     """
 
     layers: Layers = (-4, -3, -2, -1)
@@ -47,6 +45,5 @@ class PrepareConfig(Settings):
     store_dtype: Literal["float32", "float16", "bfloat16"] = "float16"
     max_new_tokens: int = Field(default=32, ge=1)
     rows: int = Field(default=32, ge=1)
-    gate_layers: tuple[int, ...] | None = None
-    gate_cases: int = Field(default=300, ge=0)
-    gate_error: float = Field(default=0.02, gt=0, lt=0.5)
+    gate_cases: int = Field(default=10_000, ge=0)
+    gate_error: float = Field(default=0.2, gt=0, lt=0.5)

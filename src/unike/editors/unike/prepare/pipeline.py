@@ -37,6 +37,7 @@ def prepare(
     config: PrepareConfig | None = None,
     *,
     against: Sequence[EditCase] = (),
+    scope: Sequence[EditCase] | None = None,
     tags: Mapping[str, str] | None = None,
     progress: Progress = silent,
 ) -> Knowledge:
@@ -49,6 +50,7 @@ def prepare(
             used.
         config: Settings.
         against: What will be evaluated on: nothing that shares a picture or a telling question with it is learned from.
+        scope: Cases whose pictures the gate is made from, of a train split, too; None for ``cases``.
         tags: For ids of cases, why a wrong answer to them is wrong (Appendix C, Figure 6).
         progress: Told about every stage.
 
@@ -62,11 +64,12 @@ def prepare(
     config = config or PrepareConfig()
     check_layers(backbone, config)
     check_place(out)
-    if is_prepared(out, backbone.source, cases, config, against=against):
+    if is_prepared(out, backbone.source, cases, config, against=against, scope=scope):
         return read_prepared(out, backbone)
 
     work = Work(out, backbone, config, progress)
-    guard = LeakGuard(every_query(against), every_query(cases), partial(progress, "reading pictures"))
+    every = every_query([*cases, *(scope or ())])
+    guard = LeakGuard(every_query(against), every, partial(progress, "reading pictures"))
     candidates, dropped = find_candidates(cases, guard, tags or {})
     mistakes, answers = collect(work, candidates)
     mistakes = kept_first(mistakes, config.keep)
@@ -74,9 +77,9 @@ def prepare(
     states, tokens = read_states(work, mistakes)
     texts = text_questions(cases, against)
     layers, learned = learn_layers(work, triplets, texts, states, read_means(work, texts, states))
-    gate, opened = find_gate(work, cases, guard)
+    gate, opened = find_gate(work, cases if scope is None else scope, guard)
 
-    described = describe(backbone, cases, against, config) | {
+    described = describe(backbone, describe_cases(cases, against, scope), config) | {
         "report": {
             "candidates": {"cases": len(cases), "dropped": dropped, "left": len(candidates)},
             "answers": answers,
@@ -115,9 +118,15 @@ def learn_layers(
 # ---------------------------------------------------------------------- the folder
 
 
-def describe(
-    backbone: Backbone, cases: Sequence[EditCase], against: Sequence[EditCase], config: PrepareConfig
+def describe_cases(
+    cases: Sequence[EditCase], against: Sequence[EditCase], scope: Sequence[EditCase] | None
 ) -> dict[str, Any]:
+    """What is learned from, and what is kept out of it, in a few bytes."""
+    found = describe_data(cases, against)
+    return found if scope is None else found | {"scope": describe_data(scope, ())["sha256"]}
+
+
+def describe(backbone: Backbone, data: dict[str, Any], config: PrepareConfig) -> dict[str, Any]:
     """What knowledge is made from."""
     return {
         "unike": __version__,
@@ -130,15 +139,21 @@ def describe(
         },
         "dtype": config.store_dtype,
         "config": config.model_dump(mode="json"),
-        "data": describe_data(cases, against),
+        "data": data,
     }
 
 
 def is_prepared(
-    out: Path, source: str, cases: Sequence[EditCase], config: PrepareConfig, *, against: Sequence[EditCase] = ()
+    out: Path,
+    source: str,
+    cases: Sequence[EditCase],
+    config: PrepareConfig,
+    *,
+    against: Sequence[EditCase] = (),
+    scope: Sequence[EditCase] | None = None,
 ) -> bool:
     """Whether a folder holds the knowledge of a backbone called ``source`` with these settings; reads no tensors."""
-    wanted = (source, config.model_dump(mode="json"), describe_data(cases, against))
+    wanted = (source, config.model_dump(mode="json"), describe_cases(cases, against, scope))
     try:
         there = SAVED.describe(out)
     except UnikeError:

@@ -1,0 +1,168 @@
+"""Train the map that tells what a question asks (see `unike.editors.unike.words`), on wordings of the train split.
+
+    python scripts/gate/words.py
+
+Wordings of one kind of question are to lie together, those of all other kinds apart (supervised contrastive loss,
+arXiv 2004.11362). They come from PocketEdit's pretrain and train wordings and from ``kinds.json``, hand-written kinds
+that people ask about pictures and things of all sorts; whole kinds and styles of the dev and eval splits are never
+seen. Prints how it does on dev: the share of other wordings of a kind that lie nearer than all but 1, 2, 5 and 10 % of
+other questions. A few minutes on two cores; the same seed gives the same map up to rounding.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn.functional import gelu, normalize
+
+from unike.data.datasets.pocket import read
+from unike.editors.common.sentence_encoder import sentence_encoder
+from unike.editors.unike.words import ASKED_WIDTH, WORD, without_names
+
+HERE = Path(__file__).parent
+WRITTEN = HERE.parent / "pocket" / "wordings2"
+ONE_OF_OTHERS = {
+    "sign_text", "error_message", "painter", "photographer", "plant_species", "animal_species", "dish_name",
+    "landmark_name", "made_in", "is_raining", "animal_count", "people_count",
+}  # fmt: skip
+"""Kinds of ``kinds.json`` that another kind may contain: no examples of questions that differ."""
+
+FILLERS = {
+    "{element}": ["gold", "iron", "carbon", "neon", "zinc", "helium", "silver", "oxygen"],
+    "{word}": ["hot", "big", "early", "open", "happy", "north", "light", "old"],
+    "{a}": [str(n) for n in range(1, 31)],
+    "{b}": [str(n) for n in range(1, 31)],
+}
+SHOWN = {"train": ("pretrain", "train"), "dev": ("dev",)}
+Asked = list[tuple[str, str]]
+"""Kinds and wordings."""
+
+
+def wordings(split: str, rng: random.Random) -> Asked:
+    """All there are of a split, those with a placeholder twice, with other names in them."""
+    written = json.loads((WRITTEN / f"{split}.json").read_text(encoding="utf-8"))
+    found: dict[str, list[str]] = defaultdict(list)
+    for kind, families in written["questions"].items():
+        found[kind] += [wording for family in families.values() for wording in family]
+    for kind, others in written["others"].items():
+        found[f"others {kind}"] += others
+    for row in read("questions"):
+        if row["split"] in SHOWN[split]:
+            found[row["kind"]].append(row["wording"])
+    if split == "train":
+        kinds = json.loads((HERE / "kinds.json").read_text(encoding="utf-8"))
+        for kind, others in [*kinds["pictured"].items(), *kinds["bare"].items()]:
+            found[f"kinds {kind}"] += [] if kind in ONE_OF_OTHERS else others
+    countries = [json.loads(row["facts"])["country"] for row in read("concepts") if row["domain"] == "flag"]
+    names = FILLERS | {"{country}": countries, "{subject}": [fact["subject"] for fact in written["facts"]]}
+    asked = [
+        (kind, fill(wording, names, rng))
+        for kind, some in found.items()
+        for wording in some
+        for _ in range(2 if "{" in wording else 1)
+    ]
+    for number, fact in enumerate(written["facts"]):
+        asked += [(f"fact {number}", text) for text in (fact["prompt"], *fact["rephrase"], *fact["near"])]
+        asked += [(f"fact {number}, other {i}", text) for i, text in enumerate(fact["specific"])]
+    return asked
+
+
+def fill(wording: str, names: dict[str, list[str]], rng: random.Random) -> str:
+    for place, some in names.items():
+        if place in wording:
+            wording = wording.replace(place, rng.choice(some))
+    return wording
+
+
+class Map(nn.Module):
+    """As `WordMap`."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(width, hidden), nn.Linear(hidden, ASKED_WIDTH, bias=False)
+        self.skip, self.dropout = nn.Linear(width, ASKED_WIDTH, bias=False), nn.Dropout(0.3)
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        bent = self.outer(self.dropout(gelu(4 * self.inner(vectors))))
+        return normalize(self.skip(vectors) + bent, dim=-1)
+
+
+def train(vectors: Tensor, kinds: list[str], steps: int, hidden: int = 512, tau: float = 0.1, rows: int = 512) -> Map:
+    names = {kind: number for number, kind in enumerate(sorted(set(kinds)))}
+    label = torch.tensor([names[kind] for kind in kinds])
+    weight = label.bincount().float()[label] ** -0.2  # large kinds a little less often than their share
+    found = Map(vectors.shape[1], hidden)
+    optimiser = torch.optim.AdamW(found.parameters(), lr=2e-3, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    for step in range(steps):
+        drawn = torch.multinomial(weight, rows, replacement=True)
+        z = found(vectors[drawn] + 0.01 * torch.randn(rows, vectors.shape[1]))
+        own = torch.eye(rows, dtype=torch.bool)
+        log_share = (z @ z.T / tau).masked_fill(own, -1e9).log_softmax(dim=1)
+        same = (label[drawn][:, None] == label[drawn]) & ~own
+        loss = -((log_share * same).sum(1) / same.sum(1).clamp(min=1))[same.any(1)].mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+        if step % 100 == 0:
+            print(f"step {step} of {steps}: loss {loss.item():.3f}", flush=True)
+    return found.eval()
+
+
+@torch.no_grad()
+def report(z: Tensor, asked: Asked) -> None:
+    """On other wordings of a kind against other questions: of pictures, of texts, and of one subject."""
+    kinds = [kind for kind, _ in asked]
+    sorts = {
+        "pictured": lambda kind: not kind.startswith(("text_", "fact ")),
+        "text": lambda kind: kind.startswith("text_"),
+        "facts": lambda kind: kind.startswith("fact "),
+    }
+    for sort, belongs in sorts.items():
+        rows = [row for row, kind in enumerate(kinds) if belongs(kind)]
+        near = z[rows] @ z[rows].T
+        own = [kinds[row].split(",")[0] for row in rows]
+        same = torch.tensor([[kinds[a] == kinds[b] for b in rows] for a in rows]) & ~torch.eye(len(rows)).bool()
+        rival = torch.tensor([[kinds[a] != kinds[b] for b in rows] for a in rows])
+        if sort == "facts":  # another question about the same subject
+            rival &= torch.tensor([[a == b for b in own] for a in own])
+        others = near[rival].sort(descending=True).values
+        line = {share: others[int(share * len(others))] for share in (0.01, 0.02, 0.05, 0.1)}
+        print(
+            sort,
+            {f: (round(100 * (near[same] > t).float().mean().item(), 1), round(t.item(), 3)) for f, t in line.items()},
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--out", type=Path, default=Path("src/unike/editors/unike/gate_data/words.safetensors"))
+    args = parser.parse_args()
+    rng, encoder = random.Random(0), sentence_encoder()
+    torch.manual_seed(0)
+    asked = {split: wordings(split, rng) for split in ("train", "dev")}
+    read_as = {split: encoder.embed([without_names(text)[0] for _, text in some]) for split, some in asked.items()}
+    found = train(read_as["train"], [kind for kind, _ in asked["train"]], args.steps)
+    report(found(read_as["dev"]), asked["dev"])
+    tensors = {
+        "inner": found.inner.weight, "bias": found.inner.bias, "outer": found.outer.weight, "skip": found.skip.weight
+    }  # fmt: skip
+    texts = [without_names(text)[0].casefold() for _, text in asked["train"]]
+    filled = {word.casefold() for some in FILLERS.values() for word in some}
+    counts = Counter(word for text in texts for word in set(WORD.findall(text)) - filled)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    halved = {name: weight.detach().half().contiguous() for name, weight in tensors.items()}
+    save_file(halved, args.out, {"counts": json.dumps(dict(sorted(counts.items())))})
+
+
+if __name__ == "__main__":
+    main()

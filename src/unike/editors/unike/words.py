@@ -1,0 +1,138 @@
+"""What a question asks, and of whom: read from its words, by a sentence encoder and a map that was learned once.
+
+The state of a decoder is a poor judge of wordings: it is led by how a question begins and ends. MiniLM, which ships, is
+a better one, and better still behind a small map that was trained, contrastively, on wordings of some two hundred kinds
+of questions in many styles (``scripts/gate/words.py``). Nothing of it depends on the model that is edited.
+
+- *What is asked*: the map's vector of the question, in which names are put out of sight: "What is the capital of
+  Kenya?" and "What is the capital of Uganda?" ask the same.
+- *Of whom*: rare words, whole or misspelt. Words are rare that hardly any question of the corpus has; they are compared
+  by their trigrams, so that "Kenia" is mostly "Kenya". A question is of whom an edit is of if it has the rare words of
+  the edit's prompt, and names nobody else.
+"""
+
+import json
+import re
+import zlib
+from collections.abc import Collection, Mapping, Sequence
+from functools import cache
+from importlib import resources
+from typing import NamedTuple
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from torch.nn.functional import gelu, normalize
+
+from unike.editors.common.sentence_encoder import sentence_encoder
+
+ASKED_WIDTH = 256
+"""Numbers that say what is asked."""
+
+NAMED_WIDTH = 2048
+"""Buckets that trigrams of words fall into."""
+
+WORD = re.compile(r"\w+")
+FILE = "words.safetensors"
+IN_SIGHT = {"I", "I'm", "I'd", "I've", "I'll"}
+"""Capitalised words that are no names."""
+
+
+class Wording(NamedTuple):
+    """What questions say, one row each."""
+
+    asked: Tensor
+    """``[n, ASKED_WIDTH]`` unit vectors: what is asked, whoever it is asked of."""
+
+    said: Tensor
+    """``[n, NAMED_WIDTH]``, 1 where a question has a trigram, else 0."""
+
+    rare: Tensor
+    """``[n, NAMED_WIDTH]``, how much of what is rare in a question lies in each trigram; they add up to 1."""
+
+    names: Tensor
+    """``[n, NAMED_WIDTH]``, the same of its names alone; zero if it has none."""
+
+
+class WordMap(NamedTuple):
+    """The learned map ``x -> C x + B gelu(4 (A x + a))`` from MiniLM's vectors, and how rare words are."""
+
+    inner: Tensor
+    bias: Tensor
+    outer: Tensor
+    skip: Tensor
+    counts: Mapping[str, int]
+
+    def __call__(self, vectors: Tensor) -> Tensor:
+        """``[n, W]`` to ``[n, ASKED_WIDTH]`` unit vectors."""
+        bent = gelu(4 * (vectors @ self.inner.T + self.bias)) @ self.outer.T
+        return normalize(vectors @ self.skip.T + bent, dim=-1)
+
+
+@cache
+def word_map() -> WordMap:
+    """The map that ships."""
+    with (
+        resources.as_file(resources.files("unike.editors.unike").joinpath("gate_data", FILE)) as path,
+        safe_open(path, "pt") as file,
+    ):
+        inner, bias, outer, skip = (file.get_tensor(name).float() for name in WordMap._fields[:-1])
+        return WordMap(inner, bias, outer, skip, json.loads(file.metadata()["counts"]))
+
+
+@torch.no_grad()
+def read_words(texts: Sequence[str]) -> Wording:
+    """What questions ask and whom they name, on the CPU."""
+    asked = word_map()(sentence_encoder().embed([without_names(text)[0] for text in texts]))
+    words = [set(WORD.findall(text.casefold())) for text in texts]
+    names = [set(WORD.findall(without_names(text)[1].casefold())) for text in texts]
+    return Wording(asked, trigrams_of(words), rarity_of(words), rarity_of(names))
+
+
+def without_names(text: str) -> tuple[str, str]:
+    """A question with "it" for its names, and these: capitalised words within a sentence, and whatever has a digit.
+
+    >>> without_names("At what time does the Corvane Library open?")
+    ('At what time does the it open?', 'Corvane Library')
+    """
+    shown: list[str] = []
+    names: list[str] = []
+    before = "."
+    for word in text.split(" "):
+        bare = word.strip('.,?!:;"“”()')
+        capital = bare[:1].isupper() and before[-1:] not in (".", "?", "!", ":") and bare not in IN_SIGHT
+        before = word or before
+        if not capital and not any(letter.isdigit() for letter in bare):
+            shown.append(word)
+            continue
+        names.append(bare)
+        it = "it" + ("'s" if bare.endswith(("'s", "’s")) else "") + word[len(word.rstrip('.,?!:;"”)')) :]
+        if shown and shown[-1] == "it":
+            shown.pop()
+        shown.append(it)
+    return " ".join(shown), " ".join(names)
+
+
+def rarity_of(texts: Sequence[Collection[str]]) -> Tensor:
+    """``[n, NAMED_WIDTH]``: weights of the trigrams of words, the rarer a word the heavier; a row adds up to 1 or 0."""
+    weights = torch.zeros(len(texts), NAMED_WIDTH)
+    for row, words in zip(weights, texts, strict=True):
+        for word in words:
+            buckets = _buckets(word)
+            row[buckets] += 1 / (1 + word_map().counts.get(word, 0)) / len(buckets)
+    return weights / weights.sum(dim=1, keepdim=True).clamp(min=1e-8)
+
+
+def trigrams_of(texts: Sequence[Collection[str]]) -> Tensor:
+    """``[n, NAMED_WIDTH]``: 1 for each trigram of words."""
+    there = torch.zeros(len(texts), NAMED_WIDTH)
+    for row, words in zip(there, texts, strict=True):
+        for word in words:
+            row[_buckets(word)] = 1
+    return there
+
+
+def _buckets(word: str) -> list[int]:
+    framed = f"^{word}$"
+    grams = {framed[start : start + 3] for start in range(max(1, len(framed) - 2))}
+    return sorted({zlib.crc32(gram.encode()) % NAMED_WIDTH for gram in grams})
