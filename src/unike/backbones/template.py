@@ -56,9 +56,10 @@ class Template:
 
     def question_in(self, text: str) -> str:
         """The question in a text that `fill` made, or the last one of a conversation; else the whole text."""
-        for around in filter(None, (self.pictured, self.bare)):
+        for around in filter(None, (self.pictured, TAGS.sub("{image}", self.pictured), self.bare)):
             before, after = around.split("{prompt}")
-            before, after = before.rpartition("{image}")[2].strip(), after.replace("{image}", "").strip()
+            first, _, between = before.rpartition("{image}")
+            before, after = between.strip() or first.strip(), after.replace("{image}", "").strip()
             if before in text and after in text:
                 text = text.rpartition(before)[2] if before else text
                 return (text.rpartition(after)[0] if after else text).strip()
