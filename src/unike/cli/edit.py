@@ -60,6 +60,11 @@ def edit(
         after = shared.answers(backbone, asked, [made], room)
     made.save_pretrained(place)
     rows = make_rows(asked, before, after)
+    took = rows[0].verdict == "right"
+    if not took:
+        shared.ERR.print(f"the edit did not take: the answer is {after[0]!r}, not {target!r}; try other settings")
+    elif asked[0].accepts(before[0]):
+        shared.ERR.print("the model gave this answer before: there was nothing to edit")
     command = command_to_ask(made, model, asked[0], place, backbone.chosen_template)
     if as_json:
         shared.print_json(
@@ -69,6 +74,7 @@ def edit(
                 "image": None if image is None else str(image),
                 "prompt": prompt,
                 "target": target,
+                "took": took,
                 "answers": shared.as_json(rows),
                 "load_seconds": round(load_seconds, 3),
                 "edit_seconds": round(seconds, 3),

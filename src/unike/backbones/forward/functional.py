@@ -76,6 +76,23 @@ def all_right(logits: Tensor, labels: Tensor) -> Tensor:
     return torch.bincount(wrong, minlength=labels.shape[0]) == 0
 
 
+def margins(logits: Tensor, labels: Tensor) -> Tensor:
+    """By how much each row's target is ahead: of its least certain token, over the likeliest other one.
+
+    Args:
+        logits: ``[n, V]`` at `target_positions`.
+        labels: ``[B, S]`` long, `IGNORE` outside the target.
+
+    Returns:
+        ``[B]`` fp32, below 0 where the target would not be said; infinite for a row without a target.
+    """
+    rows, tokens = target_tokens(labels)
+    logits, own = logits.float(), tokens.unsqueeze(1)
+    ahead = logits.gather(1, own)[:, 0] - logits.scatter(1, own, -torch.inf).amax(dim=1)
+    least = logits.new_full((labels.shape[0],), torch.inf)
+    return least.scatter_reduce(0, rows, ahead, "amin")
+
+
 def kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     """Kullback-Leibler divergence ``KL(p || q)`` of the distributions two sets of logits stand for, in fp32.
 

@@ -31,6 +31,9 @@ FOLDS = 5
 SIZES = 11
 """Of stacks that ramps are drawn for: 1, 2, 4, ... 1024 edits."""
 
+PER_PICTURE = 2
+"""So many near things are asked about for each other picture of the thing itself."""
+
 HALF = 0.02
 """Half of what a ramp is wide."""
 
@@ -93,8 +96,8 @@ def _undoing(covariance: Tensor) -> Tensor:
 def calibrate(pictures: Pictures, error: float = 0.2) -> tuple[Gate, dict[str, float]]:
     """A gate, and how well it tells pictures of things that it was not learned from.
 
-    For one edit the line is drawn where it is likeliest that another picture of the thing passes and one of another
-    thing of its kind does not: both matter the same. In a stack of G edits it is no lower than where a share of
+    For one edit the line is drawn where it is likeliest that another picture of the thing passes and `PER_PICTURE` of
+    other things of its kind do not. In a stack of G edits it is no lower than where a share of
     ``error / G`` of pictures of arbitrary other things lies beyond it (Bonferroni's correction).
 
     Args:
@@ -104,7 +107,7 @@ def calibrate(pictures: Pictures, error: float = 0.2) -> tuple[Gate, dict[str, f
     same, near, others = measured(pictures)
     lines = torch.cat([same, near]).unique()
     reached, let_in = ((found > lines.unsqueeze(1)).float().mean(dim=1) for found in (same, near))
-    line = lines[(reached * (1 - let_in)).argmax()].item()
+    line = lines[(reached * (1 - let_in) ** PER_PICTURE).argmax()].item()
     chance = others.sort(descending=True).values
     beyond = [chance[round(error / 2**size * (len(chance) - 1))].item() for size in range(SIZES)]
     middles = [max(line, end) for end in beyond]

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from unike.backbones.adapter import Backbone
 from unike.backbones.forward.context import Prefill
-from unike.backbones.forward.functional import cycle, target_positions, token_nll
+from unike.backbones.forward.functional import cycle, margins, target_positions, token_nll
 from unike.backbones.forward.hooks import Hooks, trace
 from unike.backbones.forward.split import SplitState
 from unike.core.errors import UnikeError
@@ -274,14 +274,22 @@ class UniKE(Editor[UniKEConfig]):
         stack, own = Stack(backbone, [*edits_on(backbone), edit]), Group(backbone, [edit])
         positions = target_positions(state.labels)
 
-        def loss() -> Tensor:
+        def loss(wanted: Tensor) -> Tensor:
             total = token_nll(backbone.run_from_split(state, positions, stack), state.labels)
             for layer, memory in anchors.items() if config.pairs.locality else ():
                 a = patch_of(own, layer).pre_activations(memory.unsqueeze(0))
                 total = total + config.pairs.locality * torch.relu(a + config.pairs.margin).mean(dim=(1, 2))
-            return total
+            return total * wanted
 
-        optimise(trained, loss, steps=config.steps, lr=config.lr, clip=config.clip)
+        wanted = torch.ones(len(state), device=backbone.device)
+        for _ in range(1 + config.more * bool(config.steps)):
+            # Anew in each round: an edit that has taken gets no gradient any more, and Adam leaves it where it is.
+            optimise(trained, partial(loss, wanted), steps=config.steps, lr=config.lr, clip=config.clip)
+            with torch.no_grad():
+                ahead = margins(backbone.run_from_split(state, positions, stack), state.labels)
+            wanted = (ahead < config.margin).float()
+            if not wanted.any():
+                break
         return tensors
 
     def _frozen(self, backbone: Backbone, facts: list[Query]) -> SplitState:
