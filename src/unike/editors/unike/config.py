@@ -83,12 +83,15 @@ class GateSettings(Settings):
     Attributes:
         on: Whether relevance scales both halves.
         slack: How much lower a key's threshold is where the question is of the edit's kind.
+        sentence: A target of more tokens than this, its end included, is a sentence: what it says holds whatever is
+            asked about the thing, so pairs made within it act then, too.
         rivalry: How far an edit of a stack may be behind the one that is most like an input before it is silent; None
             lets each act by itself. One edit alone has no rivals.
     """
 
     on: bool = True
     slack: float = Field(0.3, ge=0)
+    sentence: int = Field(8, ge=0)
     rivalry: float | None = Field(0.1, gt=0)
 
 

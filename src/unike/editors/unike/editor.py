@@ -54,7 +54,7 @@ from unike.editors.unike.gate import (
 from unike.editors.unike.injection import LatentInjection
 from unike.editors.unike.knowledge import Knowledge, knowledge_of
 from unike.editors.unike.memory import LatentMemory, entries_of, last_answer_token
-from unike.editors.unike.pairs import blurred, install_pairs, keys_firing_at, patch_of
+from unike.editors.unike.pairs import TELLING, blurred, install_pairs, keys_firing_at, patch_of
 from unike.editors.unike.words import ASKED_WIDTH, NAMED_WIDTH
 from unike.edits.edit import Edit
 from unike.edits.group import Group
@@ -70,8 +70,8 @@ class UniKEEdit(Edit):
     For each edited layer ``{layer}.keys [B, N, D]``, ``{layer}.bias [B, N]``, ``{layer}.values [B, N, D]``: the pairs;
     ``{layer}.shift [B, 1, D]``: ``beta zeta'``; ``{layer}.own_keys``, ``{layer}.own_values [B, E, D]``: its entries in
     the memory. And ``gate.picture``, ``gate.usual``, ``gate.asked``, ``gate.said``, ``gate.rare``, ``[B, 1, n]``: what
-    relevance compares with, see `Reading`; and ``knowledge [B, 8]`` uint8: the fingerprint of the knowledge that the
-    edit was made with, because it acts only together with that.
+    relevance compares with, see `Reading`; ``gate.telling [B, N]``; and ``knowledge [B, 8]`` uint8: the fingerprint of
+    the knowledge that the edit was made with, because it acts only together with that.
     """
 
     editor = "unike"
@@ -91,6 +91,7 @@ class UniKEEdit(Edit):
             found |= {f"{layer}.{part}": entries for layer in config.layers for part in ("own_keys", "own_values")}
         if config.has_pairs:
             found |= pairs_layout(config.layers, config.pairs.n)
+            found |= {TELLING: declared(config.pairs.n)} if config.has_gate else {}
             moved = config.has_zeta and config.needs_knowledge
             found |= {f"{layer}.shift": declared(1, WIDTH) for layer in config.layers if moved}
         return found
@@ -339,6 +340,9 @@ class UniKE(Editor[UniKEConfig]):
                 tensors |= {f"{layer}.own_keys": keys, f"{layer}.own_values": values}
         if config.has_pairs:
             where = cycle(wrong_predictions(logits, state.labels), config.pairs.n)[1]  # [B, N]
+            if config.has_gate:
+                sentence = (positions.sum(dim=1, keepdim=True) > config.gate.sentence).float()
+                tensors[TELLING] = (where != state.prompt_last.unsqueeze(1)) * sentence
             rows = torch.arange(len(where), device=where.device).unsqueeze(1)
             generator = torch.Generator().manual_seed(config.seed)
             for layer, record in zip(layers, records[len(layers) :], strict=True):
