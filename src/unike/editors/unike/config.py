@@ -96,7 +96,7 @@ class GateSettings(Settings):
 
 
 PAPER: dict[str, Any] = {
-    "more": 0,
+    "rounds": 1,
     "gate": {"on": False},
     "memory": {"centred": False, "k": 40, "entry": "last", "train_entry": False},
     "pairs": {"key_init": "raw", "threshold": 0.0},
@@ -115,9 +115,8 @@ class UniKEConfig(EditorConfig):
         layers: The edited layers, counted from the top when negative (paper: the last four).
         knowledge: Folder of `unike prepare`; None for the one that is found for the backbone.
         steps: Adam steps.
-        more: How often as many steps are added for an edit that has not taken: where a token of its target is less than
-            ``margin`` ahead.
-        margin: In logits.
+        rounds: At most so many rounds of steps: those after the first only for edits that have not taken.
+        lead: An edit has taken when every token of its target is so far ahead of any other, in logits.
         lr: Learning rate of Adam.
         clip: Largest gradient norm of an edit, or None.
         seed: Of the noise and of a random zeta.
@@ -134,8 +133,8 @@ class UniKEConfig(EditorConfig):
     layers: Layers = (-4, -3, -2, -1)
     knowledge: str | None = None
     steps: int = Field(20, ge=0)
-    more: int = Field(4, ge=0)
-    margin: float = 1.0
+    rounds: int = Field(5, ge=1)
+    lead: float = 1.0
     lr: float = Field(1e-2, gt=0)
     clip: float | None = Field(1.0, gt=0)
     seed: int = 0

@@ -80,6 +80,8 @@ class UniKEEdit(Edit):
     @classmethod
     def layout(cls, config: UniKEConfig, names: Collection[str]) -> Layout:
         """What the settings ask for, and no more."""
+        if "gate.keys" in names:
+            raise ValueError("its gate read states, as that of version 0.1 did; make the edit anew")
         found: dict[str, Declared] = {}
         if config.needs_knowledge:
             found[KNOWLEDGE] = FINGERPRINT
@@ -283,12 +285,12 @@ class UniKE(Editor[UniKEConfig]):
             return total * wanted
 
         wanted = torch.ones(len(state), device=backbone.device)
-        for _ in range(1 + config.more * bool(config.steps)):
+        for _ in range(config.rounds if config.steps else 0):
             # Anew in each round: an edit that has taken gets no gradient any more, and Adam leaves it where it is.
             optimise(trained, partial(loss, wanted), steps=config.steps, lr=config.lr, clip=config.clip)
             with torch.no_grad():
                 ahead = margins(backbone.run_from_split(state, positions, stack), state.labels)
-            wanted = (ahead < config.margin).float()
+            wanted = (ahead < config.lead).float()
             if not wanted.any():
                 break
         return tensors
