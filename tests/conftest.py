@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from matrix import FEW, STACKS, TRAINED
 from PIL import Image
 from tinies import TINIES
+from torch.nn.functional import normalize
 
 from unike.backbones.adapter import Backbone
 from unike.core import registry
@@ -18,11 +20,14 @@ from unike.data.queries import Query
 from unike.editors.ke.conditioned_update import ConditionedUpdates
 from unike.editors.trained.artifact import Trained
 from unike.editors.trained.base import TrainedEditor
-from unike.editors.unike.gate import Gate, Ramp, RisingRamp
+from unike.editors.unike.gate import Gate, RisingRamp
 from unike.editors.unike.knowledge import Knowledge, LayerKnowledge, Triplet
 from unike.editors.unike.spaces import Encoder
 
 TRIPLETS = 12
+
+GATE_WIDTH = 12
+"""Numbers of a picture behind a gate's metric."""
 
 
 @pytest.fixture(scope="session")
@@ -67,17 +72,16 @@ def some_knowledge(
     backbone: Backbone,
     *,
     layers: Sequence[int] = (-4, -3, -2, -1),
-    gate_layer: int = 0,
-    ramps: tuple[tuple[float, float], tuple[float, float]] = ((-2.0, 1.0), (-1.5, 1.0)),
+    about: tuple[float, float] = (-1.5, 0.5),
     seed: int = 0,
 ) -> Knowledge:
     """Random knowledge that fits a tiny model, stored in fp32.
 
-    The ramps, unless others are given, are so wide that the gate is 1 for an edit's own input and something between
-    0 and 1 for every other. In layer 0 the last prompt token looks the same in most prompts, because nothing has been
-    read yet; a gate that is to tell inputs apart has to be read higher up.
+    The ramp of pictures, unless another is given, is so wide that it is 1 for an edit's own picture and something
+    between 0 and 1 for every other. What is asked is read as ever; `ramps.wide_words` makes that as wide.
     """
-    generator, width, truth_width = torch.Generator().manual_seed(seed), backbone.width, 5
+    generator, apart = (torch.Generator().manual_seed(seed + number) for number in (1, 1000))
+    width, truth_width = backbone.width, 5
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator)
@@ -98,10 +102,10 @@ def some_knowledge(
             ffn_norm=torch.tensor(2.5),
         )
 
-    spread = draw(width, width) / width**0.5
-    whitening, mean = torch.eye(width) + spread @ spread.T, 0.3 * draw(width)
-    question, (low, high) = ramps
-    gate = Gate(gate_layer, mean, whitening, Ramp(*question), RisingRamp((low,), (high,)))
+    mean, spread = seen_by(backbone)
+    metric = torch.randn(2 * width, GATE_WIDTH, generator=apart) / spread.unsqueeze(1)
+    cohort = normalize(torch.randn(20, GATE_WIDTH, generator=apart), dim=1)
+    gate = Gate(mean, metric, cohort, RisingRamp(*((end,) for end in about)))
     triplets = tuple(
         Triplet(f"What is {i}?", ImageHashes(f"{i:016x}", "0f" * 96), "this", f"that {i}") for i in range(TRIPLETS)
     )
@@ -109,6 +113,22 @@ def some_knowledge(
     made_for |= {"template": backbone.template, "n_layers": backbone.n_layers}
     description = {"unike": "0", "backbone": made_for, "dtype": "float32", "seed": seed}
     return Knowledge({i: layer() for i in layers}, triplets, description, gate)
+
+
+def seen_by(backbone: Backbone) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and spread, ``[2 D]`` each, of what a tiny model sees in some pictures."""
+    with TemporaryDirectory() as folder:
+        painted = [paint(Path(folder) / f"{seed}.png", (32, 32), seed) for seed in range(100, 106)]
+        seen = backbone.run_to_split(backbone.encode([Query("?", path) for path in painted]), 0).pictures
+    assert seen is not None
+    return seen.mean(dim=0), seen.std(dim=0) + 1e-3
+
+
+def paint(path: Path, size: tuple[int, int], seed: int) -> Path:
+    """A picture of noise."""
+    pixels = torch.randint(0, 256, (*size, 3), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    Image.fromarray(pixels.numpy()).save(path)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,7 @@ def make(
     backbone: Backbone, make_knowledge: Callable[..., Any], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[..., Edit]:
     folder = tmp_path_factory.mktemp("knowledge") / "known"
-    make_knowledge(backbone, gate_layer=1, ramps=((-3.0, -2.0), (-3.0, 0.5))).save_pretrained(folder)
+    make_knowledge(backbone).save_pretrained(folder)
 
     def made(name: str, fact: Query, on: list[Edit] | None = None) -> Edit:
         more = {"knowledge": str(folder)} if name == "unike" else {}

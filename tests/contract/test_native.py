@@ -46,7 +46,7 @@ def backbone(request: pytest.FixtureRequest) -> Backbone:
 def editor(name: str, backbone: Backbone, make_knowledge: Callable[..., Any], folder: Path) -> Any:
     settings = dict(SETTINGS[name])
     if name == "unike":
-        make_knowledge(backbone, gate_layer=1, ramps=((-3.0, -2.0), (-3.0, 0.5))).save_pretrained(folder)
+        make_knowledge(backbone).save_pretrained(folder)
         settings["knowledge"] = str(folder)
     return registry.editors.get(name)(**settings)
 

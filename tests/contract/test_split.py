@@ -1,5 +1,6 @@
 """The split forward: run to a layer and resumed it is the whole pass, bit for bit, on a tiny model of every family."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -95,17 +96,28 @@ def test_a_shortened_state_is_a_state(backbone: Backbone, queries: list[Query], 
     real = batch.inputs["attention_mask"].bool()[:, short.start :]
     whole = backbone.run_from_split(short)
     assert torch.allclose(backbone.run_from_split(backbone.advance(short, -1))[real], whole[real], atol=1e-5)
-    for read in (state, short, short.expand([0, 1, 2])):
-        with trace(backbone.attention(2).module, stop="input") as record:
-            backbone.run_from_split(read)
-        means = read.prefill().over_prompt(record.input, 2)
-        if read is state:
-            spans = zip(batch.inputs["attention_mask"].argmax(dim=1), batch.prompt_last, strict=True)
-            expected = [x[first : p + 1].mean(dim=0) for x, (first, p) in zip(record.input, spans, strict=True)]
-        assert torch.allclose(means, torch.stack(expected), atol=1e-5)
+    for read in (short, short.expand([0, 1, 2]), backbone.advance(short, -1)):
+        assert torch.equal(read.pictures, state.pictures) and read.tokens == batch.tokens
     rows = [2, 0, 0]
     picked = backbone.run_from_split(short.expand(rows))
     assert torch.allclose(picked[real[rows]], whole[rows][real[rows]], atol=1e-5)
+
+
+def test_a_state_brings_along_what_its_prompts_say_and_show(backbone: Backbone, queries: list[Query]) -> None:
+    """And not what they are answered; wherever it was cut, and for whichever rows."""
+    batch = backbone.encode(queries)
+    state = backbone.run_to_split(batch, 0)
+    seen = state.pictures
+    assert seen is not None and seen.shape == (3, 2 * backbone.width)
+    assert not torch.allclose(seen[0], seen[1], atol=1e-3), "each shows its own"
+    assert [backbone.asked(tokens) for tokens in state.tokens] == [query.prompt for query in queries]
+    without = backbone.encode([replace(query, target=None) for query in queries])
+    assert without.tokens == batch.tokens
+    assert torch.allclose(backbone.run_to_split(without, 2).pictures, seen, atol=1e-5)
+    picked = state.expand([2, 0, 0])
+    assert torch.equal(picked.pictures, seen[[2, 0, 0]]) and picked.tokens == tuple(batch.tokens[i] for i in (2, 0, 0))
+    assert picked.prefill().pictures is picked.pictures and picked.prefill().tokens == picked.tokens
+    assert backbone.run_to_split(backbone.encode([Query("Who?")]), 1).pictures is None
 
 
 def test_a_shortened_pass_reads_only_what_is_left(backbone: Backbone, queries: list[Query]) -> None:

@@ -44,7 +44,15 @@ TARGETS = ("a cat", "red", "bob", "7")
 
 
 def fact(number: int) -> Query:
-    return Query(f"What is {number}{'?' * (number % 3 + 1)}", target=TARGETS[number % 4])
+    """Of whom, the edits' names say: each is a little like any other, so that all have a say."""
+    return Query(f"What is Corvane {number}{'?' * (number % 3 + 1)}", target=TARGETS[number % 4])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def half_named() -> Iterator[None]:
+    """Gates are half open for edits of others with that name."""
+    with ramps.words(NAMED=ramps.WIDE["NAMED"]):
+        yield
 
 
 @pytest.fixture(scope="module", params=STACKS)
@@ -59,10 +67,8 @@ def backbone(make_backbone: Callable[..., Backbone]) -> Backbone:
 
 @pytest.fixture(scope="module")
 def folder(backbone: Backbone, make_knowledge: Callable[..., Knowledge], tmp_path_factory: Any) -> str:
-    """Knowledge with a gate that is read where prompts differ, and that is half open for most of them."""
     place = tmp_path_factory.mktemp("knowledge")
-    known = make_knowledge(backbone, gate_layer=1, ramps=((-1.0, 1.0), (-1.0, 1.0)))
-    known.save_pretrained(place)
+    make_knowledge(backbone).save_pretrained(place)
     return str(place)
 
 
@@ -288,32 +294,30 @@ def test_a_mixed_stack(mixed: list[Edit], backbone: Backbone) -> None:
 
 
 def test_locality_does_not_erode_with_the_number_of_edits(
-    backbone: Backbone, make_knowledge: Callable[..., Knowledge], tmp_path: Path
+    backbone: Backbone, folder: str, pictures: list[Path]
 ) -> None:
-    """A question that none of twenty edits is about gets the logits of the unedited model, bit for bit."""
-    asked = [Query("Who wrote the long book about it, and when?"), Query("Is it far from here?")]
-    relevance = make_knowledge(backbone, gate_layer=1).gate
-    assert relevance is not None
+    """A question that none of twenty edits is about gets the logits of the unedited model, bit for bit.
 
-    def states(queries: list[Query]) -> Tensor:
-        state = backbone.run_to_split(backbone.encode(queries), 0)
-        return backbone.advance(state, 2, read=[1]).readings[1].last
-
-    keys = states([fact(number) for number in range(20)])
-    low = max(relevance.similarities(keys, state)[1].max().item() for state in states(asked)) + 1e-3
-    ramps = ((-3.0, -2.0), (low, (low + 1) / 2))
-    make_knowledge(backbone, gate_layer=1, ramps=ramps).save_pretrained(tmp_path)
-    edits = one_after_the_other([an_editor("unike", str(tmp_path), steps=1)] * 20, backbone)
-    batch, own = backbone.encode(asked), backbone.encode([fact(7)])
-    plain, answers, own_plain = (
-        backbone.forward(batch),
-        backbone.generate(asked, max_new_tokens=3),
-        backbone.forward(own),
-    )
-    with attached(backbone, edits):
-        assert torch.equal(backbone.forward(batch), plain)
-        assert backbone.generate(asked, max_new_tokens=3) == answers
-        assert not torch.allclose(backbone.forward(own), own_plain, atol=1e-2)
+    Half of the edits are about a picture. Questions are asked about others, in other words, or of somebody else.
+    """
+    facts = [replace(fact(number), image=pictures[0] if number % 2 else None) for number in range(20)]
+    asked = [Query("Who wrote the long book about it, and when?", pictures[0]), Query("What is Loweth 7?", pictures[0])]
+    blind = [Query("Is it far from here?"), Query("What is Loweth 7?"), Query("What is this?")]
+    editor = an_editor("unike", folder, steps=1)
+    with ramps.words(NAMED=gate.NAMED, ASKED=ramps.WIDE["ASKED"]):
+        pass
+    edits = [editor.edit(backbone, each) for each in facts]
+    for questions in (asked, blind):
+        batch = backbone.encode(questions)
+        plain, answers = backbone.forward(batch), backbone.generate(questions, max_new_tokens=3)
+        with attached(backbone, edits):
+            assert torch.equal(backbone.forward(batch), plain)
+            assert backbone.generate(questions, max_new_tokens=3) == answers
+    for own in (facts[7], facts[8]):
+        batch = backbone.encode([own])
+        plain = backbone.forward(batch)
+        with attached(backbone, edits):
+            assert not torch.allclose(backbone.forward(batch), plain, atol=1e-2)
 
 
 # ---------------------------------------------------------------------- files

@@ -54,7 +54,7 @@ def values(family: str, folder: Path) -> dict[str, Any]:
     picture = folder / "picture.png"
     Image.fromarray(pixels.numpy()).save(picture)
     backbone = tiny_backbone(family)
-    conftest.some_knowledge(backbone, gate_layer=1).save_pretrained(folder / "knowledge")
+    conftest.some_knowledge(backbone).save_pretrained(folder / "knowledge")
     facts = [Query("What is this?", picture, "a cat"), Query("Which colour has the thing?", picture, "red")]
     anchors = Anchors([Query("Is it near?", picture), Query("Who wrote it?")])
     batch = backbone.encode(facts)

@@ -75,13 +75,13 @@ def test_a_limit_and_one_task(cli: Cli, few_cases: None, tiny_folder: Path) -> N
 
 
 def test_nothing_of_either_task_leaks() -> None:
-    cases, against, tags = read_cases("pocket", "train", "caption", None)
+    cases, _, against, tags = read_cases("pocket", "train", "caption", None)
     assert {case.case_id.split("-")[0] for case in cases} == {"caption"}
     assert {tuple(case.case_id.split("-")[:2]) for case in against} == {
         (task, split) for task in ("vqa", "caption") for split in ("dev", "eval")
     }
     assert not {case.case_id for case in cases} & tags.keys(), "a caption has no tag"
-    assert {case.case_id.split("-")[1] for case in read_cases("pocket", "dev", None, None)[1]} == {"eval"}
+    assert {case.case_id.split("-")[1] for case in read_cases("pocket", "dev", None, None)[2]} == {"eval"}
 
 
 def test_what_lies_in_a_folder_is_read_from_there(tmp_path: Path) -> None:

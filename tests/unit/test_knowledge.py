@@ -15,7 +15,7 @@ from unike.backbones.adapter import Backbone
 from unike.core.errors import UnikeError
 from unike.core.files import seal
 from unike.data.leaks import ImageHashes
-from unike.editors.unike.gate import Gate, Ramp, RisingRamp
+from unike.editors.unike.gate import Gate, RisingRamp
 from unike.editors.unike.injection import project_memory, projected_attention
 from unike.editors.unike.knowledge import (
     CONFIG_FILE,
@@ -140,8 +140,8 @@ def without(key: str) -> Callable[[bytes], bytes]:
         (CONFIG_FILE, cut, "knowledge.json is damaged"),
         (CONFIG_FILE, lambda content: b"[]", "knowledge.json is damaged"),
         (CONFIG_FILE, without("triplets"), "knowledge.json is damaged: keys are missing"),
-        (CONFIG_FILE, lambda content: content.replace(b'"format": 3', b'"format": 9'), "update unike"),
-        (CONFIG_FILE, lambda content: content.replace(b'"format": 3', b'"format": 1'), "make the knowledge anew"),
+        (CONFIG_FILE, lambda content: content.replace(b'"format": 4', b'"format": 9'), "update unike"),
+        (CONFIG_FILE, lambda content: content.replace(b'"format": 4', b'"format": 1'), "make the knowledge anew"),
         (CONFIG_FILE, lambda content: content.replace(b"0.25", b"0.01"), "not those that were saved"),
         (TENSOR_FILE, cut, "not those that were saved"),
         (TENSOR_FILE, lambda content: content[:-1] + b"\1", "not those that were saved"),
@@ -181,19 +181,52 @@ def test_missing_files_and_other_folders(tmp_path: Path) -> None:
         Knowledge.from_pretrained(tmp_path / "here")
 
 
-def test_the_gate_is_kept_in_full_precision(tmp_path: Path) -> None:
-    tensors = draw(D, seed=1), draw(D, D, seed=2)
-    gate = Gate(1, *tensors, Ramp(-0.1, 0.3), RisingRamp((0.2, 0.3), (0.6, 0.7)))
-    known = replace(some_knowledge("float16"), gate=gate)
+def some_gate(width: int = D, **tensors: Tensor) -> Gate:
+    drawn = {"mean": draw(2 * width, seed=1), "metric": draw(2 * width, 8, seed=2), "cohort": draw(9, 8, seed=3)}
+    return Gate(**(drawn | tensors), about=RisingRamp((0.2, 0.3), (0.6, 0.7)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_gate_is_kept_as_everything_else_is(tmp_path: Path, dtype: str) -> None:
+    known = replace(some_knowledge(dtype), gate=some_gate())
     known.save_pretrained(tmp_path)
     found = Knowledge.from_pretrained(tmp_path)
     assert same(known, found) and found.gate is not None
-    assert found.gate.settings() == gate.settings()
-    assert all(torch.equal(tensor, found.gate.tensors()[name]) for name, tensor in gate.tensors().items())
-    assert known.fingerprint != some_knowledge("float16").fingerprint, "it is part of the content"
+    assert found.gate.settings() == some_gate().settings()
+    for name, tensor in some_gate().tensors().items():
+        kept = found.gate.tensors()[name]
+        assert kept.dtype == torch.float32 and torch.equal(kept, tensor.to(getattr(torch, dtype)).float())
+    assert known.fingerprint != some_knowledge(dtype).fingerprint, "it is part of the content"
     assert found.to("meta").gate.mean.device.type == "meta"
     some_knowledge().save_pretrained(tmp_path)
     assert Knowledge.from_pretrained(tmp_path).gate is None
+
+
+def test_a_damaged_gate_is_one_line(tmp_path: Path) -> None:
+    """Tensors of another shape or of numbers that are none, and ramps that are none; with a true seal."""
+    for gate in (
+        some_gate(width=D - 1),
+        some_gate(mean=draw(D)),
+        some_gate(metric=draw(2 * D, 7)),
+        some_gate(cohort=draw(8)),
+        some_gate(metric=torch.full((2 * D, 8), float("nan"))),
+    ):
+        replace(some_knowledge("float32"), gate=gate).save_pretrained(tmp_path)
+        refused(tmp_path)
+    files = replace(some_knowledge(), gate=some_gate()).files()
+    described = json.loads(files[CONFIG_FILE])
+    for wrong in ({}, {"about": {"low": [0.1]}}, {"about": {"low": [], "high": []}}, {"about": 3}, {"layer": 1}):
+        forged = described | {"gate": wrong}
+        forged["sha256"] = seal(forged, files[TENSOR_FILE])
+        (tmp_path / TENSOR_FILE).write_bytes(files[TENSOR_FILE])
+        (tmp_path / CONFIG_FILE).write_text(json.dumps(forged))
+        refused(tmp_path)
+
+
+def refused(folder: Path) -> None:
+    with pytest.raises(UnikeError, match=r"damaged: .*; make the knowledge anew") as caught:
+        Knowledge.from_pretrained(folder)
+    assert "\n" not in str(caught.value)
 
 
 # ---------------------------------------------------------------------- where it is found

@@ -69,7 +69,7 @@ def edits(
 ) -> dict[str, Edit]:
     """Four of each method, by name; the gate is half open for most questions."""
     folder = tmp_path_factory.mktemp("knowledge")
-    make_knowledge(backbone, gate_layer=1, ramps=((-1.0, 1.0), (-1.0, 1.0))).save_pretrained(folder)
+    make_knowledge(backbone).save_pretrained(folder)
     known = [*facts, Query("Which is the long river of Peru?", target="yes")]
     made = {}
     for name, (editor, settings) in METHODS.items():

@@ -5,21 +5,28 @@ the hooks, the memory, the gate and the pairs of the library but the numbers.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from unike_parts import cosine
 
 from unike.backbones.adapter import Backbone
+from unike.backbones.forward.hooks import trace
 from unike.backbones.forward.split import Batch
 from unike.backbones.sites import AttentionSite
+from unike.editors.unike import gate as ramps
 from unike.editors.unike.config import UniKEConfig
-from unike.editors.unike.gate import Ramp
+from unike.editors.unike.gate import Gate, Ramp
 from unike.editors.unike.knowledge import LayerKnowledge, evenly, knowledge_of
+from unike.editors.unike.words import read_words
 from unike.edits.edit import Edit
+
+Opened = tuple[float, float, float]
 
 
 def linear(module: nn.Linear, v: Tensor) -> Tensor:
@@ -72,48 +79,89 @@ def rows_of(edits: Sequence[Edit], rows: int) -> list[list[dict[str, Tensor]]]:
     ]
 
 
+# ---------------------------------------------------------------------- the gate
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What an input is about and asks: numbers of the gate, one for each of `Reading`'s fields."""
+
+    picture: np.ndarray
+    usual: float
+    asked: np.ndarray
+    said: np.ndarray
+    rare: np.ndarray
+
+
+def read_prompt(backbone: Backbone, gate: Gate, batch: Batch, row: int) -> Prompt:
+    """Of a row; what its picture shows is looked up where the text stack is given it."""
+    with trace(backbone.text_stack) as record:
+        backbone.forward(batch)
+    tokens, embedded = batch.inputs["input_ids"][row], record.kwargs["inputs_embeds"][row]
+    shown = embedded[[i for i, token in enumerate(tokens.tolist()) if token == backbone.config.image_token_id]]
+    words = read_words([backbone.asked(batch.tokens[row])])
+    read = (part[0].double().numpy() for part in (words.asked, words.said, words.names))
+    return Prompt(*picture_of(gate, shown.double().numpy()), *read)
+
+
+def picture_of(gate: Gate, shown: np.ndarray) -> tuple[np.ndarray, float]:
+    """Of visual features ``[n, D]``: where the gate has them, and the mean cosine of the ten nearest of its cohort."""
+    if not len(shown):
+        return np.zeros(gate.metric.shape[1]), 0.0
+    seen = np.concatenate([shown.mean(axis=0), shown.std(axis=0)])
+    z = gate.metric.double().numpy().T @ (seen - gate.mean.double().numpy())
+    z = z / np.sqrt((z**2).sum())
+    return z, float(np.mean(sorted(float(other @ z) for other in gate.cohort.double().numpy())[-10:]))
+
+
+def opened(gate: Gate, edits: Sequence[Mapping[str, Tensor]], read: Prompt, rivalry: float | None) -> list[Opened]:
+    """For each edit: whether it is its kind of question, about what it is about, and its own question."""
+
+    def on(ramp: Ramp, s: float) -> float:
+        return clamp((s - ramp.low) / (ramp.high - ramp.low))
+
+    found = []
+    for edit in edits:
+        own = Prompt(*(edit[f"gate.{field.name}"].double().numpy().squeeze() for field in fields(Prompt)))
+        asked = float(own.asked @ read.asked)
+        said, known = float(own.rare @ read.said), float(own.said @ read.rare)
+        about = min(said, known) if read.rare.any() else said
+        kinds = (ramps.ASKED_OF_NAMED, ramps.NAMED, ramps.NAMED)
+        if own.picture.any():
+            about = float(own.picture @ read.picture - (own.usual + read.usual) / 2) if read.picture.any() else -1.0
+            kinds = (ramps.ASKED, gate.about.of(1), gate.about.of(len(edits)))
+        found.append((asked + about, *(on(kind, s) for kind, s in zip(kinds, (asked, about, about), strict=True))))
+    nearest = max(near for near, *_ in found)
+    first = [1.0 if rivalry is None else max(1 - (nearest - near) / rivalry, 0) for near, *_ in found]
+    return [(q, fact * c, q * own * c) for (_, q, fact, own), c in zip(found, first, strict=True)]
+
+
+# ---------------------------------------------------------------------- the equations
+
+
 @contextmanager
 def by_hand(
     backbone: Backbone, config: UniKEConfig, acting: list[list[dict[str, Tensor]]], batch: Batch
 ) -> Iterator[None]:
     """Let the model compute Eq. 2, 3, 6, 7 and 8 in loops; rows come in as many copies as there are beams."""
     knowledge = knowledge_of(backbone, config.knowledge)
-    gates: dict[int, list[tuple[float, float, float]]] = {}
-
-    first_token = batch.inputs["attention_mask"].argmax(dim=1)
+    gates: dict[int, list[Opened]] = {}
+    gate = knowledge.gate if config.has_gate else None
+    prompts = [] if gate is None else [read_prompt(backbone, gate, batch, row) for row in range(len(acting))]
 
     def of_row(row: int, rows: int) -> tuple[list[dict[str, Tensor]], int]:
         own = row * len(acting) // rows
         return acting[own], int(batch.prompt_last[own])
 
-    def gates_of(edits: list[dict[str, Tensor]], x: Tensor) -> list[tuple[float, float, float]]:
-        """For each edit: the kind of question, what it is about, and whether it is the edit's own question."""
-        gate = knowledge.gate
-        assert gate is not None
-        state, keys = x[-1] - gate.mean, [tensors["gate.keys"][0] - gate.mean for tensors in edits]
-        wholes = [tensors["gate.whole"][0] for tensors in edits]
-        common = sum(wholes) / len(wholes)
-
-        def cosines(matrix: Tensor) -> list[float]:
-            return [cosine(matrix @ key, matrix @ state) for key in keys]
-
-        def on(ramp: Ramp, s: float) -> float:
-            return clamp((s - ramp.low) / (ramp.high - ramp.low))
-
-        whitened = cosines(gate.whitening)
-        mean, floor = sum(x) / len(x) - common, 0.05 * float(common.norm())
-        alike = [
-            float(whole @ mean) / max(float(whole.norm()), floor) / max(float(mean.norm()), floor)
-            for whole in (each - common for each in wholes)
-        ]
-        near = [w + 2 * a for w, a in zip(whitened, alike, strict=True)]
-        first = [1 if config.gate.rivalry is None else max(1 - (max(near) - s) / config.gate.rivalry, 0) for s in near]
-        asked = [on(gate.question, s) for s in cosines(torch.eye(len(state)))]
-        about = [on(gate.fact.of(1), s) * c for s, c in zip(whitened, first, strict=True)]
-        strict = [on(gate.fact.of(len(edits)), s) * c for s, c in zip(whitened, first, strict=True)]
-        return [(q, f, q * own) for q, f, own in zip(asked, about, strict, strict=True)]
+    def open_gates(rows: int) -> None:
+        """Of every row, from its prompt alone; there may be beams."""
+        for row in range(0 if gate is None else rows):
+            gates[row] = opened(gate, of_row(row, rows)[0], prompts[row * len(prompts) // rows], config.gate.rivalry)
 
     def shifted(layer: int, row: int, edits: list[dict[str, Tensor]], x: Tensor, h_input: Tensor, p: int) -> Tensor:
+        open_to = max(own for *_, own in gates.get(row, [(1.0,)]))
+        if not open_to:
+            return h_input
         known, site = knowledge.layer(layer), backbone.attention(layer)
         shared = evenly(len(knowledge), config.memory.size)
         entries = [
@@ -139,22 +187,20 @@ def by_hand(
             )
         elif alpha is None:
             alpha = 0.1
-        weight = (1 - alpha if config.collaboration.literal_eq7 else alpha) * max(
-            own for *_, own in gates.get(row, [(1.0,)])
-        )
+        weight = (1 - alpha if config.collaboration.literal_eq7 else alpha) * open_to
         changed = (1 - weight) * h_input + weight * h_know
         return changed if config.everywhere else torch.cat([h_input[:p], changed[p:]])
 
     def new_attention(layer: int, original: Any) -> Any:
         def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
             output = original(hidden_states, *args, **kwargs)
+            open_gates(len(hidden_states))
+            if not config.has_memory:
+                return output
             found = []
             for row, (x, h_input) in enumerate(zip(hidden_states, output[0], strict=True)):
                 edits, p = of_row(row, len(hidden_states))
-                if config.has_gate and layer == knowledge.gate.layer:  # type: ignore[union-attr]
-                    gates[row] = gates_of(edits, x[first_token[row * len(acting) // len(hidden_states)] : p + 1])
-                edited = layer in edited_layers and config.has_memory
-                found.append(shifted(edited_layers[layer], row, edits, x, h_input, p) if edited else h_input)
+                found.append(shifted(edited_layers[layer], row, edits, x, h_input, p))
             return (torch.stack(found), *output[1:])
 
         return forward
@@ -166,14 +212,12 @@ def by_hand(
             edits, p = of_row(row, rows)
             begin = 0 if config.everywhere else p
             for number, edit in enumerate(edits):
-                asked, about, own = gates[row][number] if row in gates else (0.0, 1.0, 0.0)
+                asked, _, own = gates[row][number] if row in gates else (0.0, 1.0, 1.0)
                 shift = edit[f"{layer}.shift"][0] if f"{layer}.shift" in edit else 0
                 pairs = (edit[f"{layer}.{part}"] for part in ("keys", "bias", "values"))
-                first = edit["gate.at_prompt"] if row in gates else torch.zeros(config.pairs.n)
-                for key, bias, value, of_prompt in zip(*pairs, first, strict=True):
+                for key, bias, value in zip(*pairs, strict=True):
                     activation = torch.relu(q[row] @ key + bias + config.gate.slack * asked).unsqueeze(1)
-                    scale = own if of_prompt else own + (1 - asked) * about
-                    found[row, begin:] += activation[begin:] * scale * (value + shift)
+                    found[row, begin:] += activation[begin:] * own * (value + shift)
         return found
 
     def new_network(layer: int) -> None:
@@ -203,9 +247,8 @@ def by_hand(
         changed.append(module)
 
     edited_layers = {backbone.layer_index(layer): layer for layer in config.layers}
-    gate_layers = {knowledge.gate.layer} if config.has_gate and knowledge.gate else set()
     try:
-        for layer in sorted(edited_layers | dict.fromkeys(gate_layers)):
+        for layer in edited_layers:
             module = backbone.attention(layer).module
             replaced(module, new_attention(layer, module.forward))
         for layer in config.layers if config.has_pairs else ():

@@ -1,10 +1,11 @@
 """Models and editors for the tests of UniKE."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ramps
 from tinies import tiny_backbone
 from unike_parts import Make, editors_of
 
@@ -30,17 +31,23 @@ def llava() -> Backbone:
 def knowledge(
     make_knowledge: Callable[..., Knowledge], tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[Backbone], str]:
-    """``knowledge(backbone)``: a folder with a gate that is read at layer 1, where prompts differ."""
+    """``knowledge(backbone)``: a folder with a gate that is half open for other pictures."""
     folder = tmp_path_factory.mktemp("knowledge")
 
     def make(backbone: Backbone) -> str:
         there = folder / backbone.fingerprint()
         if not there.exists():
-            ramps = ((-1.0, 1.0), (-1.0, 1.0))
-            make_knowledge(backbone, gate_layer=1, ramps=ramps).save_pretrained(there)
+            make_knowledge(backbone).save_pretrained(there)
         return str(there)
 
     return make
+
+
+@pytest.fixture
+def wide_words() -> Iterator[None]:
+    """Other questions are half asked, and other names half named."""
+    with ramps.words(**ramps.WIDE):
+        yield
 
 
 @pytest.fixture(scope="module")

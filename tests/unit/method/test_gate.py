@@ -1,19 +1,26 @@
-"""The gate: its ramps and cosines against numpy loops, and how edits compete for an input."""
+"""The gate: its ramps and likenesses against numpy loops, and how edits compete for an input."""
 
 import json
 
 import numpy as np
 import pytest
+import ramps
 import torch
-from unike_parts import CLOSED, OPEN, WIDTH, draw, opened, some_gate
+from by_hand import Prompt, opened, picture_of
+from torch import Tensor
+from unike_parts import CLOSED, OPEN, SHOWN, WIDTH, draw, some_gate, some_reading
 
-from unike.backbones.forward.context import Reading
-from unike.editors.unike.gate import MIN_RAMP, Gate, Ramp, RisingRamp, compete, overall
-
-
-def cosine(a: np.ndarray, b: np.ndarray) -> float:
-    return float(sum(x * y for x, y in zip(a, b, strict=True)) / np.sqrt((a**2).sum()) / np.sqrt((b**2).sum()))
-
+from unike.editors.unike.gate import (
+    KEPT,
+    MIN_RAMP,
+    Gate,
+    Ramp,
+    Reading,
+    RisingRamp,
+    alike,
+    compete,
+    named_alike,
+)
 
 # ---------------------------------------------------------------------- ramps
 
@@ -43,44 +50,101 @@ def test_a_ramp_rises_with_the_stack() -> None:
     }
 
 
-# ---------------------------------------------------------------------- cosines
+# ---------------------------------------------------------------------- openings
 
 
-def test_both_cosines_are_those_of_the_definition() -> None:
-    gate, keys, states = some_gate(), draw(3, 2, WIDTH, seed=3), draw(3, WIDTH, seed=4)
-    centred, whitened = gate.similarities(keys, states)
-    assert centred.shape == whitened.shape == (3, 2)
-    mean, whitener = gate.mean.numpy().astype(float), gate.whitening.numpy().astype(float)
-    found, ramps = opened(gate, keys, states), (gate.question, gate.fact.of(2))
-    assert (ramps[1].low, ramps[1].high) == pytest.approx((0.1, 0.6)), "there are two edits"
-    for row in range(3):
-        for edit in range(2):
-            a, b = keys[row, edit].numpy() - mean, states[row].numpy() - mean
-            by_hand = cosine(a, b), cosine(whitener @ a, whitener @ b)
-            assert (centred[row, edit].item(), whitened[row, edit].item()) == pytest.approx(by_hand, abs=1e-5)
-            expected = [min(max((s - r.low) / (r.high - r.low), 0), 1) for s, r in zip(by_hand, ramps, strict=True)]
-            assert found.question[row, edit].item() == pytest.approx(expected[0], abs=1e-5)
-            assert found.gate[row, edit].item() == pytest.approx(expected[0] * expected[1], abs=1e-5)
-    assert 0 < found.gate.max() < 1 and len(set(found.gate.flatten().tolist())) > 3
-    own = opened(gate, states.unsqueeze(1), states)
-    assert all(torch.allclose(each, torch.ones(3, 1)) for each in own), "its own input opens it"
+def some_keys(*shape: int, seed: int, bare: int = 1) -> Reading:
+    """Of edits, of which the last ``bare`` of each row have no picture."""
+    keys = some_reading(*shape, seed=seed)
+    pictured = torch.arange(shape[-1]).unsqueeze(-1) < shape[-1] - bare
+    return keys._replace(picture=keys.picture * pictured, usual=keys.usual * pictured)
 
 
-def test_both_cosines_have_to_agree() -> None:
-    keys, states = draw(5, 1, WIDTH, seed=3), draw(5, WIDTH, seed=4)
-    assert (opened(some_gate(**OPEN), keys, states).gate == 1).all()
-    for closed in ("question", "fact"):
-        assert (opened(some_gate(**OPEN | {closed: CLOSED[closed]}), keys, states).gate == 0).all()
+def row_of(read: Reading, *at: int) -> Prompt:
+    return Prompt(*(part[at].double().numpy().squeeze() for part in read))
 
 
+def edits_of(keys: Reading, row: int) -> list[dict[str, Tensor]]:
+    return [dict(zip(KEPT, (part[row, edit] for part in keys), strict=True)) for edit in range(keys.asked.shape[1])]
+
+
+@pytest.mark.parametrize("rivalry", [None, 0.4, 1.5])
+@pytest.mark.usefixtures("wide_words")
+def test_openings_are_those_of_the_definition(rivalry: float | None) -> None:
+    """Of edits with and without a picture, for inputs with and without one, and with and without names."""
+    gate, keys, read = some_gate(), some_keys(6, 3, seed=3), some_reading(6, seed=30)
+    read.picture[1], read.usual[1], read.rare[2] = 0, 0, 0
+    found = gate.openings(keys, read, rivalry)
+    expected = [opened(gate, edits_of(keys, row), row_of(read, row), rivalry) for row in range(6)]
+    for part, of_rows in zip(found, np.array(expected).transpose(2, 0, 1), strict=True):
+        assert torch.allclose(part, torch.tensor(of_rows).float(), atol=1e-5)
+    assert 0 < found.gate.max() < 1 and len(set(found.gate.flatten().tolist())) > 6
+    assert (found.gate <= found.fact + 1e-6).all()
+
+
+def test_its_own_input_opens_an_edit() -> None:
+    """Of a picture that is no more usual than it may be."""
+    gate, read = some_gate(), some_reading(5, seed=3)
+    own = gate.openings(Reading(*(part.unsqueeze(1) for part in read)), read)
+    assert all(torch.allclose(each, torch.ones(5, 1)) for each in own)
+
+
+@pytest.mark.usefixtures("wide_words")
+def test_what_is_asked_and_what_about_have_to_agree() -> None:
+    keys, read = some_keys(5, 2, seed=3, bare=0), some_reading(5, seed=30)
+    assert (some_gate(about=OPEN).openings(keys, read).gate > 0).all()
+    assert not some_gate(about=CLOSED).openings(keys, read).gate.any()
+    with ramps.words(ASKED=Ramp(8.0, 9.0)):
+        found = some_gate(about=OPEN).openings(keys, read)
+    assert not found.gate.any() and not found.question.any() and (found.fact == 1).all()
+
+
+def test_an_edit_with_a_picture_is_shut_for_an_input_without_one() -> None:
+    """Whatever it says, with ramps of any gate that calibration may draw."""
+    gate, keys = some_gate(about=RisingRamp((-0.99,), (-0.9,))), some_keys(4, 2, seed=3)
+    blind = Reading(*(part[:, 0] for part in keys))
+    blind = blind._replace(picture=torch.zeros_like(blind.picture), usual=torch.zeros_like(blind.usual))
+    found = gate.openings(keys, blind)
+    assert not found.fact[:, 0].any() and not found.gate[:, 0].any()
+    assert (found.question[:, 0] == 1).all(), "although it asks the same"
+
+
+def test_an_edit_without_a_picture_does_not_look_at_pictures() -> None:
+    gate, keys, read = some_gate(), some_keys(4, 2, seed=3, bare=2), some_reading(4, seed=30)
+    blind = read._replace(picture=torch.zeros_like(read.picture), usual=torch.zeros_like(read.usual))
+    for found, same in zip(gate.openings(keys, read), gate.openings(keys, blind), strict=True):
+        assert torch.equal(found, same)
+
+
+@pytest.mark.usefixtures("wide_words")
 def test_what_an_input_is_about_is_as_easily_told_in_a_stack() -> None:
-    gate, keys, states = some_gate(question=OPEN["question"]), draw(4, 2, WIDTH, seed=3), draw(4, WIDTH, seed=4)
-    together = opened(gate, keys, states)
+    gate, keys, read = some_gate(), some_keys(4, 2, seed=3, bare=0), some_reading(4, seed=30)
+    together = gate.openings(keys, read)
     for edit in (0, 1):
-        alone = opened(gate, keys[:, edit : edit + 1], states)
+        alone = gate.openings(Reading(*(part[:, edit : edit + 1] for part in keys)), read)
         assert torch.allclose(together.fact[:, edit], alone.fact[:, 0], atol=1e-6)
-        assert torch.equal(alone.gate, alone.fact)
-    assert (together.gate <= together.fact).all() and (together.gate < together.fact).any()
+        assert torch.allclose(alone.gate, alone.fact * alone.question)
+    assert (together.gate <= together.fact).all() and (together.gate < together.fact * together.question).any()
+
+
+def test_a_picture_is_seen_through_the_metric() -> None:
+    gate, shown = some_gate(), 2 + draw(3, 9, SHOWN // 2, seed=5)
+    seen = torch.cat([shown.mean(dim=1), shown.std(dim=1, correction=0)], dim=1)
+    seen = torch.cat([seen, torch.zeros(1, SHOWN)])
+    picture, usual = gate.pictured(seen, 4)
+    for row in range(3):
+        by_hand, near = picture_of(gate, shown[row].double().numpy())
+        assert np.allclose(picture[row].numpy(), by_hand, atol=1e-5)
+        assert usual[row].item() == pytest.approx(near, abs=1e-5)
+    for nothing in (*(part[3] for part in (picture, usual)), *gate.pictured(None, 2)):
+        assert not nothing.any(), "there is no picture"
+    assert [part.shape for part in gate.pictured(None, 2)] == [(2, WIDTH), (2, 1)]
+
+
+def test_a_small_cohort_says_what_is_usual_too() -> None:
+    gate, seen = some_gate(cohort=some_gate().cohort[:2]), draw(3, SHOWN)
+    picture, usual = gate.pictured(seen, 3)
+    assert torch.allclose(usual[:, 0], (picture @ gate.cohort.T).mean(dim=1))
 
 
 # ---------------------------------------------------------------------- rivals
@@ -92,39 +156,41 @@ def test_edits_compete_for_an_input() -> None:
     assert torch.equal(compete(torch.tensor([[0.2], [-0.7]]), 0.1), torch.ones(2, 1)), "one alone has no rivals"
 
 
-def test_the_nearest_edit_is_the_one_whose_end_and_whole_are_most_alike() -> None:
-    gate, keys, states = some_gate(**OPEN), draw(4, 3, WIDTH, seed=3), draw(4, WIDTH, seed=4)
-    whole_keys, wholes = draw(4, 3, WIDTH, seed=5), draw(4, WIDTH, seed=6)
-    alike, whitened = overall(whole_keys, wholes), gate.similarities(keys, states)[1]
-    assert alike.argmax(dim=1).tolist() != whitened.argmax(dim=1).tolist()
-    competing = gate.openings(Reading(keys, whole_keys), Reading(states, wholes), rivalry=1.2)
-    for row, near in enumerate((whitened + 2 * alike).tolist()):
-        expected = [max(1 - (max(near) - each) / 1.2, 0) for each in near]
-        assert competing.fact[row].tolist() == pytest.approx(expected, abs=1e-5)
-    assert torch.equal(competing.gate, competing.fact)
-    assert ((competing.gate > 0) & (competing.gate < 1)).any() and (competing.gate == 0).any()
-    alone = gate.openings(Reading(keys, whole_keys), Reading(states, wholes))
-    assert torch.equal(alone.fact, torch.ones(4, 3)), "without rivalry each acts by itself"
-    assert torch.equal(alone.gate, alone.fact)
+def test_the_nearest_edit_is_the_one_whose_question_and_picture_are_most_alike() -> None:
+    """Nearer in both together: here one asks the same, and the other is about the same."""
+    gate, read = some_gate(about=OPEN), some_reading(1, seed=30)
+    keys = some_keys(1, 3, seed=3, bare=0)
+    keys.asked[0, 0], keys.picture[0, 1], keys.usual[0, 1] = read.asked[0], read.picture[0], read.usual[0]
+    keys.asked[0, 2], keys.picture[0, 2], keys.usual[0, 2] = read.asked[0], read.picture[0], read.usual[0]
+    near = (keys.asked @ read.asked[0] + alike(keys, read))[0]
+    assert near.argmax() == 2
+    competing = gate.openings(keys, read, rivalry=0.9)
+    expected = [max(1 - (max(near.tolist()) - each) / 0.9, 0) for each in near.tolist()]
+    assert competing.fact[0].tolist() == pytest.approx(expected, abs=1e-5)
+    assert expected[2] == 1 and min(expected) < 1
+    alone = gate.openings(keys, read)
+    assert torch.equal(alone.fact, torch.ones(1, 3)), "without rivalry each acts by itself"
 
 
-def test_whole_prompts_are_compared_without_what_all_edits_share() -> None:
-    keys, states = 5 + draw(4, 3, WIDTH, seed=3), 5 + draw(4, WIDTH, seed=4)
-    found = overall(keys, states)
-    for row in range(4):
-        common = keys[row].numpy().astype(float).mean(axis=0)
-        expected = [cosine(key.numpy() - common, states[row].numpy() - common) for key in keys[row]]
-        assert found[row].tolist() == pytest.approx(expected, abs=1e-5)
-    assert not overall(keys[:, :1], states).any(), "one alone is told from nothing"
+def test_pictures_are_alike_beyond_what_is_usual_for_both() -> None:
+    keys, read = some_keys(2, 2, seed=3, bare=0), some_reading(2, seed=30)
+    cosines = torch.einsum("rgp,rp->rg", keys.picture, read.picture)
+    expected = cosines - (keys.usual[..., 0] + read.usual) / 2
+    assert torch.allclose(alike(keys, read), expected, atol=1e-6)
+    keys.picture[0, 1], read.picture[1] = 0, 0
+    found = alike(keys, read)
+    assert found[0, 0].item() == pytest.approx(expected[0, 0].item(), abs=1e-6)
+    assert found[0, 1] == found[1, 0] == found[1, 1] == -1, "a picture and none are apart"
 
 
-def test_rounding_does_not_tell_apart_two_edits_of_one_fact() -> None:
-    key = 5 + draw(WIDTH, seed=3)
-    twice = torch.stack([key, key + 1e-4 * draw(WIDTH, seed=4)])
-    assert overall(twice, key).abs().max() < 1e-2
-    assert overall(twice, 5 + draw(WIDTH, seed=5)).abs().max() < 1e-2
-    others = torch.cat([twice, 5 + draw(2, WIDTH, seed=6)])
-    assert overall(others, key)[:2].tolist() == pytest.approx([1, 1], abs=1e-2), "beside others they are alike"
+def test_who_is_named_is_the_lesser_of_both_ways() -> None:
+    keys, read = some_reading(2, 3, seed=3), some_reading(2, seed=30)
+    read.rare[1] = 0
+    said = torch.einsum("rgn,rn->rg", keys.rare, read.said)
+    known = torch.einsum("rgn,rn->rg", keys.said, read.rare)
+    found = named_alike(keys, read)
+    assert torch.allclose(found[0], torch.minimum(said, known)[0], atol=1e-6)
+    assert torch.allclose(found[1], said[1], atol=1e-6), "who names nobody may mean anybody"
 
 
 # ---------------------------------------------------------------------- edits that only some inputs see
@@ -134,25 +200,23 @@ PRESENT = torch.tensor([[1, 1, 1, 1], [1, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 0], 
 
 
 @pytest.mark.parametrize("rivalry", [None, 0.4, 2.5])
+@pytest.mark.usefixtures("wide_words")
 def test_an_input_is_compared_with_the_edits_that_are_there_for_it(rivalry: float | None) -> None:
-    """As if it were asked alone, with those alone: their number, their rivalry and what they have in common."""
-    ramps = RisingRamp(low=(-0.9, -0.7, -0.5), high=(0.3, 0.6, 0.9))
-    gate = some_gate(question=Ramp(-0.9, 0.8), fact=ramps)
-    rows, edits = PRESENT.shape
-    last, whole = draw(rows, edits, WIDTH, seed=3), 3 + draw(rows, edits, WIDTH, seed=4)
-    keys = Reading(*(part * PRESENT.unsqueeze(-1) for part in (last, whole)))  # what is not there is zeros
-    read = Reading(draw(rows, WIDTH, seed=5), 3 + draw(rows, WIDTH, seed=6))
+    """As if it were asked alone, with those alone: their number and their rivalry."""
+    gate = some_gate(about=RisingRamp(low=(-0.9, -0.7, -0.5), high=(0.3, 0.6, 0.9)))
+    whole, read = some_keys(*PRESENT.shape, seed=3), some_reading(len(PRESENT), seed=30)
+    keys = Reading(*(part * PRESENT.unsqueeze(-1) for part in whole))  # what is not there is zeros
     found = gate.openings(keys, read, rivalry, PRESENT)
     for row, there in enumerate(PRESENT):
         assert not any(part[row, ~there].any() for part in found), "nothing is about an edit that is not there"
         if there.any():
             one = Reading(*(part[row] for part in read))
-            alone = gate.openings(Reading(last[row, there], whole[row, there]), one, rivalry)
+            alone = gate.openings(Reading(*(part[row, there] for part in whole)), one, rivalry)
             for part, expected in zip(found, alone, strict=True):
                 assert torch.allclose(part[row, there], expected, atol=1e-6)
     assert all(part.isfinite().all() for part in found)
-    everywhere = gate.openings(Reading(last, whole), read, rivalry, torch.ones_like(PRESENT))
-    for part, expected in zip(everywhere, gate.openings(Reading(last, whole), read, rivalry), strict=True):
+    everywhere = gate.openings(whole, read, rivalry, torch.ones_like(PRESENT))
+    for part, expected in zip(everywhere, gate.openings(whole, read, rivalry), strict=True):
         assert torch.allclose(part, expected, atol=1e-6), "all are there: as if nothing had been said"
     assert ((found.gate > 0) & (found.gate < 1)).any() and (found.gate < found.question * found.fact)[PRESENT].any()
 
@@ -171,4 +235,4 @@ def test_a_gate_is_made_of_its_settings_and_tensors() -> None:
     again = Gate.of(json.loads(json.dumps(gate.settings())), gate.tensors())
     assert again.settings() == gate.settings()
     assert all(torch.equal(tensor, again.tensors()[name]) for name, tensor in gate.tensors().items())
-    assert len(gate.tensors()) == 2
+    assert len(gate.tensors()) == 3

@@ -1,47 +1,85 @@
-"""One reading of prompts: where they end, and what has been read of them."""
+"""One reading of prompts: where they end, what they say and what they show."""
 
+import numpy as np
 import pytest
 import torch
 from unike_parts import draw
 
-from unike.backbones.forward.context import Prefill
+from unike.backbones.forward.context import Prefill, seen_in
 
 D = 32
 
 
+def by_hand(embedded: torch.Tensor, shown: list[int]) -> np.ndarray:
+    """Mean and spread of some positions' embeddings; zero for none."""
+    features = embedded[shown].double().numpy()
+    return np.concatenate([features.mean(axis=0), features.std(axis=0)]) if shown else np.zeros(2 * D)
+
+
+def marked(length: int, *rows: list[int]) -> torch.Tensor:
+    found = torch.zeros(len(rows), length, dtype=torch.bool)
+    for row, positions in enumerate(rows):
+        found[row, positions] = True
+    return found
+
+
+PLACES = [0, 1, 2], [4, 6], [], [5]
+"""Of visual features: in different places, several and one, and none at all."""
+
+
+def test_what_is_seen_are_mean_and_spread_of_visual_features() -> None:
+    read, shown = 3 + draw(4, 7, D), marked(7, *PLACES)
+    found = seen_in(read, shown)
+    assert found.shape == (4, 2 * D) and found.dtype == torch.float32
+    for row, places in enumerate(PLACES):
+        assert np.allclose(found[row].numpy(), by_hand(read[row], places), atol=1e-5)
+    assert not found[2].any(), "nothing is shown"
+    assert found[3, :D].any() and not found[3, D:].any(), "one feature has no spread"
+
+
+def test_what_is_seen_does_not_depend_on_what_stands_elsewhere() -> None:
+    """Words around a picture, padding on either side, tokens of an answer."""
+    read, shown = draw(4, 7, D), marked(7, *PLACES)
+    words = torch.where(shown.unsqueeze(-1), read, 100 * draw(4, 7, D, seed=1))
+    assert torch.allclose(seen_in(words, shown), seen_in(read, shown), atol=1e-5)
+    left = torch.cat([draw(4, 3, D, seed=2), read], dim=1), torch.cat([torch.zeros(4, 3).bool(), shown], dim=1)
+    assert torch.allclose(seen_in(*left), seen_in(read, shown), atol=1e-5)
+    longer = torch.cat([read, draw(4, 5, D, seed=3)], dim=1)
+    assert torch.allclose(seen_in(longer, shown), seen_in(read, shown), atol=1e-5), "none are beyond"
+
+
+def test_a_pass_shows_its_pictures_once_also_with_beams() -> None:
+    read, shown = draw(2, 7, D), marked(7, [0, 1], [3])
+    for beams in (1, 3):
+        prefill = Prefill(torch.tensor([6, 6]), ((1,), (2,)), shown)
+        assert prefill.pictures is None and not prefill.continues
+        prefill.begin(read.repeat_interleave(beams, dim=0).requires_grad_())
+        seen = prefill.pictures
+        assert seen is not None and not seen.requires_grad
+        assert torch.equal(seen, seen_in(read, shown))
+        prefill.begin(draw(2 * beams, 1, D, seed=1))
+        assert prefill.pictures is seen and prefill.continues, "an answer's tokens show nothing"
+
+
+def test_a_pass_without_pictures_or_embeddings_shows_nothing() -> None:
+    for shown, read in ((None, draw(2, 7, D)), (marked(7, [0], [1]), torch.ones(2, 7).long())):
+        prefill = Prefill(torch.tensor([6, 6]), shown=shown)
+        prefill.begin(read)
+        assert prefill.pictures is None
+    assert prefill.passes == [(2, 7)]
+
+
 def test_a_prefill_finds_the_prompts_end_also_of_beams() -> None:
-    prefill, hidden = Prefill(torch.tensor([1, 3]), torch.tensor([2, 3])), draw(4, 5, D)
+    prefill, hidden = Prefill(torch.tensor([1, 3])), draw(4, 5, D)
     assert torch.equal(prefill.at_prompt_last(hidden[:2]), torch.stack([hidden[0, 1], hidden[1, 3]]))
     at_p = torch.stack([hidden[0, 1], hidden[1, 1], hidden[2, 3], hidden[3, 3]])
     assert torch.equal(prefill.at_prompt_last(hidden), at_p)
-    whole = torch.stack([*(x[:2].mean(dim=0) for x in hidden[:2]), *(x[1:4].mean(dim=0) for x in hidden[2:])])
-    assert torch.allclose(prefill.over_prompt(hidden, 7), whole, atol=1e-6)
     with pytest.raises(ValueError, match="2 prompts are read, but the model runs on 3 rows"):
         prefill.at_prompt_last(hidden[:3])
 
 
-def test_what_is_not_run_again_is_counted_by_its_sum() -> None:
-    hidden, sums = draw(4, 5, D), draw(2, D, seed=1)  # of four and three tokens
-    rest = Prefill(torch.tensor([1, 3]), torch.tensor([6, 7]), sums={7: sums})
-    whole = [(sums[row // 2] + x[: 2 + 2 * (row // 2)].sum(dim=0)) / (6 + row // 2) for row, x in enumerate(hidden)]
-    assert torch.allclose(rest.over_prompt(hidden, 7), torch.stack(whole), atol=1e-6)
-
-
-def test_a_layer_is_read_once() -> None:
-    """Whatever runs later: an answer's tokens are not read in place of the prompt's."""
-    prefill, hidden = Prefill(torch.tensor([1, 3]), torch.tensor([2, 3])), draw(2, 5, D).requires_grad_()
-    first = prefill.read(7, hidden)
-    assert torch.equal(first.last, prefill.at_prompt_last(hidden))
-    assert torch.equal(first.whole, prefill.over_prompt(hidden, 7))
-    assert not first.last.requires_grad and not first.whole.requires_grad
-    again, other = prefill.read(7, draw(2, 1, D, seed=1)), prefill.read(8, draw(2, 5, D, seed=2))
-    assert again is first
-    assert not torch.equal(other.last, first.last)
-    assert set(prefill.readings) == {7, 8}
-
-
 def test_notes_of_one_name_are_averaged() -> None:
-    prefill = Prefill(torch.tensor([1, 3]), torch.tensor([2, 3]))
+    prefill = Prefill(torch.tensor([1, 3]))
     for values in ([1.0, 2.0], [3.0, 6.0]):
         prefill.note("alpha", torch.tensor(values))
     prefill.note("gate", torch.tensor([0.5, 1.0]))

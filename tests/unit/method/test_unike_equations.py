@@ -19,6 +19,8 @@ from unike.editors.unike.config import UniKEConfig
 from unike.edits.edit import Edit
 from unike.edits.stack import attached
 
+pytestmark = pytest.mark.usefixtures("wide_words")
+
 
 def compare(backbone: Backbone, config: UniKEConfig, edits: Sequence[Edit], asked: list[Query]) -> None:
     """The logits of every position, under the library's hooks and by hand."""
@@ -46,7 +48,7 @@ def compare(backbone: Backbone, config: UniKEConfig, edits: Sequence[Edit], aske
         {"collaboration": {"fixed_alpha": 0}},
         {"memory": {"own_entry": False}},
         {"memory": {"own_entry": False, "site": "raw"}},
-        {"memory": {"entry": "every"}},
+        {"memory": {"entry": "every", "k": 16}},  # all, or it is chance which of those that are equally near
         {"memory": {"centred": False}},
         {"memory": {"size": 3, "k": 2}},
         {"memory": {"size": 0}},
@@ -75,7 +77,7 @@ def test_a_stack_is_the_equations(tiny: Backbone, editor: Any, facts: list[Query
     edits = [
         random_edit(chosen, tiny, facts[:1]),
         random_edit(chosen, tiny, facts[1:], 1),
-        random_edit(chosen, tiny, facts[2:], 2),
+        random_edit(chosen, tiny, [replace(facts[2], prompt="Is it near?")], 2),
     ]
     compare(tiny, chosen.config, edits, [facts[1], facts[0]])
     compare(tiny, chosen.config, edits, [facts[1], facts[0], facts[2], facts[0]])

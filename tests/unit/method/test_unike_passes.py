@@ -12,9 +12,9 @@ from unike_parts import LAYERS, editors_of, named, random_edit
 
 from unike.backbones.adapter import Backbone
 from unike.backbones.forward.functional import target_positions
-from unike.core.errors import UnikeError
 from unike.data.queries import Query
 from unike.editors.unike.editor import UniKE
+from unike.editors.unike.gate import KEPT, Reading, alike
 from unike.editors.unike.injection import LatentInjection, RecallLog
 from unike.editors.unike.knowledge import Knowledge
 from unike.edits.edited import EditedModel
@@ -69,15 +69,19 @@ def test_answers_change_neither_alpha_nor_what_is_retrieved(tiny: Backbone, edit
 # ---------------------------------------------------------------------- cut in two
 
 
-def test_a_gate_above_the_edited_layers_is_refused(llava: Backbone, editor: Any, facts: list[Query]) -> None:
-    with pytest.raises(UnikeError, match="the gate is read at layer 1, which this pass has not reached"):
-        editor(llava)(layers=(0, -1)).edit(llava, facts[0])
+def test_edits_are_cut_in_two_below_the_lowest_edited_layer(llava: Backbone, editor: Any) -> None:
+    for settings in ({}, {"gate": {"on": False}}, {"ablation": "only_intrinsic"}):
+        assert editor(llava)(**settings).lowest_layer(llava) == 2
+    assert editor(llava)(layers=(-1, -3)).lowest_layer(llava) == 1
 
 
-def test_edits_are_cut_in_two_no_higher_than_where_the_gate_is_read(llava: Backbone, editor: Any) -> None:
-    assert editor(llava)().lowest_layer(llava) == 1
-    assert editor(llava)(gate={"on": False}).lowest_layer(llava) == 2
-    assert editor(llava)(ablation="only_intrinsic", layers=(-1, -3)).lowest_layer(llava) == 1
+def test_the_lowest_layer_of_all_can_be_edited(llava: Backbone, editor: Any, facts: list[Query]) -> None:
+    """The gate needs no layer below the edit."""
+    edit = editor(llava)(layers=(0, -1), steps=2).edit(llava, facts)
+    model = EditedModel(llava, [edit])
+    state = llava.run_to_split(llava.encode(facts), 0)
+    assert torch.allclose(model.target_logits(facts, state), model.target_logits(facts), atol=1e-5)
+    assert not torch.allclose(model.target_logits(facts), EditedModel(llava).target_logits(facts), atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -128,29 +132,30 @@ def test_what_an_edit_is_not_about_keeps_its_answer_bit_for_bit(
     tiny: Backbone, facts: list[Query], make_knowledge: Callable[..., Knowledge], tmp_path: Path
 ) -> None:
     """The promise of the gate, with a real edit: closed for other prompts, open for its own."""
-    gate = make_knowledge(tiny, gate_layer=1).gate
+    gate = make_knowledge(tiny).gate
     assert gate is not None
-    states = tiny.advance(tiny.run_to_split(tiny.encode(facts), 0), 2, read=[1]).readings[1].last
-    whitened = gate.similarities(states[:1], states)[1][:, 0]
-    low = max(whitened[1:].tolist()) + 1e-3
-    ramps = ((-3.0, -2.0), (low, (low + 1) / 2))
-    make_knowledge(tiny, layers=LAYERS, gate_layer=1, ramps=ramps).save_pretrained(tmp_path)
+    state = tiny.run_to_split(tiny.encode(facts), 0)
+    keys, read = gate.keys(tiny, state.prefill()), gate.read(tiny, state.prefill())
+    own = Reading(*(keys[name][:1].expand(3, -1, -1) for name in KEPT))
+    low = max(alike(own, read)[1:, 0].tolist()) + 1e-3
+    assert low < alike(own, read)[0, 0]
+    make_knowledge(tiny, layers=LAYERS, about=(low, alike(own, read)[0, 0].item())).save_pretrained(tmp_path)
     edit = editors_of(str(tmp_path))(steps=3, lr=0.05).edit(tiny, facts[0])
-    batch = tiny.encode(facts)
-    plain, answers = tiny.forward(batch), tiny.generate(facts, max_new_tokens=3)
+    asked = [facts[0], *(replace(fact, prompt=facts[0].prompt) for fact in facts[1:]), replace(facts[0], prompt="Who?")]
+    batch = tiny.encode(asked)
+    plain, answers = tiny.forward(batch), tiny.generate(asked, max_new_tokens=3)
     with edit.attached(tiny):
         edited = tiny.forward(batch)
-        assert torch.equal(edited[1:], plain[1:])
+        assert torch.equal(edited[1:], plain[1:]), "another thing, or another question"
         assert not torch.allclose(edited[0], plain[0], atol=1e-2)
-        assert tiny.generate(facts, max_new_tokens=3)[1:] == answers[1:]
+        assert tiny.generate(asked, max_new_tokens=3)[1:] == answers[1:]
 
 
 def test_an_edit_that_is_not_called_upon_lends_no_entries(
     llava: Backbone, editor: Any, facts: list[Query], make_knowledge: Callable[..., Knowledge], tmp_path: Path
 ) -> None:
     """Under a stack, what is asked about one fact is answered as if the others were not there, memory included."""
-    knows = make_knowledge(llava, gate_layer=1, ramps=((0.96, 0.99), (0.96, 0.99)))
-    knows.save_pretrained(tmp_path / "knowledge")
+    make_knowledge(llava, about=(0.4, 0.5)).save_pretrained(tmp_path / "knowledge")
     method = UniKE(knowledge=str(tmp_path / "knowledge"), steps=4, lr=0.1, layers=LAYERS, memory={"size": 0})
     edits = [method.edit(llava, fact) for fact in facts]
     for fact, own in zip(facts, edits, strict=True):

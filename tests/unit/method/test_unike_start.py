@@ -1,5 +1,6 @@
 """Where an edit starts: zeta, its own entries, the keys of its gate and of its pairs."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from unike.data.queries import Query
 from unike.editors.common.pairs import wrong_positions
 from unike.editors.unike.config import merged
 from unike.editors.unike.knowledge import knowledge_of
+from unike.editors.unike.words import read_words
 from unike.edits.stack import attached
 
 
@@ -96,17 +98,20 @@ def test_own_entries_are_states_of_the_answer(llava: Backbone, editor: Any, fact
 ENTRIES = ("last", "every")
 
 
-def test_keys_of_the_gate_are_states_of_the_prompt(
+def test_the_gate_keeps_what_a_question_shows_and_asks(
     llava: Backbone, editor: Any, knowledge: Any, facts: list[Query]
 ) -> None:
-    edit, gate = editor(llava)(steps=1).edit(llava, facts), knowledge_of(llava, knowledge(llava)).gate
+    """And not what its answer is."""
+    gate = knowledge_of(llava, knowledge(llava)).gate
     assert gate is not None
-    batch = llava.encode(facts)
-    with trace(llava.attention(gate.layer).module) as record:
-        llava.forward(batch)
-    for row, p in enumerate(batch.prompt_last.tolist()):
-        assert torch.allclose(edit.tensors["gate.keys"][row, 0], record.input[row, p], atol=1e-5)
-        assert torch.allclose(edit.tensors["gate.whole"][row, 0], record.input[row, : p + 1].mean(dim=0), atol=1e-5)
+    for some, shown in (([facts[0], facts[2]], True), ([replace(facts[1], image=None)], False)):
+        edit, words = editor(llava)(steps=1).edit(llava, some), read_words([fact.prompt for fact in some])
+        batch = llava.encode([replace(fact, target=None) for fact in some])
+        picture, usual = gate.pictured(llava.run_to_split(batch, 0).pictures, len(some))
+        expected = {"picture": picture, "usual": usual, "asked": words.asked, "said": words.said, "rare": words.rare}
+        for name, tensor in expected.items():
+            assert torch.allclose(edit.tensors[f"gate.{name}"][:, 0], tensor, atol=1e-5), name
+        assert bool(edit.tensors["gate.picture"].any()) is shown
 
 
 def test_keys_start_where_the_edited_model_is_wrong(llava: Backbone, editor: Any, facts: list[Query]) -> None:

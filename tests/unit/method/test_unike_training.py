@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from unike.data.queries import Query
 from unike.editors.unike import editor as method
 from unike.editors.unike.config import merged
 from unike.editors.unike.editor import UniKE, UniKEEdit
+from unike.editors.unike.gate import Gate
 from unike.editors.unike.knowledge import Knowledge, LayerKnowledge, knowledge_of
 from unike.edits.edit import Edit
 from unike.edits.stack import attached
@@ -37,7 +37,8 @@ def test_gradients_are_those_of_finite_differences(
     layers = {i: LayerKnowledge.from_tensors(layer.tensors()) for i, layer in known.layers.items()}
     for layer in layers.values():
         layer.semantic.double()
-    gate = replace(known.gate, mean=known.gate.mean.double(), whitening=known.gate.whitening.double())  # type: ignore[type-var, union-attr]
+    assert known.gate is not None
+    gate = Gate.of(known.gate.settings(), {name: tensor.double() for name, tensor in known.gate.tensors().items()})
     exact_knowledge = Knowledge(layers, known.triplets, known.description, gate)
     monkeypatch.setattr(method, "checked_knowledge", lambda group: exact_knowledge)
 

@@ -6,14 +6,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from unike.backbones.adapter import Backbone
-from unike.backbones.forward.context import Acting, Prefill, Reading
+from unike.backbones.forward.context import Acting, Prefill
 from unike.backbones.forward.hooks import Hooks
 from unike.data.queries import Query
 from unike.editors.unike.config import UniKEConfig, merged
 from unike.editors.unike.editor import UniKE, UniKEEdit
-from unike.editors.unike.gate import GATE_LAST, GATE_WHOLE, Gate, Openings, Ramp, RisingRamp
+from unike.editors.unike.gate import KEPT, Gate, Reading, RisingRamp
+from unike.editors.unike.words import ASKED_WIDTH, NAMED_WIDTH
 from unike.edits.edit import Edit
 from unike.edits.group import Group
 
@@ -61,33 +63,36 @@ class Together:
 
 # ---------------------------------------------------------------------- gates
 
-WIDTH = 24
+WIDTH, SHOWN = 24, 40
+"""Of what a drawn gate compares pictures by, and of what pictures show."""
 
-OPEN, CLOSED = (
-    {"question": Ramp(-3.0, -2.0), "fact": RisingRamp((-3.0,), (-2.0,))},
-    {"question": Ramp(2.0, 3.0), "fact": RisingRamp((2.0,), (3.0,))},
-)
+OPEN, CLOSED = RisingRamp((-9.0,), (-8.0,)), RisingRamp((8.0,), (9.0,))
 """Wherever a cosine may lie."""
 
 
 def some_gate(**settings: Any) -> Gate:
-    spread = draw(WIDTH, WIDTH, seed=1)
-    chosen = {"layer": 1, "mean": draw(WIDTH, seed=2), "whitening": spread @ spread.T}
-    return Gate(**(chosen | {"question": Ramp(-0.2, 0.6), "fact": RisingRamp((-0.5, 0.1), (0.5, 0.6))} | settings))
+    cohort = normalize(draw(30, WIDTH, seed=3), dim=1)
+    chosen = {"mean": draw(SHOWN, seed=2), "metric": draw(SHOWN, WIDTH, seed=1), "cohort": cohort}
+    return Gate(**(chosen | {"about": RisingRamp((-0.9, -0.5), (0.5, 0.6))} | settings))
 
 
-def opened(gate: Gate, keys: Tensor, states: Tensor, present: Tensor | None = None) -> Openings:
-    """Where nothing competes, and so nothing but the prompts' last states counts."""
-    return gate.openings(Reading(keys, keys), Reading(states, states), present=present)
+def some_reading(*shape: int, seed: int = 0, pictured: bool = True) -> Reading:
+    """Drawn, of edits or of inputs alike: what edits ask and say is what inputs do, too, to some degree."""
+    picture = normalize(draw(*shape, WIDTH, seed=seed), dim=-1) * pictured
+    asked = normalize(draw(ASKED_WIDTH, seed=99) + 0.8 * draw(*shape, ASKED_WIDTH, seed=seed + 1), dim=-1)
+    said = (draw(*shape, NAMED_WIDTH, seed=seed + 2) > -0.6).float()
+    rare = draw(*shape, NAMED_WIDTH, seed=seed + 3).relu() * said
+    read = (picture, 0.2 * draw(*shape, 1, seed=seed + 4).abs() * pictured, asked, said)
+    return Reading(*read, rare / rare.sum(dim=-1, keepdim=True))
 
 
 def group_of(backbone: Backbone, keys: Reading, rivalry: float | None = None) -> Group:
-    """G edits that have nothing but what the gate compares with, ``[B, G, D]`` each."""
+    """G edits that have nothing but what the gate compares with, ``[B, G, n]`` each."""
     config = UniKEConfig.parse({"gate": {"rivalry": rivalry}})
-    facts = [Query("What?")] * len(keys.last)
+    facts = [Query("What?")] * len(keys.asked)
     made_for = {"fingerprint": backbone.fingerprint(), "source": backbone.source}
     columns = zip(*(part.split(1, dim=1) for part in keys), strict=True)
-    edits = [UniKEEdit(config, {GATE_LAST: last, GATE_WHOLE: whole}, facts, **made_for) for last, whole in columns]
+    edits = [UniKEEdit(config, dict(zip(KEPT, column, strict=True)), facts, **made_for) for column in columns]
     return Group(backbone, edits)
 
 
@@ -126,6 +131,6 @@ def random_edit(editor: UniKE, backbone: Backbone, facts: Sequence[Query], seed:
         part, generator = name.rpartition(".")[2], torch.Generator().manual_seed(97 * seed + number)
         if part in ("values", "bias", "shift", "own_values"):
             tensors[name] = torch.randn(tensor.shape, generator=generator)
-        elif name != GATE_LAST and part == "keys":
+        elif part == "keys":
             tensors[name] = torch.randn(tensor.shape, generator=generator) / tensor.shape[-1] ** 0.5
     return UniKEEdit(editor.config, tensors, edit.facts, **made_for(edit))
