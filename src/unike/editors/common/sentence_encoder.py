@@ -44,15 +44,12 @@ class SentenceEncoder:
     """
 
     def __init__(self, name: str, device: str) -> None:
-        from sentence_transformers import SentenceTransformer  # takes seconds; only these methods need it
         from transformers.utils import logging
 
         bars = logging.is_progress_bar_enabled()
         logging.disable_progress_bar()  # 22 million weights need none
         try:
-            self._model: Any = SentenceTransformer(
-                _place(name), device=device, trust_remote_code=False, model_kwargs={"use_safetensors": True}
-            )
+            self._model: Any = MiniLM(_place(name), device) if name == MINILM else read_encoder(name, device)
         except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
             reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise UnikeError(f"cannot load the sentence encoder {name!r}: {reason}") from None
@@ -72,6 +69,47 @@ class SentenceEncoder:
         )
         # Out of the encoder's inference mode, in which no gradient could ever pass.
         return dict(zip(texts, found.float().clone(), strict=True))
+
+
+class MiniLM:
+    """The default encoder, as `sentence-transformers` runs it, without its import, which takes seconds.
+
+    Args:
+        place: Folder or hub id.
+        device: Where it computes.
+    """
+
+    LONGEST, TOGETHER = 256, 32
+
+    def __init__(self, place: str, device: str) -> None:
+        from transformers import AutoModel, AutoTokenizer
+
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+        model: Any = AutoModel.from_pretrained(place, trust_remote_code=False, use_safetensors=True)
+        self._model = model.float().eval().to(device)
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str], **options: Any) -> Tensor:
+        """Unit vectors ``[n, 384]``; there are no options."""
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        found: dict[int, Tensor] = {}
+        for start in range(0, len(order), self.TOGETHER):
+            rows = order[start : start + self.TOGETHER]
+            read = self._tokenizer(
+                [texts[i] for i in rows], padding=True, truncation=True, max_length=self.LONGEST, return_tensors="pt"
+            ).to(self._model.device)
+            mask = read["attention_mask"].unsqueeze(-1).float()
+            states = self._model(**read).last_hidden_state.float()
+            mean = (states * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1e-9)
+            found |= dict(zip(rows, torch.nn.functional.normalize(mean, dim=1), strict=True))
+        return torch.stack([found[i] for i in range(len(texts))])
+
+
+def read_encoder(name: str, device: str) -> Any:
+    """Any other encoder."""
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(name, device=device, trust_remote_code=False, model_kwargs={"use_safetensors": True})
 
 
 _ENCODERS: Memo[tuple[str, str], SentenceEncoder] = Memo()
