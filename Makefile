@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint types unit fuzz format mini-train mini-report pocket clean
+.PHONY: demo test test-slow lint types unit fuzz format mini-train mini-report words pocket clean
 
 demo: $(READY)  ## edit one fact in a real vision-language model
 	$(BIN)/unike demo
@@ -40,6 +40,9 @@ mini-train: $(READY)  ## train the bundled model's adapter; resumes; about an ho
 
 mini-report: $(READY)  ## what the bundled model knows, on pictures it never saw
 	$(BIN)/python scripts/mini/evaluate.py --out results/mini/accuracy.json
+
+words: $(READY)  ## train the map that tells what a question asks; a few minutes
+	$(BIN)/python scripts/gate/words.py
 
 pocket: $(READY)  ## rebuild PocketEdit: make pocket PHOTOS=folder-of-caltech-101
 	$(BIN)/pip install --quiet -e ".[data]" -c constraints.txt
