@@ -5,13 +5,14 @@ import random
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ramps
 import torch
 from matrix import STACKS, WITHIN
 from patches import hooks_on
@@ -26,6 +27,7 @@ from unike.core.errors import UnikeError
 from unike.data.queries import Query
 from unike.editors.base import Editor
 from unike.editors.unike.editor import UniKE
+from unike.editors.unike.gate import NAMED
 from unike.editors.unike.knowledge import Knowledge, knowledge_of
 from unike.edits.edit import Edit
 from unike.edits.stack import attached, edits_on
@@ -35,7 +37,16 @@ pytestmark = pytest.mark.usefixtures("at_home")
 SETTINGS: dict[str, dict[str, Any]] = {
     "ft": {"lr": 1e-2, "steps": 2},
     "t_patcher": {"lr": 1e-2, "steps": 2, "memory_weight": 0.0},
-    "unike": {"lr": 2e-2, "steps": 2, "n_pairs": 3, "layers": (-2, -1), "k": 6, "alpha_offset": 0.2, "rivalry": 2.0},
+    "unike": {
+        "lr": 2e-2,
+        "steps": 2,
+        "rounds": 1,
+        "n_pairs": 3,
+        "layers": (-2, -1),
+        "k": 6,
+        "alpha_offset": 0.2,
+        "rivalry": 2.0,
+    },
 }
 """So that twenty edits are made quickly, and can be told apart; an editor that is not named is run as it comes."""
 
@@ -294,30 +305,30 @@ def test_a_mixed_stack(mixed: list[Edit], backbone: Backbone) -> None:
 
 
 def test_locality_does_not_erode_with_the_number_of_edits(
-    backbone: Backbone, folder: str, pictures: list[Path]
+    backbone: Backbone, make_knowledge: Callable[..., Knowledge], tmp_path: Path, pictures: list[Path]
 ) -> None:
     """A question that none of twenty edits is about gets the logits of the unedited model, bit for bit.
 
-    Half of the edits are about a picture. Questions are asked about others, in other words, or of somebody else.
+    Half of the edits are about a picture; questions are about another, in other words, or of somebody else.
     """
     facts = [replace(fact(number), image=pictures[0] if number % 2 else None) for number in range(20)]
-    asked = [Query("Who wrote the long book about it, and when?", pictures[0]), Query("What is Loweth 7?", pictures[0])]
-    blind = [Query("Is it far from here?"), Query("What is Loweth 7?"), Query("What is this?")]
-    editor = an_editor("unike", folder, steps=1)
-    with ramps.words(NAMED=gate.NAMED, ASKED=ramps.WIDE["ASKED"]):
-        pass
-    edits = [editor.edit(backbone, each) for each in facts]
-    for questions in (asked, blind):
-        batch = backbone.encode(questions)
-        plain, answers = backbone.forward(batch), backbone.generate(questions, max_new_tokens=3)
-        with attached(backbone, edits):
-            assert torch.equal(backbone.forward(batch), plain)
-            assert backbone.generate(questions, max_new_tokens=3) == answers
-    for own in (facts[7], facts[8]):
-        batch = backbone.encode([own])
-        plain = backbone.forward(batch)
-        with attached(backbone, edits):
-            assert not torch.allclose(backbone.forward(batch), plain, atol=1e-2)
+    asked = [Query("Who wrote the long book about it?", pictures[0]), Query("What is Corvane 7?", pictures[1])]
+    blind = [Query("Is it far from here?"), Query("What is Loweth Hall?"), Query("What is this?")]
+    make_knowledge(backbone, about=(0.4, 0.5)).save_pretrained(tmp_path)
+    editor = an_editor("unike", str(tmp_path), steps=1)
+    with ramps.words(NAMED=NAMED):
+        edits = [editor.edit(backbone, each) for each in facts]
+        for questions in (asked, blind):
+            batch = backbone.encode(questions)
+            plain, answers = backbone.forward(batch), backbone.generate(questions, max_new_tokens=3)
+            with attached(backbone, edits):
+                assert torch.equal(backbone.forward(batch), plain)
+                assert backbone.generate(questions, max_new_tokens=3) == answers
+        for own in (facts[7], facts[8]):
+            batch = backbone.encode([own])
+            plain = backbone.forward(batch)
+            with attached(backbone, edits):
+                assert not torch.allclose(backbone.forward(batch), plain, atol=1e-2)
 
 
 # ---------------------------------------------------------------------- files
@@ -348,7 +359,7 @@ def test_a_saved_stack_does_the_same_in_a_new_process(tmp_path: Path) -> None:
     edits = one_after_the_other(mixed, backbone)
     for number, edit in enumerate(edits):
         edit.save_pretrained(tmp_path / "stack" / str(number))
-    with attached(backbone, edits):
+    with attached(backbone, edits), ramps.words(NAMED=NAMED):
         expected = backbone.forward(backbone.encode([edit.facts[0] for edit in edits]))
     arguments = [str(tmp_path / "stack"), str(tmp_path / "logits.safetensors"), str(torch.get_num_threads())]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
@@ -382,7 +393,8 @@ def test_an_edit_without_its_knowledge_is_refused_in_one_line(
         pass
     make_knowledge(make(), seed=1).save_pretrained(place)
     refused(
-        r"^the edit 'What is 0\?' was made with other knowledge of 'tiny-llava' than there is now .*make the edit anew$"
+        r"^the edit 'What is Corvane 0\?' was made with other knowledge of 'tiny-llava' than there is now "
+        r".*make the edit anew$"
     )
     (place / "knowledge.safetensors").write_bytes(b"")
     refused(r"knowledge in .* is damaged")

@@ -27,7 +27,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "every part trained": {"train_entry": True, "entry": "every", "zeta": "learned", "site": "raw"},
 }
 
-COMMON = {"layers": (-2, -1), "n_pairs": 4, "k": 5, "steps": 3}
+COMMON = {"layers": (-2, -1), "n_pairs": 4, "k": 5, "steps": 3, "rounds": 1}
 """Few steps: Adam makes the noise of other platforms grow."""
 
 

@@ -212,12 +212,14 @@ def by_hand(
             edits, p = of_row(row, rows)
             begin = 0 if config.everywhere else p
             for number, edit in enumerate(edits):
-                asked, _, own = gates[row][number] if row in gates else (0.0, 1.0, 1.0)
+                asked, about, own = gates[row][number] if row in gates else (0.0, 0.0, 1.0)
                 shift = edit[f"{layer}.shift"][0] if f"{layer}.shift" in edit else 0
                 pairs = (edit[f"{layer}.{part}"] for part in ("keys", "bias", "values"))
-                for key, bias, value in zip(*pairs, strict=True):
+                within = edit["gate.telling"].tolist() if row in gates else [0] * config.pairs.n
+                for key, bias, value, telling in zip(*pairs, within, strict=True):
                     activation = torch.relu(q[row] @ key + bias + config.gate.slack * asked).unsqueeze(1)
-                    found[row, begin:] += activation[begin:] * own * (value + shift)
+                    scale = own + telling * (1 - asked) * about
+                    found[row, begin:] += activation[begin:] * scale * (value + shift)
         return found
 
     def new_network(layer: int) -> None:

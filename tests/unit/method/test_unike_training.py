@@ -21,6 +21,8 @@ from unike.editors.unike.knowledge import Knowledge, LayerKnowledge, knowledge_o
 from unike.edits.edit import Edit
 from unike.edits.stack import attached
 
+pytestmark = pytest.mark.usefixtures("wide_words")
+
 # ---------------------------------------------------------------------- gradients
 
 

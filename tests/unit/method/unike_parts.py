@@ -22,6 +22,7 @@ from unike.edits.group import Group
 LAYERS = (-2, -1)
 SETTINGS: dict[str, Any] = {
     "layers": LAYERS,
+    "rounds": 1,
     "memory": {"entry": "last", "k": 5},
     "pairs": {"n": 4},
     "collaboration": {"alpha_slope": 0.7, "alpha_offset": 0.3},

@@ -1,0 +1,163 @@
+"""What a question asks and of whom, read from its words: examples, margins, and whatever may be in a text."""
+
+import pytest
+import torch
+
+from unike.editors.unike.gate import ASKED, ASKED_OF_NAMED, NAMED, Reading, named_alike
+from unike.editors.unike.words import (
+    ASKED_WIDTH,
+    NAMED_WIDTH,
+    Wording,
+    rarity_of,
+    read_words,
+    trigrams_of,
+    without_names,
+)
+
+# ---------------------------------------------------------------------- names
+
+
+@pytest.mark.parametrize(
+    ("text", "shown", "names"),
+    [
+        ("What is the capital of Kenya?", "What is the capital of it?", "Kenya"),
+        ("At what time does the Corvane Library open?", "At what time does the it open?", "Corvane Library"),
+        ("What is Kenya's capital?", "What is it's capital?", "Kenya's"),
+        ("Who is Ann, and where is Bo?", "Who is it, and where is it?", "Ann Bo"),
+        ("Can I see what I'm holding?", "Can I see what I'm holding?", ""),
+        ("It is red. What is it?", "It is red. What is it?", ""),
+        ("What happened in 1969?", "What happened in it?", "1969"),
+        ("Is this a B52 or a boat?", "Is this a it or a boat?", "B52"),
+        ("what is this?", "what is this?", ""),
+        ("", "", ""),
+    ],
+)
+def test_names_are_put_out_of_sight(text: str, shown: str, names: str) -> None:
+    assert without_names(text) == (shown, names)
+
+
+# ---------------------------------------------------------------------- what is asked
+
+ABOUT_PICTURES = {
+    "What animal is this?": ("Which animal do you see here?", "Can you tell me what animal that is?"),
+    "Who painted this picture?": ("Who is the painter of this?", "By whom was this painted?"),
+    "In which year was it built?": ("When was this built?", "What year was this built in?"),
+}
+"""Questions, and others in other words."""
+
+
+def asked_alike(one: str, other: str) -> float:
+    first, second = read_words([one, other]).asked
+    return float(first @ second)
+
+
+def test_rewordings_ask_the_same_and_other_questions_do_not() -> None:
+    """Told apart by a margin, on both sides of where the gate begins to open."""
+    for question, same in ABOUT_PICTURES.items():
+        others = [other for other in ABOUT_PICTURES if other != question]
+        nearest = max(asked_alike(question, other) for other in others)
+        for rewording in same:
+            assert asked_alike(question, rewording) > nearest + 0.2, rewording
+            assert ASKED(torch.tensor(asked_alike(question, rewording))) == 1
+        assert ASKED(torch.tensor(nearest)) == 0
+
+
+def test_who_is_asked_about_does_not_change_what_is_asked() -> None:
+    kenya, uganda = read_words(["What is the capital of Kenya?", "What is the capital of Uganda?"])[0]
+    assert torch.allclose(kenya, uganda)
+
+
+# ---------------------------------------------------------------------- of whom
+
+
+def pair(edit: str, text: str) -> tuple[float, float]:
+    """How alike what they ask is, and whom they name, as the gate of an edit without a picture has it."""
+    own, read = read_words([edit]), read_words([text])
+    nothing = torch.zeros(1, 1)
+    key = Reading(nothing, nothing, own.asked, own.said, own.rare)
+    named = named_alike(key, Reading(*(x[0] for x in (nothing, nothing, read.asked, read.said, read.names))))
+    return float(own.asked[0] @ read.asked[0]), named.item()
+
+
+def test_an_edit_without_a_picture_is_told_by_its_names() -> None:
+    edit = "What is the capital of Kenya?"
+    for rewording in ("Which city is the capital of Kenya?", "Kenya's capital?", "Tell me the capital of Kenya."):
+        asked, named = pair(edit, rewording)
+        assert ASKED_OF_NAMED(torch.tensor(asked)) == 1 and NAMED(torch.tensor(named)) == 1, rewording
+    for other in ("What is the capital of Uganda?", "Which city is the capital of Peru?"):
+        asked, named = pair(edit, other)
+        assert ASKED_OF_NAMED(torch.tensor(asked)) == 1 and NAMED(torch.tensor(named)) == 0, other
+    asked, named = pair(edit, "What currency does Kenya use?")
+    assert ASKED_OF_NAMED(torch.tensor(asked)) == 0 and NAMED(torch.tensor(named)) == 1
+    assert pair(edit, "What is the capital of Kenya, and what of Uganda?")[1] < pair(edit, edit)[1] - 0.2
+
+
+def test_a_misspelt_name_is_nearer_than_another_one() -> None:
+    edit = "What is the capital of Kenya?"
+    right, wrong, other = (pair(edit, edit.replace("Kenya", name))[1] for name in ("Kenya", "Kenia", "Uganda"))
+    assert right == pytest.approx(1, abs=1e-5)
+    assert other + 0.25 < wrong < right - 0.1
+
+
+def test_rare_words_weigh_more_and_all_add_up_to_1() -> None:
+    read = read_words(["What is the capital of Kenya?", "Is Kenya near Uganda?", "What is this?"])
+    assert torch.allclose(read.rare.sum(dim=1), torch.ones(3), atol=1e-5)
+    assert read.names.sum(dim=1).tolist() == pytest.approx([1, 1, 0], abs=1e-5)
+    assert (read.rare >= 0).all() and ((read.said == 0) | (read.said == 1)).all()
+    assert not read.rare[read.said == 0].any(), "only what is said is rare"
+    of_kenya = trigrams_of([["kenya"]])[0]
+    assert read.rare[0] @ of_kenya > 0.8, "the name weighs most"
+    assert torch.allclose(rarity_of([["kenya"]])[0], of_kenya / of_kenya.sum(), atol=1e-6)
+    assert not rarity_of([[]]).any() and not trigrams_of([[]]).any()
+
+
+def test_capitals_count_for_names_alone() -> None:
+    small, large = read_words(["what is the capital of kenya?", "What is the capital of Kenya?"]).said
+    assert torch.equal(small, large)
+    small, large = read_words(["what is the capital of kenya?", "What is the capital of Kenya?"]).rare
+    assert torch.equal(small, large)
+
+
+# ---------------------------------------------------------------------- any text
+
+
+ODD = (
+    "",
+    " ",
+    "?",
+    "😀 🦊",
+    "北京是什么？",
+    "1234 5678",
+    "a" * 3000,
+    "\n\t",
+    "É",
+    "x\u0301",
+    "\u200b",
+    "I",
+    "İ ﬁ",
+    "__",
+)
+
+
+def test_any_text_can_be_read() -> None:
+    read = read_words(ODD)
+    assert [part.shape for part in read] == [(len(ODD), width) for width in (ASKED_WIDTH, *[NAMED_WIDTH] * 3)]
+    for part in read:
+        assert part.isfinite().all() and part.device.type == "cpu" and not part.requires_grad
+    assert torch.allclose(read.asked.norm(dim=1), torch.ones(len(ODD)), atol=1e-4)
+    for sums in (read.rare.sum(dim=1), read.names.sum(dim=1)):
+        assert all(total == pytest.approx(round(total), abs=1e-4) and total < 1.1 for total in sums.tolist())
+
+
+def test_a_text_alone_is_read_as_beside_others() -> None:
+    texts = ["What is this?", "Where does the Corvane Library stand, and who built it in 1910?", "😀"]
+    together = read_words(texts)
+    for row, text in enumerate(texts):
+        for one, all_ in zip(read_words([text]), together, strict=True):
+            assert torch.allclose(one[0], all_[row], atol=1e-5)
+
+
+def test_no_text_is_read_as_no_rows() -> None:
+    assert isinstance(read_words(["x"]), Wording)
+    with torch.no_grad():
+        assert [len(part) for part in (trigrams_of([]), rarity_of([]))] == [0, 0]
