@@ -1,5 +1,6 @@
 """How every backbone reads a question and says an answer, on a tiny random model of every family that is found."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from tinies import tiny_backbone
 
 from unike.backbones.adapter import Backbone
 from unike.backbones.forward.hooks import Hooks
+from unike.backbones.template import PRESETS
 from unike.core.errors import UnikeError
 from unike.data.queries import Query
 
@@ -46,6 +48,35 @@ def test_a_target_is_tokenised_with_its_prompt(backbone: Backbone) -> None:
     labelled = batch.labels[batch.labels != -100].tolist()
     if not backbone.template.endswith("\n"):
         assert labelled[: len(alone)] != alone
+
+
+WORDINGS = (
+    "What is this?",
+    "Which colour has the thing, and who  painted it?",
+    "a photo of",
+    "Is 1 < 2 {x} || or not?",
+    "Wer schrieb „Faust“ \U0001f98a?",
+    "北京是什么？",
+    "What does the word Answer stand for?",
+)
+
+
+@pytest.mark.parametrize("template", [None, *PRESETS, "{image}\n{prompt}\nAnswer: || Say: {prompt}"])
+def test_a_question_comes_back_word_for_word(backbone: Backbone, pictures: list[Path], template: str | None) -> None:
+    """From its tokens, with a picture and without, whatever the target, alone or in a padded batch."""
+    model = type(backbone)(backbone.model, **backbone.processors, source="tiny", template=template)
+    for image in (None, pictures[1]):
+        queries = [Query(text, image, target) for text, target in zip(WORDINGS, "abcdefg", strict=True)]
+        for padding_side in ("left", "right"):
+            batch = model.encode(queries, padding_side=padding_side)
+            assert [model.asked(tokens) for tokens in batch.tokens] == [" ".join(q.prompt.split()) for q in queries]
+            assert not any(model.image_token_id in tokens for tokens in batch.tokens)
+            assert (batch.shown is None) is (image is None)
+            if batch.shown is not None:
+                assert batch.shown.any(dim=1).all() and not batch.shown[batch.labels != -100].any()
+                assert torch.equal(batch.shown, batch.inputs["input_ids"] == model.image_token_id)
+        for query in queries[:2]:
+            assert model.encode([query]).tokens == model.encode([replace(query, target=None)]).tokens
 
 
 def test_rows_of_a_mixed_batch_equal_single_rows(backbone: Backbone, queries: list[Query]) -> None:

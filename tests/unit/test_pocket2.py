@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from unike.data.datasets import pocket, pocket2
-from unike.data.datasets.base import dataset_names, open_dataset
-from unike.data.queries import EditCase
+from unike.data.datasets.base import Dataset, dataset_names, open_dataset
+from unike.data.queries import EditCase, Query
 
 EDITED = ("train", "dev", "eval")
 SCRIPTS = Path(__file__).parents[2] / "scripts" / "pocket"
@@ -235,3 +235,51 @@ def test_the_same_build_gives_the_same_bytes(builder: ModuleType, tmp_path: Path
         one, other = (tmp_path / folder / f"{name}.parquet" for folder in ("one", "other"))
         assert one.read_bytes() == other.read_bytes()
         assert builder.pq.read_table(one).to_pylist() == pocket.read(name), "what ships is what the script makes"
+
+
+# ---------------------------------------------------------------------- what a gate is made from
+
+
+@pytest.fixture
+def packed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures by their names; there are thousands."""
+    monkeypatch.setattr(pocket2, "image", Path)
+
+
+@pytest.mark.usefixtures("packed")
+def test_cases_of_scope_have_pictures_of_things_and_near_ones() -> None:
+    """Of each split its own, and of `train` those of `pretrain`, two by two, which nothing else uses."""
+    for split in EDITED:
+        dataset = pocket2.Pocket2(None)
+        scope, cases = dataset.scope_cases(split), dataset.cases(split)
+        assert all(case.edit.image is not None for case in scope)
+        own = [case for case in scope if not case.case_id.startswith("pretrain-")]
+        assert own == [case for case in cases if case.edit.image is not None]
+        assert (len(own) < len(scope)) is (split == "train")
+
+
+@pytest.mark.usefixtures("packed")
+def test_pretrain_pictures_are_paired_by_thing(images: dict[str, Row]) -> None:
+    cases = pocket2.pretrain_pictures()
+    assert len({case.case_id for case in cases}) == len(cases) > 100
+    for case in cases:
+        one, other = case.edit.image, case.probes[0].query.image
+        assert one is not None and other is not None and one != other
+        first, second = (images[path.as_posix()] for path in (one, other))
+        assert first["split"] == second["split"] == "pretrain"
+        assert (first["domain"], first["concept"]) == (second["domain"], second["concept"])
+        assert [probe.kind for probe in case.probes] == ["m_generality"]
+
+
+@pytest.mark.usefixtures("packed")
+def test_version_1_takes_the_scope_of_version_2() -> None:
+    one, two = (kind("vqa").scope_cases("dev") for kind in (pocket.Pocket, pocket2.Pocket2))
+    assert [case.case_id for case in one] == [case.case_id for case in two]
+
+
+def test_a_dataset_without_scope_of_its_own_takes_all_its_cases() -> None:
+    class Asked:
+        def cases(self, split: str) -> list[EditCase]:
+            return [EditCase(split, Query("?", None, "x"), ())]
+
+    assert Dataset.scope_cases(Asked(), "dev") == Asked().cases("dev")  # type: ignore[arg-type]

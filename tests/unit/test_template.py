@@ -67,6 +67,47 @@ def test_what_is_no_template_is_refused(template: str, said: str) -> None:
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
+QUESTIONS = (
+    "What is this?",
+    "Who wrote it, and when?  And why?",
+    "a photo of",
+    "Wer schrieb „Faust“?",
+    "What does USER mean?",
+    "Is 1 < 2 {x}?",
+    "北京是什么？",
+)
+WRITTEN = (
+    *PRESETS.values(),
+    TWO,
+    "{image}{prompt}",
+    "{prompt}{image}",
+    "{image} {prompt}",
+    "Look: {image}\n{prompt} Answer:",
+    "USER: {image}\n{prompt} ASSISTANT:",
+    "Q: {prompt} {image} A:",
+    "<Img>{image}</Img> {prompt}",
+    "User:<Img>{image}</Img> {prompt}\nAnswer: || Say {prompt} now",
+)
+
+
+@pytest.mark.parametrize("text", WRITTEN)
+@pytest.mark.parametrize("image_text", [None, ""])
+def test_a_question_is_found_in_what_was_made_of_it(text: str, image_text: str | None) -> None:
+    """The placeholders of a picture have been taken out."""
+    template = parse(text)
+    for question in QUESTIONS:
+        assert template.question_in(template.fill(question, image_text)) == question.strip()
+
+
+def test_the_last_question_of_a_conversation_is_found() -> None:
+    template = parse("USER: {image}{prompt} ASSISTANT:")
+    talk = "USER: Who is it? ASSISTANT: Ann. USER: And where? ASSISTANT:"
+    assert template.question_in(talk) == "And where?"
+    assert template.question_in("something else altogether ") == "something else altogether"
+    assert parse("{image}{prompt}").question_in(" a photo of ") == "a photo of"
+    assert parse(TWO).question_in("") == ""
+
+
 @pytest.mark.parametrize("family", ["llava", "blip2-opt", "instructblip", "paligemma"])
 def test_questions_are_read_within_it(family: str, pictures: list[Path]) -> None:
     model = through("mmedit-vqa", family)

@@ -1,4 +1,4 @@
-"""Where the gate's lines are drawn: whitening against numpy, and what calibration tells apart."""
+"""Where the gate's lines are drawn: the metric against numpy, and what calibration tells apart."""
 
 from dataclasses import replace
 
@@ -6,131 +6,176 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from unike_parts import OPEN, WIDTH, draw, opened, some_gate
+from torch.nn.functional import normalize
+from unike_parts import draw
 
-from unike.editors.common.covariance import whitening
-from unike.editors.unike.calibration import SIZES, calibrate, separation
-from unike.editors.unike.gate import MIN_RAMP, Ramp, RisingRamp
+from unike.editors.unike.calibration import (
+    COHORT,
+    HALF,
+    SIZES,
+    WITHIN,
+    Pictures,
+    calibrate,
+    cohort_of,
+    learn_metric,
+    measured,
+    within,
+)
+from unike.editors.unike.gate import Gate, Ramp
 
-
-@pytest.mark.parametrize("shrinkage", [0.0, 0.1, 1.0])
-def test_whitening_is_the_inverse_root_of_the_shrunken_covariance(shrinkage: float) -> None:
-    states = draw(300, WIDTH) @ draw(WIDTH, WIDTH, seed=1) + 5 * draw(WIDTH, seed=2)
-    mean, whitener = whitening(states, shrinkage)
-    covariance = np.cov(states.double().numpy().T, bias=True)
-    shrunken = (1 - shrinkage) * covariance + shrinkage * np.trace(covariance) / WIDTH * np.eye(WIDTH)
-    w = whitener.double().numpy()
-    assert np.allclose(w @ shrunken @ w, np.eye(WIDTH), atol=1e-3)
-    assert np.allclose(w, w.T, atol=1e-5)
-    assert (np.linalg.eigvalsh(w) > 0).all(), "the root, not another one"
-    assert torch.allclose(mean, states.mean(dim=0), atol=1e-5)
-
-
-def test_whitened_states_have_unit_covariance() -> None:
-    states = draw(500, WIDTH) * torch.logspace(-1, 1, WIDTH) + 7
-    mean, whitener = whitening(states, shrinkage=0.0)
-    whitened = (states - mean) @ whitener
-    assert torch.allclose(whitened.T @ whitened / 500, torch.eye(WIDTH), atol=1e-3)
-    assert not torch.allclose(whitened.T @ whitened / 500, (states - mean).T @ (states - mean) / 500, atol=1e-1)
+SEEN, KIND = 24, 8
+"""Numbers of what is seen, and how many of them say of what kind a thing is."""
 
 
-def test_whitening_survives_fewer_states_than_dimensions() -> None:
-    for count in (1, 3):
-        _, whitener = whitening(draw(count, WIDTH))
-        assert whitener.isfinite().all()
+def drawn(things: int = 60, seed: int = 0, kinds: int = 6) -> Pictures:
+    """Two pictures of each thing, one after the other: things of a kind are alike in large directions, pictures of a
+    thing in small ones, and by whose hand they are is heard loudest of all."""
+    kind = torch.arange(things) % kinds
+    large, small = 4 * draw(kinds, KIND, seed=7)[kind], draw(things, SEEN - KIND - 2, seed=seed)
+    thing = torch.arange(things).repeat_interleave(2)
+    hand = 8 * draw(2 * things, 2, seed=seed + 1)
+    noise = 0.25 * draw(2 * things, SEEN, seed=seed + 2)
+    seen = 5 + torch.cat([large[thing], small[thing], hand], dim=1) + noise
+    first = [2 * i for i in range(things)]
+    of_kind = [2 * ((i + kinds) % things) + 1 for i in range(things)]
+    return Pictures(seen, thing, [(i, i + 1) for i in first], list(zip(first, of_kind, strict=True)))
+
+
+def told_apart(cosines: Tensor, pictures: Pictures) -> float:
+    """How often a pair of one thing is more alike than a near one, ``cosines [n, n]``: 0.5 is chance."""
+    same, near = (cosines[tuple(torch.tensor(pairs).T)] for pairs in (pictures.same, pictures.near))
+    return (same.unsqueeze(1) > near).float().mean().item()
+
+
+# ---------------------------------------------------------------------- the metric
+
+
+def test_the_metric_tells_two_hands_of_a_thing_from_near_things() -> None:
+    """Of things that it was not learned from, and better than what is seen itself does."""
+    mean, metric = learn_metric(drawn())
+    other = drawn(seed=1000)
+    plain = normalize(other.seen - mean, dim=1)
+    learned = normalize((other.seen - mean) @ metric, dim=1)
+    assert told_apart(learned @ learned.T, other) > 0.95
+    assert told_apart(learned @ learned.T, other) > told_apart(plain @ plain.T, other) + 0.2
+
+
+def test_within_is_the_shrunken_covariance_about_the_things_means() -> None:
+    """Each thing weighs the same, one picture alone says nothing."""
+    thing = torch.tensor([0, 0, 1, 1, 1, 2, 3, 3])
+    states = draw(8, 5)
+    expected = np.zeros((5, 5))
+    for one in (0, 1, 3):
+        apart = states[thing == one].double().numpy()
+        apart = apart - apart.mean(axis=0)
+        expected += apart.T @ apart / len(apart) / 3
+    expected = (1 - WITHIN) * expected + WITHIN * np.trace(expected) / 5 * np.eye(5)
+    assert np.allclose(within(states, thing).numpy(), expected, atol=1e-5)
+
+
+def test_behind_the_metric_things_vary_evenly_within() -> None:
+    """But for what is shrunken: the large hand is brought down to the size of the rest."""
+    pictures = drawn(200)
+    mean, metric = learn_metric(pictures)
+    z = (pictures.seen - mean) @ metric
+    spread = within(z, pictures.thing).diagonal()
+    assert spread.max() < 10 * spread.min()
+    assert torch.allclose(mean, pictures.seen.mean(dim=0))
+    assert metric.shape == (SEEN, SEEN) and metric.isfinite().all()
+    assert learn_metric(pictures, width=5)[1].shape == (SEEN, 5)
+
+
+def test_a_direction_without_spread_or_fewer_pictures_than_numbers_do_no_harm() -> None:
+    few = drawn(3, kinds=2)
+    still = replace(few, seen=torch.cat([few.seen[:, :-2], torch.ones(6, 2)], dim=1))
+    nothing = replace(few, seen=torch.ones(6, SEEN))
+    for pictures in (few, still, nothing):
+        mean, metric = learn_metric(pictures)
+        assert mean.isfinite().all() and metric.isfinite().all()
+
+
+def test_a_cohort_is_spread_over_all_and_of_unit_length() -> None:
+    some, many = cohort_of(draw(7, 3)), cohort_of(draw(3 * COHORT, 3))
+    assert torch.allclose(some, normalize(draw(7, 3), dim=1)) and len(many) == COHORT
+    assert torch.allclose(many.norm(dim=1), torch.ones(COHORT), atol=1e-5)
 
 
 # ---------------------------------------------------------------------- calibration
 
 
-def probes_of(cases: int, seed: int = 0) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
-    """Four large directions say what is asked for, twenty small ones what about; all around a mean far from 0."""
-    asked, facts = torch.cat([torch.eye(4), torch.full((1, 4), -0.5)]), draw(cases, WIDTH - 4, seed=seed)
-    case = torch.arange(cases)
-
-    def states(questions: Tensor, about: Tensor, noise: float, seed: int) -> Tensor:
-        about = about + noise * draw(cases, WIDTH - 4, seed=seed)
-        return torch.cat([20 * asked[questions] + 2 * draw(cases, 4, seed=seed + 1), about], dim=1) + 20
-
-    same, other = torch.zeros_like(case), 1 + case % 4
-    return states(same, facts, 0.0, seed + 10), {
-        "t_generality": (case, states(same, facts, 0.3, seed + 20)),
-        "m_generality": (case, states(same, facts, 0.7, seed + 30)),
-        "specificity": (case, states(other, facts, 0.0, seed + 40)),
-        "m_locality": (case, states(same, facts.roll(1, dims=0), 0.0, seed + 50)),
-        "t_locality": (case, states(other, facts.roll(2, dims=0), 0.0, seed + 60)),
-    }
+def opening(gate: Gate, pictures: Pictures, n_edits: int) -> tuple[float, float, float]:
+    """How often pairs of a thing, near ones and arbitrary ones pass the middle of a ramp."""
+    picture, usual = gate.pictured(pictures.seen, len(pictures.seen))
+    beyond = picture @ picture.T - (usual + usual.T) / 2
+    ramp: Ramp = gate.about.of(n_edits)
+    passed = beyond > (ramp.low + ramp.high) / 2
+    same, near = (
+        passed[tuple(torch.tensor(pairs).T)].float().mean().item() for pairs in (pictures.same, pictures.near)
+    )
+    others = pictures.thing.unsqueeze(1) != pictures.thing
+    return same, near, passed[others].float().mean().item()
 
 
-RELATED = ("t_generality", "m_generality")
+def test_near_things_are_let_in_less_often_than_the_same() -> None:
+    gate, shares = calibrate(drawn(120))
+    assert shares["same"] > 0.8 > 0.2 > shares["near"] and shares["other"] < 0.1
+    same, near, other = opening(gate, drawn(120, seed=1000), 1)
+    assert same > 0.8 and near < 0.25 and other < 0.1, "of other things, too"
+    assert shares == pytest.approx({"same": same, "near": near, "other": other}, abs=0.15), "as it was said"
 
 
-def best_line(scores: dict[str, Tensor]) -> float:
-    """How much more often rephrasings than the worst kind of others lie above a line, wherever it is drawn best."""
-
-    def at(line: float) -> float:
-        above = {kind: (found > line).float().mean().item() for kind, found in scores.items()}
-        return min(above[kind] for kind in RELATED) - max(above[kind] for kind in scores.keys() - set(RELATED))
-
-    return max(at(line) for line in np.linspace(-1, 1, 401))
-
-
-def test_calibration_separates_what_one_cosine_does_not() -> None:
-    gate = calibrate(2, *probes_of(300))
-    assert gate.layer == 2
-    keys, probes = probes_of(300, seed=1000)  # others than those it was calibrated on
-    keys_of = {kind: keys[cases].unsqueeze(1) for kind, (cases, _) in probes.items()}
-    alone = [
-        best_line({kind: gate.similarities(keys_of[kind], states)[which] for kind, (_, states) in probes.items()})
-        for which in (0, 1)
-    ]
-    gate = replace(gate, fact=RisingRamp(gate.fact.low[:1], gate.fact.high[:1]))
-    both = best_line({kind: opened(gate, keys_of[kind], states).gate for kind, (_, states) in probes.items()})
-    assert max(alone) < 0.85 < 0.95 < both, (alone, both)
-    assert separation(gate, keys, probes) > 0.9
-    assert separation(replace(gate, fact=OPEN["fact"]), keys, probes) < 0.8
-    assert separation(replace(gate, question=OPEN["question"]), keys, probes) < 0.8
+def test_ramps_rise_with_the_stack() -> None:
+    pictures = drawn(120)
+    gate, _ = calibrate(pictures, error=0.02)
+    for ends in (gate.about.low, gate.about.high):
+        assert len(ends) == SIZES and list(ends) == sorted(ends)
+    assert gate.about.low[-1] > gate.about.low[0]
+    for low, high in zip(gate.about.low, gate.about.high, strict=True):
+        assert high - low == pytest.approx(2 * HALF)
+    others = measured(pictures)[2]
+    for size, (low, high) in enumerate(zip(gate.about.low, gate.about.high, strict=True)):
+        beyond = (others > (low + high) / 2).float().mean().item()
+        assert beyond <= 0.02 / 2**size + 1.5 / len(others), "each of G edits takes its share of what is allowed"
+    few, many = (opening(gate, drawn(120, seed=1000), size) for size in (1, 1024))
+    assert many[2] < few[2] or few[2] == 0
+    assert many[0] <= few[0]
 
 
-def test_calibration_draws_each_line_between_what_its_cosine_tells_apart() -> None:
-    keys, probes = probes_of(100)
-    gate = calibrate(0, keys, probes, error=0.05)
-    everything = torch.cat([keys, *(states for _, states in probes.values())])
-    mean, whitener = whitening(everything)
-    assert torch.equal(gate.mean, mean) and torch.equal(gate.whitening, whitener)
-    measured = {kind: gate.similarities(keys.unsqueeze(1), states) for kind, (_, states) in probes.items()}
-
-    def ends(which: int, kinds: tuple[str, ...], unrelated: tuple[str, ...]) -> tuple[float, float]:
-        found = [torch.cat([measured[kind][which] for kind in some]).flatten() for some in (kinds, unrelated)]
-        return tuple(sorted((np.quantile(found[0], 0.05), np.quantile(found[1], 0.95))))  # type: ignore[return-value]
-
-    locality = ("m_locality", "t_locality")
-    assert (gate.question.low, gate.question.high) == pytest.approx(ends(0, RELATED, ("specificity",)), abs=1e-4)
-    chance = torch.cat([gate.similarities(keys, state)[1] for state in probes["m_locality"][1]])
-    assert len(gate.fact.low) == len(gate.fact.high) == SIZES
-    for size, (low, high) in enumerate(zip(gate.fact.low, gate.fact.high, strict=True)):
-        beyond = (chance > low).float().mean().item(), (chance > high).float().mean().item()
-        assert beyond[0] == pytest.approx(0.125 / 2**size, abs=1.5 / len(chance)), "of all pairs"
-        if high > low + MIN_RAMP:
-            assert beyond[1] == pytest.approx(0.05 / 2**size, abs=1.5 / len(chance))
-        assert high >= low + MIN_RAMP - 1e-6
-    assert gate.fact.high[0] > gate.fact.low[0] + MIN_RAMP
-    del probes["specificity"]
-    without = calibrate(0, keys, probes, error=0.05)
-    measured = {kind: without.similarities(keys.unsqueeze(1), states) for kind, (_, states) in probes.items()}
-    assert (without.question.low, without.question.high) == pytest.approx(ends(0, RELATED, locality), abs=1e-4)
+def test_the_stricter_the_error_the_higher_the_ramps() -> None:
+    loose, strict = (calibrate(drawn(60), error)[0].about.low for error in (0.5, 0.001))
+    assert all(a <= b for a, b in zip(loose, strict, strict=True)) and loose[-1] <= strict[-1] and loose != strict
 
 
-def test_separation_is_a_difference_of_means() -> None:
-    rising = RisingRamp(low=(-1, -0.9, -0.8, -0.6, -0.4, -0.1), high=(1, 0.9, 0.8, 0.7, 0.6, 0.5))
-    gate, (keys, probes) = some_gate(question=Ramp(-1, 1), fact=rising), probes_of(20)
-    related, unrelated = [], []
-    for size in (0, 4):  # 1 and 16 edits
-        fixed = replace(gate, fact=RisingRamp((rising.low[size],), (rising.high[size],)))
-        for kind, (cases, states) in probes.items():
-            factors = [
-                opened(fixed, keys[i : i + 1], state).gate.item()
-                for i, state in zip(cases.tolist(), states, strict=True)
-            ]
-            (related if kind in RELATED else unrelated).append(np.mean(factors))
-    assert separation(gate, keys, probes) == pytest.approx(np.mean(related) - np.mean(unrelated), abs=1e-5)
+def test_the_gate_is_made_of_all_pictures() -> None:
+    pictures = drawn()
+    gate, _ = calibrate(pictures)
+    mean, metric = learn_metric(pictures)
+    assert torch.equal(gate.mean, mean) and torch.equal(gate.metric, metric)
+    assert torch.allclose(gate.cohort, normalize((pictures.seen - mean) @ metric, dim=1), atol=1e-5)
+    again, _ = calibrate(pictures)
+    assert again.settings() == gate.settings() and torch.equal(again.metric, gate.metric)
+
+
+def test_lines_are_drawn_on_things_that_the_metric_was_not_learned_from() -> None:
+    """With more numbers than pictures a metric knows its own by heart, and would say that it knows any."""
+    pictures = drawn(12)
+    noise = replace(pictures, seen=draw(24, 200, seed=3))
+    mean, metric = learn_metric(noise)
+    z = normalize((noise.seen - mean) @ metric, dim=1)
+    assert told_apart(z @ z.T, noise) > 0.9, "by heart"
+    same, near, _ = measured(noise)
+    assert (same.unsqueeze(1) > near).float().mean() < 0.75
+
+
+@pytest.mark.parametrize("things", [2, 3])
+def test_very_few_things_give_a_gate_that_opens_and_shuts(things: int) -> None:
+    gate, shares = calibrate(drawn(things, kinds=1))
+    assert all(tensor.isfinite().all() for tensor in gate.tensors().values())
+    assert all(0 <= share <= 1 for share in shares.values())
+    assert all(np.isfinite(gate.about.low)) and all(np.isfinite(gate.about.high))
+
+
+def test_pictures_that_nothing_tells_apart_give_no_numbers_that_are_none() -> None:
+    gate, shares = calibrate(replace(drawn(6, kinds=2), seen=torch.ones(12, SEEN)))
+    assert all(tensor.isfinite().all() for tensor in gate.tensors().values())
+    assert all(np.isfinite(gate.about.low)) and all(0 <= share <= 1 for share in shares.values())

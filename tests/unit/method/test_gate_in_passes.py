@@ -266,7 +266,7 @@ def test_the_gate_opens_for_each_row_by_its_own_prompt(
     plain = backbone.forward(batch)
     near = alike(keys, read(backbone, relevance, asked))[:, 0]
     assert near[1] > near[2] + 0.05
-    narrow = replace(relevance, about=RisingRamp((near[2].item(),), (min(near[:2]).item(),)))
+    narrow = replace(relevance, about=RisingRamp((near[2].item(),), (near[1].item(),)))
     with ramps.words(ASKED=ASKED):
         acting, closed = Gated(backbone, narrow, keys), Gated(backbone, replace(relevance, about=CLOSED), keys)
         ungated, logits = backbone.forward(batch, Gated(backbone, None, keys)), backbone.forward(batch, acting)
