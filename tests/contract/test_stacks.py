@@ -37,16 +37,8 @@ pytestmark = pytest.mark.usefixtures("at_home")
 SETTINGS: dict[str, dict[str, Any]] = {
     "ft": {"lr": 1e-2, "steps": 2},
     "t_patcher": {"lr": 1e-2, "steps": 2, "memory_weight": 0.0},
-    "unike": {
-        "lr": 2e-2,
-        "steps": 2,
-        "rounds": 1,
-        "n_pairs": 3,
-        "layers": (-2, -1),
-        "k": 6,
-        "alpha_offset": 0.2,
-        "rivalry": 2.0,
-    },
+    "unike": {"lr": 2e-2, "steps": 2, "rounds": 1, "layers": (-2, -1), "alpha_offset": 0.2}
+    | {"n_pairs": 3, "k": 6, "rivalry": 2.0},
 }
 """So that twenty edits are made quickly, and can be told apart; an editor that is not named is run as it comes."""
 
@@ -316,19 +308,22 @@ def test_locality_does_not_erode_with_the_number_of_edits(
     blind = [Query("Is it far from here?"), Query("What is Loweth Hall?"), Query("What is this?")]
     make_knowledge(backbone, about=(0.4, 0.5)).save_pretrained(tmp_path)
     editor = an_editor("unike", str(tmp_path), steps=1)
+
+    def found() -> list[tuple[Tensor, list[str]]]:
+        of_each = (asked, blind, facts[7:8], facts[8:9])
+        return [
+            (backbone.forward(backbone.encode(some)), backbone.generate(some, max_new_tokens=3)) for some in of_each
+        ]
+
     with ramps.words(NAMED=NAMED):
-        edits = [editor.edit(backbone, each) for each in facts]
-        for questions in (asked, blind):
-            batch = backbone.encode(questions)
-            plain, answers = backbone.forward(batch), backbone.generate(questions, max_new_tokens=3)
-            with attached(backbone, edits):
-                assert torch.equal(backbone.forward(batch), plain)
-                assert backbone.generate(questions, max_new_tokens=3) == answers
-        for own in (facts[7], facts[8]):
-            batch = backbone.encode([own])
-            plain = backbone.forward(batch)
-            with attached(backbone, edits):
-                assert not torch.allclose(backbone.forward(batch), plain, atol=1e-2)
+        edits, plain = [editor.edit(backbone, each) for each in facts], found()
+        with attached(backbone, edits):
+            edited = found()
+    for number, ((logits, answers), (before, said)) in enumerate(zip(edited, plain, strict=True)):
+        if number < 2:
+            assert torch.equal(logits, before) and answers == said
+        else:
+            assert not torch.allclose(logits, before, atol=1e-2), "its own question"
 
 
 # ---------------------------------------------------------------------- files

@@ -7,11 +7,12 @@ from typing import Any
 import pytest
 import ramps
 from tinies import tiny_backbone
-from unike_parts import Make, editors_of
+from unike_parts import Make, editors_of, keys_of
 
 from unike.backbones.adapter import Backbone
 from unike.data.queries import Query
 from unike.editors.common.anchors import Anchors
+from unike.editors.unike.gate import Gate, Reading
 from unike.editors.unike.knowledge import Knowledge
 
 
@@ -48,6 +49,20 @@ def wide_words() -> Iterator[None]:
     """Other questions are half asked, and other names half named."""
     with ramps.words(**ramps.WIDE):
         yield
+
+
+@pytest.fixture(scope="module")
+def relevance(backbone: Backbone, make_knowledge: Callable[..., Knowledge]) -> Gate:
+    """Wide enough to be something between 0 and 1 for every input but its own."""
+    gate = make_knowledge(backbone).gate
+    assert gate is not None
+    return gate
+
+
+@pytest.fixture(scope="module")
+def keys(backbone: Backbone, relevance: Gate, facts: list[Query]) -> Reading:
+    """``[3, 1, n]``, one for each fact."""
+    return keys_of(backbone, relevance, facts)
 
 
 @pytest.fixture(scope="module")

@@ -1,29 +1,36 @@
 """The gate on every family: only the prompt opens and closes it, in whatever pass."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pytest
 import ramps
 import torch
-from tinies import tiny_backbone
 from torch import Tensor
-from unike_parts import CLOSED, LAYERS, OPEN, Together, draw, group_of
+from unike_parts import (
+    CLOSED,
+    LAYERS,
+    OPEN,
+    Together,
+    Watched,
+    draw,
+    forward,
+    group_of,
+    keys_of,
+    read,
+    rows_of,
+    watched,
+)
 
 from unike.backbones.adapter import Backbone
-from unike.backbones.forward.context import Acting, Prefill, attach
+from unike.backbones.forward.context import Prefill
 from unike.backbones.forward.hooks import Hooks
-from unike.core.errors import UnikeError
 from unike.data.queries import Query
 from unike.editors.common.pairs import FFNPatch, PairGate, install_patch
 from unike.editors.unike.collaboration import FixedAlpha
 from unike.editors.unike.gate import (
     ASKED,
-    ASKED_OF_NAMED,
-    KEPT,
-    NAMED,
     Gate,
     Openings,
     Ramp,
@@ -34,65 +41,10 @@ from unike.editors.unike.gate import (
     install_gate,
 )
 from unike.editors.unike.injection import LatentInjection
-from unike.editors.unike.knowledge import Knowledge
 from unike.editors.unike.memory import LatentMemory
 from unike.editors.unike.words import read_words
-from unike.edits.group import Group
-from unike.edits.native import in_the_models_own_calls
 
-
-@pytest.fixture(scope="module", autouse=True)
-def wide_open() -> Iterator[None]:
-    """Other questions are half asked, and other names half named."""
-    with ramps.words(**ramps.WIDE):
-        yield
-
-
-@pytest.fixture(scope="module")
-def relevance(backbone: Backbone, make_knowledge: Callable[..., Knowledge]) -> Gate:
-    """Wide enough to be something between 0 and 1 for every input but its own."""
-    gate = make_knowledge(backbone).gate
-    assert gate is not None
-    return gate
-
-
-@pytest.fixture(scope="module")
-def keys(backbone: Backbone, relevance: Gate, facts: list[Query]) -> Reading:
-    """``[3, 1, n]``, one for each fact."""
-    return keys_of(backbone, relevance, facts)
-
-
-def keys_of(backbone: Backbone, gate: Gate, queries: Sequence[Query]) -> Reading:
-    kept = gate.keys(backbone, backbone.run_to_split(backbone.encode(queries), 0).prefill())
-    return Reading(*(kept[name] for name in KEPT))
-
-
-def read(backbone: Backbone, gate: Gate, queries: Sequence[Query]) -> Reading:
-    return gate.read(backbone, backbone.run_to_split(backbone.encode(queries), 0).prefill())
-
-
-def rows_of(reading: Reading, *rows: int) -> Reading:
-    return Reading(*(part[list(rows)] for part in reading))
-
-
-def forward(backbone: Backbone, *queries: Query, acting: Acting | None = None) -> Tensor:
-    return backbone.forward(backbone.encode(queries), acting)
-
-
-class Watched:
-    """A gate alone, and what it says each time the last layer runs: ``[R, G]``."""
-
-    def __init__(self, gate: Gate, group: Group) -> None:
-        self.gate, self.group, self.rows = gate, group, group.rows
-        self.seen: list[Tensor] = []
-
-    def install(self, backbone: Backbone, hooks: Hooks, prefill: Prefill) -> None:
-        openings = install_gate(self.gate, self.group, prefill)
-        hooks.add_pre(backbone.layers[-1], lambda *_: self.seen.append(openings().gate))
-
-
-def watched(relevance: Gate, keys: Reading, backbone: Backbone) -> Watched:
-    return Watched(relevance, group_of(backbone, keys))
+pytestmark = pytest.mark.usefixtures("wide_words")
 
 
 class Gated:
@@ -306,105 +258,3 @@ def test_edits_of_a_stack_compete_by_what_is_asked_and_shown(
         assert torch.allclose(gates, expected, atol=1e-4)
     for gates in gate.seen[greedy:]:
         assert torch.allclose(gates, expected.repeat_interleave(2, dim=0), atol=1e-4)
-
-
-# ---------------------------------------------------------------------- with a picture and without
-
-
-def shown(gate: Gate, keys: Reading, backbone: Backbone, *asked: Query) -> Tensor:
-    """How far each row's own edit is open, with the ramps of words that ship: ``[B]``."""
-    acting = watched(gate, keys, backbone)
-    with ramps.words(ASKED=ASKED, ASKED_OF_NAMED=ASKED_OF_NAMED, NAMED=NAMED):
-        forward(backbone, *asked, acting=acting)
-    return acting.seen[0][:, 0]
-
-
-def test_an_edit_with_a_picture_is_shut_for_an_input_without_one(
-    backbone: Backbone, relevance: Gate, keys: Reading, facts: list[Query]
-) -> None:
-    """In the same words, and with a gate that lets in every picture."""
-    blind = [replace(fact, image=None) for fact in facts]
-    gate = replace(relevance, about=RisingRamp((-0.99,), (-0.98,)))
-    assert not shown(gate, keys, backbone, *blind).any()
-    assert (shown(gate, keys, backbone, *facts) == 1).all()
-
-
-KENYA = Query("What is the capital of Kenya?", target="Nairobi")
-SAME, OTHER = "Which city is the capital of Kenya?", "What is the capital of Uganda?"
-
-
-def test_an_edit_without_a_picture_opens_for_its_rewording_and_not_for_others(
-    backbone: Backbone, relevance: Gate, pictures: list[Path]
-) -> None:
-    """Whether there is a picture or not."""
-    key = keys_of(backbone, relevance, [KENYA])
-    assert not key.picture.any() and not key.usual.any()
-    for image in (None, pictures[0]):
-        for prompt, opening in ((KENYA.prompt, 1), (SAME, 1), (OTHER, 0), ("What currency does Kenya use?", 0)):
-            found = shown(relevance, key, backbone, Query(prompt, image))
-            assert found.tolist() == [opening], (prompt, image)
-
-
-def test_rows_with_and_without_a_picture_are_read_in_one_pass(
-    backbone: Backbone, relevance: Gate, facts: list[Query]
-) -> None:
-    asked = [facts[0], replace(facts[0], image=None), KENYA]
-    try:
-        batch = backbone.encode(asked)
-    except UnikeError:
-        pytest.skip("this family encodes them apart")
-    found = relevance.read(backbone, backbone.run_to_split(batch, 0).prefill())
-    for row, query in enumerate(asked):
-        for one, all_ in zip(read(backbone, relevance, [query]), found, strict=True):
-            assert torch.allclose(one[0], all_[row], atol=1e-4)
-    assert found.picture.any(dim=1).tolist() == found.usual.any(dim=1).tolist() == [True, False, False]
-
-
-# ---------------------------------------------------------------------- the model's own calls
-
-
-def own_calls(backbone: Backbone, acting: Acting, **inputs: Tensor) -> None:
-    """What a user does, with something attached."""
-    attach(backbone, acting)
-    try:
-        with in_the_models_own_calls(backbone, lambda: True):
-            backbone.model(**inputs)
-            beams = {"num_beams": 2, "max_new_tokens": 2, "do_sample": False, "pad_token_id": 0}
-            backbone.model.generate(**inputs, **beams)
-    finally:
-        attach(backbone, None)
-
-
-def test_the_models_own_calls_are_read_as_ours(
-    backbone: Backbone, relevance: Gate, keys: Reading, facts: list[Query]
-) -> None:
-    if backbone.generator is not backbone.model:
-        pytest.xfail("its generate embeds the prompt and gives the language model no tokens")
-    asked, gate = [facts[1], facts[2], facts[0]], watched(relevance, keys, backbone)
-    batch = backbone.encode([replace(query, target=None) for query in asked], padding_side="left")
-    own_calls(backbone, gate, **batch.inputs)
-    expected = relevance.openings(keys, read(backbone, relevance, asked)).gate
-    for gates in gate.seen:
-        copies = len(gates) // 3
-        assert torch.allclose(gates, expected.repeat_interleave(copies, dim=0), atol=1e-4)
-    assert {len(gates) for gates in gate.seen} == {3, 6}
-
-
-NO_TOKENS = "edits are told apart by the words of a prompt: give input_ids, not inputs_embeds"
-
-
-def test_embeddings_in_place_of_tokens_are_refused(backbone: Backbone, relevance: Gate) -> None:
-    for use in (relevance.read, relevance.keys):
-        with pytest.raises(UnikeError) as caught:
-            use(backbone, Prefill(torch.tensor([3])))
-        assert str(caught.value) == NO_TOKENS
-
-
-def test_embeddings_in_a_users_own_call_are_refused(make_knowledge: Callable[..., Knowledge]) -> None:
-    llava = tiny_backbone("llava")
-    gate = make_knowledge(llava).gate
-    embedded = llava.model.get_input_embeddings()(llava.encode([KENYA]).inputs["input_ids"])
-    with pytest.raises(UnikeError) as caught:
-        own_calls(llava, watched(gate, keys_of(llava, gate, [KENYA]), llava), inputs_embeds=embedded)
-    assert str(caught.value) == NO_TOKENS
-    llava.model(inputs_embeds=embedded)

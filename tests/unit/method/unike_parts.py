@@ -14,7 +14,7 @@ from unike.backbones.forward.hooks import Hooks
 from unike.data.queries import Query
 from unike.editors.unike.config import UniKEConfig, merged
 from unike.editors.unike.editor import UniKE, UniKEEdit
-from unike.editors.unike.gate import KEPT, Gate, Reading, RisingRamp
+from unike.editors.unike.gate import KEPT, Gate, Reading, RisingRamp, install_gate
 from unike.editors.unike.words import ASKED_WIDTH, NAMED_WIDTH
 from unike.edits.edit import Edit
 from unike.edits.group import Group
@@ -95,6 +95,39 @@ def group_of(backbone: Backbone, keys: Reading, rivalry: float | None = None) ->
     columns = zip(*(part.split(1, dim=1) for part in keys), strict=True)
     edits = [UniKEEdit(config, dict(zip(KEPT, column, strict=True)), facts, **made_for) for column in columns]
     return Group(backbone, edits)
+
+
+def keys_of(backbone: Backbone, gate: Gate, queries: Sequence[Query]) -> Reading:
+    kept = gate.keys(backbone, backbone.run_to_split(backbone.encode(queries), 0).prefill())
+    return Reading(*(kept[name] for name in KEPT))
+
+
+def read(backbone: Backbone, gate: Gate, queries: Sequence[Query]) -> Reading:
+    return gate.read(backbone, backbone.run_to_split(backbone.encode(queries), 0).prefill())
+
+
+def rows_of(reading: Reading, *rows: int) -> Reading:
+    return Reading(*(part[list(rows)] for part in reading))
+
+
+def forward(backbone: Backbone, *queries: Query, acting: Acting | None = None) -> Tensor:
+    return backbone.forward(backbone.encode(queries), acting)
+
+
+class Watched:
+    """A gate alone, and what it says each time the last layer runs: ``[R, G]``."""
+
+    def __init__(self, gate: Gate, group: Group) -> None:
+        self.gate, self.group, self.rows = gate, group, group.rows
+        self.seen: list[Tensor] = []
+
+    def install(self, backbone: Backbone, hooks: Hooks, prefill: Prefill) -> None:
+        openings = install_gate(self.gate, self.group, prefill)
+        hooks.add_pre(backbone.layers[-1], lambda *_: self.seen.append(openings().gate))
+
+
+def watched(relevance: Gate, keys: Reading, backbone: Backbone) -> Watched:
+    return Watched(relevance, group_of(backbone, keys))
 
 
 # ---------------------------------------------------------------------- memories
