@@ -1,6 +1,7 @@
 """A preparation that is killed goes on where it stopped, and ends with the same bytes."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from preparing import ANSWERS, CONFIG, asked
 from unike.backbones.adapter import Backbone
 from unike.core.errors import UnikeError
 from unike.core.folders import WORK
-from unike.data.queries import EditCase
+from unike.data.queries import EditCase, Probe
 from unike.editors.unike.prepare.pipeline import prepare
 from unike.editors.unike.prepare.work import Work
 
@@ -34,11 +35,19 @@ def prepared(backbone: Backbone, cases: list[EditCase], out: Path, kill_at: int 
     return {path.name: path.read_bytes() for path in out.iterdir()}
 
 
+def of_gate(cases: list[EditCase], number: int) -> tuple[Probe, ...]:
+    """Another picture of the thing, as two neighbours are said to show, and one of a thing of its kind."""
+    same, near = cases[number ^ 1].edit, cases[(number + 2) % len(cases)].edit
+    return Probe("m_generality", same), Probe("near_locality", near)
+
+
 def test_a_run_that_is_killed_goes_on(
     backbone: Backbone, cases: list[EditCase], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed again and again, a little later each time, it asks everything once and ends with the same bytes."""
+    cases = [replace(case, probes=case.probes + of_gate(cases, number)) for number, case in enumerate(cases)]
     whole = prepared(backbone, cases, tmp_path / "whole")
+    assert b"gate.metric" in whole["knowledge.safetensors"]
     assert len(asked(backbone)) == 40
     asked(backbone).clear()
     stages, resumed = set(), {}
@@ -48,7 +57,7 @@ def test_a_run_that_is_killed_goes_on(
             break
         except Killed as killed:
             stages.add(str(killed))
-    reading = {"reading pictures", "reading states", "reading texts", "reading probes"}
+    reading = {"reading pictures", "reading states", "reading texts", "reading pictures for the gate"}
     assert stages == reading | {"asking", "layer -2", "layer -1"}
     assert resumed == whole
     assert len(asked(backbone)) == 40
