@@ -24,7 +24,7 @@ from torch.nn.functional import gelu, normalize
 
 from unike.data.datasets.pocket import read
 from unike.editors.common.sentence_encoder import sentence_encoder
-from unike.editors.unike.words import ASKED_WIDTH, WORD, without_names
+from unike.editors.unike.words import ASKED_WIDTH, WORD, bare_question, without_names
 
 HERE = Path(__file__).parent
 WRITTEN = HERE.parent / "pocket" / "wordings2"
@@ -41,6 +41,25 @@ FILLERS = {
     "{b}": [str(n) for n in range(1, 31)],
 }
 SHOWN = {"train": ("pretrain", "train"), "dev": ("dev",)}
+BEFORE = [
+    "please,", "hi,", "hey,", "so,", "ok,", "well,", "sorry,", "quick question:", "one more thing:", "for my notes:",
+    "could you tell me,", "do you know,", "just curious,", "tell me:", "help me out,", "in your view,", "be honest,",
+    "for the catalogue:", "if I may ask,", "for the class:", "now then,", "let me ask you:", "out of interest,", "and",
+    "I have to know:", "any idea,", "what I want to know is this:", "in short,", "in one word,", "briefly,",
+]  # fmt: skip
+BEHIND = [
+    ", please?", ", thanks", ", do you know?", "??", " ... any idea?", ", would you say?", ", in your opinion?", " then?",
+    ", exactly?", " pls", ", if you can tell?", "? Just the answer.", "? One or two words will do.", "? Be brief.", "!",
+]  # fmt: skip
+STORIES = [
+    "We found it in the attic.", "A friend sent me this.", "It is for a quiz.", "I saw this on a poster.",
+    "My daughter wants to know.", "I am writing a report.", "This hung in the hall at school.", "I can't read the label.",
+    "I'm not sure about this one.", "This came with the post.", "We are sorting old files.", "I took it from a website.",
+    "It's for our newsletter.", "My eyes are not what they were.", "There was no caption.", "I bought this at a market.",
+    "We argued about it at lunch.", "Take a good look.", "The exhibit had no sign.", "I'm learning the language.",
+]  # fmt: skip
+"""What may stand before, behind and around a question without changing what is asked."""
+
 Asked = list[tuple[str, str]]
 """Kinds and wordings."""
 
@@ -79,6 +98,36 @@ def fill(wording: str, names: dict[str, list[str]], rng: random.Random) -> str:
         if place in wording:
             wording = wording.replace(place, rng.choice(some))
     return wording
+
+
+def restyled(text: str, rng: random.Random) -> str:
+    """The same question as somebody else may type it: hurried, polite, with a word before or after, misspelt."""
+    ask = text[0].lower() + text[1:] if text[:2] not in ("I ", "I'") else text
+    choice = rng.random()
+    if choice < 0.25:
+        text = f"{rng.choice(BEFORE)} {ask}"
+    elif choice < 0.4:
+        text = f"{text.rstrip('?.!')}{rng.choice(BEHIND)}"
+    elif choice < 0.6:
+        text = f"{rng.choice(STORIES)} {text}" if rng.random() < 0.5 else f"{text} {rng.choice(STORIES)}"
+    if rng.random() < 0.35:
+        text = text.lower().rstrip("?.!")
+    return misspelt(text, rng) if rng.random() < 0.4 else text
+
+
+def misspelt(text: str, rng: random.Random) -> str:
+    """With one or two slips: letters swapped, dropped, doubled."""
+    letters = list(text)
+    for _ in range(rng.randint(1, 2)):
+        at = rng.randrange(1, max(2, len(letters) - 1))
+        if at + 1 < len(letters) and letters[at].isalpha() and letters[at + 1].isalpha():
+            slip = rng.randrange(3)
+            letters[at : at + 2] = [
+                [letters[at + 1], letters[at]],
+                [letters[at + 1]],
+                [letters[at], letters[at], letters[at + 1]],
+            ][slip]
+    return "".join(letters)
 
 
 class Map(nn.Module):
@@ -150,7 +199,8 @@ def main() -> None:
     rng, encoder = random.Random(0), sentence_encoder()
     torch.manual_seed(0)
     asked = {split: wordings(split, rng) for split in ("train", "dev")}
-    read_as = {split: encoder.embed([without_names(text)[0] for _, text in some]) for split, some in asked.items()}
+    asked["train"] += [(kind, restyled(text, rng)) for kind, text in asked["train"] for _ in range(2)]
+    read_as = {split: encoder.embed([bare_question(text) for _, text in some]) for split, some in asked.items()}
     found = train(read_as["train"], [kind for kind, _ in asked["train"]], args.steps)
     report(found(read_as["dev"]), asked["dev"])
     tensors = {

@@ -50,17 +50,22 @@ class Pictures:
         thing: ``[n]`` long, what each shows.
         same: Pairs of two pictures of a thing: what an edit is to reach.
         near: Pairs of a picture and one of another thing of its kind: what it is not to reach.
+        views: ``[m, 2 D]``, some pictures as another hand might show them: they are among what is usual.
+        viewed: ``[m]`` long, what each of these shows.
     """
 
     seen: Tensor
     thing: Tensor
     same: Pairs
     near: Pairs
+    views: Tensor
+    viewed: Tensor
 
     def of(self, things: Tensor) -> "Pictures":
         """Those of some things alone, without pairs."""
-        rows = torch.isin(self.thing, things)
-        return Pictures(self.seen[rows], self.thing[rows].unique(return_inverse=True)[1], (), ())
+        rows, views = torch.isin(self.thing, things), torch.isin(self.viewed, things)
+        thing = self.thing[rows].unique(return_inverse=True)[1]
+        return Pictures(self.seen[rows], thing, (), (), self.views[views], self.viewed[views])
 
 
 def learn_metric(pictures: Pictures, width: int = WIDTH) -> tuple[Tensor, Tensor]:
@@ -118,12 +123,13 @@ def calibrate(pictures: Pictures, error: float = 0.2) -> tuple[Gate, dict[str, f
         "other": (others > line).float().mean().item(),
     }
     mean, metric = learn_metric(pictures)
-    return Gate(mean, metric, cohort_of((pictures.seen - mean) @ metric), about), shares
+    return Gate(mean, metric, cohort_of(pictures, mean, metric), about), shares
 
 
-def cohort_of(z: Tensor) -> Tensor:
-    """Unit vectors of some of ``z [n, P]``, evenly spread."""
-    return normalize(z[evenly(len(z), COHORT)], dim=1)
+def cohort_of(pictures: Pictures, mean: Tensor, metric: Tensor) -> Tensor:
+    """Unit vectors of what is usual, behind a metric: some pictures, evenly spread, and all views."""
+    some = pictures.seen[evenly(len(pictures.seen), COHORT)]
+    return normalize((torch.cat([some, pictures.views]) - mean) @ metric, dim=1)
 
 
 def measured(pictures: Pictures) -> tuple[Tensor, Tensor, Tensor]:
@@ -139,7 +145,7 @@ def measured(pictures: Pictures) -> tuple[Tensor, Tensor, Tensor]:
         rest = rest if len(rest.seen) > 1 else pictures
         mean, metric = learn_metric(rest)
         z = normalize((pictures.seen - mean) @ metric, dim=1)
-        beyond = usual(z, cohort_of((rest.seen - mean) @ metric)).squeeze(1)
+        beyond = usual(z, cohort_of(rest, mean, metric)).squeeze(1)
         here = torch.isin(pictures.thing, names[fold_of == fold])
         for pairs, likenesses in zip((pictures.same, pictures.near), found, strict=False):
             one, other = torch.tensor([p for p in pairs if here[p[0]]], dtype=torch.long).reshape(-1, 2).unbind(1)

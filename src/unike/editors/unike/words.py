@@ -33,6 +33,7 @@ NAMED_WIDTH = 2048
 """Buckets that trigrams of words fall into."""
 
 WORD = re.compile(r"\w+")
+SENTENCE = re.compile(r"[^.!?]+[.!?]*")
 FILE = "words.safetensors"
 IN_SIGHT = {"I", "I'm", "I'd", "I've", "I'll"}
 """Capitalised words that are no names."""
@@ -83,10 +84,21 @@ def word_map() -> WordMap:
 @torch.no_grad()
 def read_words(texts: Sequence[str]) -> Wording:
     """What questions ask and whom they name, on the CPU."""
-    asked = word_map()(sentence_encoder().embed([without_names(text)[0] for text in texts]))
+    asked = word_map()(sentence_encoder().embed([bare_question(text) for text in texts]))
     words = [set(WORD.findall(text.casefold())) for text in texts]
     names = [set(WORD.findall(without_names(text)[1].casefold())) for text in texts]
     return Wording(asked, trigrams_of(words), rarity_of(words), rarity_of(names))
+
+
+def bare_question(text: str) -> str:
+    """What of a text asks, names out of sight: its sentences that end with a question mark, or else all of it.
+
+    >>> bare_question("My aunt sent me this from Kenya. What is it?")
+    'What is it?'
+    """
+    hidden, _ = without_names(text)
+    asking = [sentence for sentence in SENTENCE.findall(hidden) if sentence.rstrip().endswith("?")]
+    return " ".join(map(str.strip, asking)) or hidden
 
 
 def without_names(text: str) -> tuple[str, str]:

@@ -3,21 +3,27 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from unike.backbones.adapter import Backbone
+from unike.core.images import load_image
 from unike.data.leaks import LeakGuard
 from unike.data.queries import EditCase, Query
 from unike.data.sampling import evenly
 from unike.editors.unike.calibration import Pairs, Pictures, calibrate
 from unike.editors.unike.gate import Gate
+from unike.editors.unike.prepare.views import waved
 from unike.editors.unike.prepare.work import Work
 
 SAME, NEAR = "m_generality", ("near_locality", "m_locality")
 """Kinds of probes with another picture of the edited thing, and with one of another thing: the first that there is."""
+
+VIEWS = 400
+"""Most pictures that are also seen as another hand might show them."""
 
 
 def find_gate(work: Work, cases: Sequence[EditCase], guard: LeakGuard) -> tuple[Gate | None, dict[str, Any]]:
@@ -38,7 +44,10 @@ def find_gate(work: Work, cases: Sequence[EditCase], guard: LeakGuard) -> tuple[
     images = sorted({image for pair in [*linked, *near] for image in pair})
     row = {image: number for number, image in enumerate(images)}
     linked_rows, same_rows, near_rows = ([(row[a], row[b]) for a, b in pairs] for pairs in (linked, same, near))
-    pictures = Pictures(see(work, images, guard), things(len(images), linked_rows), same_rows, near_rows)
+    thing = things(len(images), linked_rows)
+    viewed = evenly(len(images), VIEWS)
+    views = [(images[i], int(guard.hashes[images[i]].content[:8], 16)) for i in viewed]
+    pictures = Pictures(see(work, images, guard), thing, same_rows, near_rows, see_views(work, views), thing[viewed])
     gate, shares = calibrate(pictures, work.config.gate_error)
     told = {name: round(share, 4) for name, share in shares.items()}
     return gate, {
@@ -90,6 +99,23 @@ def see(work: Work, images: Sequence[Path], guard: LeakGuard) -> Tensor:
         parts.append(tensors["seen"])
         work.progress("reading pictures for the gate", done, len(starts))
     return torch.cat(parts)
+
+
+def see_views(work: Work, views: Sequence[tuple[Path, int]]) -> Tensor:
+    """What pictures show as another hand might have made them, ``[n, 2 D]``: each `waved` by its seed."""
+
+    def read() -> tuple[dict[str, Tensor], None]:
+        seen = []
+        with TemporaryDirectory() as folder:
+            for start in range(0, len(views), work.config.rows):
+                files = [Path(folder) / f"{start + i}.png" for i in range(len(views[start : start + work.config.rows]))]
+                for file, (image, seed) in zip(files, views[start:], strict=False):
+                    waved(load_image(image), seed).save(file)
+                seen.append(read_pictures(work.backbone, files)[0]["seen"])
+                work.progress("reading views", min(start + work.config.rows, len(views)), len(views))
+        return {"seen": torch.cat(seen)}, None
+
+    return work.once("views", [seed for _, seed in views], read)[0]["seen"]
 
 
 def read_pictures(backbone: Backbone, images: Sequence[Path]) -> tuple[dict[str, Tensor], None]:
