@@ -229,6 +229,7 @@ def test_cases_are_chosen_by_their_rule() -> None:
     assert len({*map(tuple, drawn)}) > 1 and all(len(names) == 2 for names in drawn)
 
 
+@pytest.mark.filterwarnings("ignore:Glyph")  # a tiny model may say anything
 def test_cases_are_shown_with_everything_that_was_asked(cli: Cli, args: tuple[object, ...]) -> None:
     result = cli("study", "cases", *args, "--count", 1)
     assert result.code == 0, result.err
