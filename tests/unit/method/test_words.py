@@ -36,6 +36,28 @@ def test_names_are_put_out_of_sight(text: str, shown: str, names: str) -> None:
     assert without_names(text) == (shown, names)
 
 
+@pytest.mark.parametrize(
+    ("text", "asks"),
+    [
+        ("My aunt sent me this from Kenya. What is it?", "What is it?"),
+        ("What's this? Tell me.", "What's this?"),
+        ("Is it red? Or blue? I wonder.", "Is it red? Or blue?"),
+        ("a photo of", "a photo of"),
+        ("Tell me what this is.", "Tell me what this is."),
+        ("Is it worth 3.5 million?", "Is it worth it million?"),
+        ("", ""),
+    ],
+)
+def test_a_question_is_found_among_other_sentences(text: str, asks: str) -> None:
+    assert bare_question(text) == asks
+
+
+@pytest.mark.xfail(reason="a full stop within a name is read as the end of a sentence")
+@pytest.mark.parametrize("text", ["How high is Mt. Everest?", "What is the capital of St. Lucia?"])
+def test_a_short_form_does_not_end_a_question(text: str) -> None:
+    assert bare_question(text).startswith(text.split(" is ")[0])
+
+
 # ---------------------------------------------------------------------- what is asked
 
 ABOUT_PICTURES = {
