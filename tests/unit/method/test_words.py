@@ -8,6 +8,7 @@ from unike.editors.unike.words import (
     ASKED_WIDTH,
     NAMED_WIDTH,
     Wording,
+    bare_question,
     rarity_of,
     read_words,
     trigrams_of,
