@@ -44,7 +44,7 @@ from unike.backbones.loading import DTYPES, resolve_device
 from unike.data.leaks import ImageHashes
 from unike.data.queries import Query
 from unike.editors.common.anchors import Anchors
-from unike.editors.unike.gate import Gate, Ramp, RisingRamp
+from unike.editors.unike.gate import Gate, RisingRamp
 from unike.editors.unike.knowledge import Knowledge, LayerKnowledge, Triplet
 from unike.editors.unike.prepare.config import PrepareConfig
 from unike.editors.unike.spaces import Encoder
@@ -134,8 +134,9 @@ def knowledge(model: Blip2) -> Knowledge:
         )
         for layer in LAYERS
     }
-    gate_layer = min(3 * model.n_layers // 4, model.layer_index(min(LAYERS)))
-    gate = Gate(gate_layer, draw(width), torch.eye(width), Ramp(0.4, 0.7), RisingRamp(low=(0.1,), high=(0.15,)))
+    metric = torch.eye(2 * width)[:, : min(1024, width)]
+    cohort = torch.nn.functional.normalize(draw(64, metric.shape[1]), dim=1)
+    gate = Gate(draw(2 * width), metric, cohort, RisingRamp(low=(0.1,), high=(0.15,)))
     triplets = [Triplet(f"{i}", ImageHashes(f"{i:016x}", "0f" * 96), "this", "that") for i in range(TRIPLETS)]
     made_for = {"source": model.source, "fingerprint": model.fingerprint()}
     made_for |= {"template": model.template, "n_layers": model.n_layers}

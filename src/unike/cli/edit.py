@@ -53,25 +53,19 @@ def edit(
     backbone, load_seconds = shared.load(model, device, dtype, quantize, trust_remote_code, template)
     asked = [Query(text, image, target) for text in (prompt, *(rephrase or []))]
     with shared.working("asking") as report:
-        room = backbone.room([target])
-        before = shared.answers(backbone, asked, [], room)
+        before = shared.answers(backbone, asked, [], room := backbone.room([target]))
         made, seconds = shared.edited(backbone, api.make_editor(editor, **chosen), asked[0], report)
         report("asking again")
         after = shared.answers(backbone, asked, [made], room)
     made.save_pretrained(place)
-    rows = make_rows(asked, before, after)
-    took = rows[0].verdict == "right"
-    if not took:
-        shared.ERR.print(f"the edit did not take: the answer is {after[0]!r}, not {target!r}; try other settings")
-    elif asked[0].accepts(before[0]):
-        shared.ERR.print("the model gave this answer before: there was nothing to edit")
+    took = say_whether_it_took((rows := make_rows(asked, before, after))[0], target, asked[0].accepts(before[0]))
     command = command_to_ask(made, model, asked[0], place, backbone.chosen_template)
     if as_json:
         shared.print_json(
             {
                 "model": model,
                 "editor": editor,
-                "image": None if image is None else str(image),
+                "image": image and str(image),
                 "prompt": prompt,
                 "target": target,
                 "took": took,
@@ -85,6 +79,16 @@ def edit(
         return
     shared.OUT.print(shared.table(rows))
     typer.echo(f"edited in {seconds:.1f} s, saved in {place}; ask with:\n  {command}")
+
+
+def say_whether_it_took(row: shared.Row, target: str, before: bool) -> bool:
+    """Whether the answer is the target now; a line if not, or if it was ``before``."""
+    took = row.verdict == "right"
+    if not took:
+        shared.ERR.print(f"the edit did not take: the answer is {row.after!r}, not {target!r}; try other settings")
+    elif before:
+        shared.ERR.print("the model gave this answer before: there was nothing to edit")
+    return took
 
 
 def command_to_ask(made: "Edit", model: str, fact: "Query", place: Path, template: str | None = None) -> str:

@@ -82,9 +82,8 @@ def prepare(
         backbone, _ = shared.load(model, device, dtype, quantize, trust_remote_code, template)
         out = place(backbone)
     start = time.perf_counter()
-    there = pipeline.is_prepared(out, model, cases, config, against=against, scope=scope) and is_read_through(
-        template, out
-    )
+    made_from: dict[str, Any] = {"against": against, "scope": scope}
+    there = pipeline.is_prepared(out, model, cases, config, **made_from) and is_read_through(template, out)
     if there:
         known = Knowledge.from_pretrained(out)
     else:
@@ -92,9 +91,7 @@ def prepare(
             backbone, load_seconds = shared.load(model, device, dtype, quantize, trust_remote_code, template)
             start += load_seconds
         with shared.progress_bars() as progress:
-            known = pipeline.prepare(
-                backbone, cases, out, config, against=against, scope=scope, tags=tags, progress=progress
-            )
+            known = pipeline.prepare(backbone, cases, out, config, **made_from, tags=tags, progress=progress)
     result = {"model": model, "saved": str(out), "already_there": there} | described(known, out, start)
     shared.print_json(result) if as_json else show(result)
 

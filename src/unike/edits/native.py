@@ -4,7 +4,7 @@ Nobody says there where a prompt ends; but the first pass of a generation reads 
 cache, and the attention mask tells their rows from padding. A plain forward pass is read as prompts, too.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -33,6 +33,7 @@ def in_the_models_own_calls(backbone: Backbone, is_innermost: Callable[[], bool]
 
     acting, before = Hooks(is_called_past_it), Hooks(is_called_past_it)
     last_ids: list[Tensor] = []
+    embedded: list[Tensor] = []  # some families hand their language model embeddings, of these
     prefills: list[Prefill] = []  # the one that answers are being continued of
 
     def begin(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
@@ -40,9 +41,12 @@ def in_the_models_own_calls(backbone: Backbone, is_innermost: Callable[[], bool]
             check_continues(prefills, text_input(args, kwargs), kwargs["past_key_values"])
             return
         ids = args[0] if args else kwargs.get("input_ids")
+        read = text_input(args, kwargs)
         if kwargs.get("use_cache") is False:
             check_cached(last_ids, ids)
-        prefill = prompts_of(backbone, ids, text_input(args, kwargs), kwargs.get("attention_mask"))
+        prefill = prompts_of(
+            backbone, behind(embedded, read) if ids is None else ids, read, kwargs.get("attention_mask")
+        )
         prefills[:] = [prefill]
 
         def count(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
@@ -53,7 +57,13 @@ def in_the_models_own_calls(backbone: Backbone, is_innermost: Callable[[], bool]
             acting.add_pre(backbone.text_stack, count)
             context.attached_to(backbone).install(backbone, acting, prefill)
 
+    def remember(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
+        ids = args[0] if args else kwargs.get("input")
+        if isinstance(ids, Tensor) and ids.ndim == 2 and ids.shape[1] > 1:
+            embedded[:] = [ids]
+
     with before, acting:
+        before.add_pre(backbone.model.get_input_embeddings(), remember)
         before.add_pre(backbone.generator, begin, prepend=True)
         forget_what_was_compiled()
         try:
@@ -69,6 +79,13 @@ def forget_what_was_compiled() -> None:
     """
     if torch._dynamo.utils.counters["frames"]["total"]:
         torch._dynamo.reset()
+
+
+def behind(embedded: Sequence[Tensor], read: Tensor) -> Tensor | None:
+    """The tokens ``[R, S]`` whose embeddings ``[R, S, D]`` a pass is given: the last ones, if they are as many."""
+    if not embedded or embedded[0].shape[1] != read.shape[1] or len(read) % len(embedded[0]):
+        return None
+    return embedded[0].repeat_interleave(len(read) // len(embedded[0]), dim=0)
 
 
 def reads_prompts(kwargs: Kwargs) -> bool:

@@ -38,7 +38,8 @@ def drawn(things: int = 60, seed: int = 0, kinds: int = 6) -> Pictures:
     seen = 5 + torch.cat([large[thing], small[thing], hand], dim=1) + noise
     first = [2 * i for i in range(things)]
     of_kind = [2 * ((i + kinds) % things) + 1 for i in range(things)]
-    return Pictures(seen, thing, [(i, i + 1) for i in first], list(zip(first, of_kind, strict=True)))
+    pairs = [(i, i + 1) for i in first], list(zip(first, of_kind, strict=True))
+    return Pictures(seen, thing, *pairs, views=seen[:0], viewed=thing[:0])
 
 
 def told_apart(cosines: Tensor, pictures: Pictures) -> float:
@@ -95,7 +96,11 @@ def test_a_direction_without_spread_or_fewer_pictures_than_numbers_do_no_harm() 
 
 
 def test_a_cohort_is_spread_over_all_and_of_unit_length() -> None:
-    some, many = cohort_of(draw(7, 3)), cohort_of(draw(3 * COHORT, 3))
+    def cohort(n: int) -> Tensor:
+        shown = Pictures(draw(n, 3), torch.arange(n), (), (), draw(0, 3), torch.arange(0))
+        return cohort_of(shown, torch.zeros(3), torch.eye(3))
+
+    some, many = cohort(7), cohort(3 * COHORT)
     assert torch.allclose(some, normalize(draw(7, 3), dim=1)) and len(many) == COHORT
     assert torch.allclose(many.norm(dim=1), torch.ones(COHORT), atol=1e-5)
 
@@ -159,7 +164,7 @@ def test_the_gate_is_made_of_all_pictures() -> None:
 def test_lines_are_drawn_on_things_that_the_metric_was_not_learned_from() -> None:
     """With more numbers than pictures a metric knows its own by heart, and would say that it knows any."""
     pictures = drawn(12)
-    noise = replace(pictures, seen=draw(24, 200, seed=3))
+    noise = replace(pictures, seen=draw(24, 200, seed=3), views=draw(0, 200))
     mean, metric = learn_metric(noise)
     z = normalize((noise.seen - mean) @ metric, dim=1)
     assert told_apart(z @ z.T, noise) > 0.9, "by heart"
@@ -179,3 +184,13 @@ def test_pictures_that_nothing_tells_apart_give_no_numbers_that_are_none() -> No
     gate, shares = calibrate(replace(drawn(6, kinds=2), seen=torch.ones(12, SEEN)))
     assert all(tensor.isfinite().all() for tensor in gate.tensors().values())
     assert all(np.isfinite(gate.about.low)) and all(0 <= share <= 1 for share in shares.values())
+
+
+def test_views_by_other_hands_are_among_what_is_usual() -> None:
+    """They join the cohort; a fold never sees those of its own things."""
+    plain = drawn(40)
+    viewed = replace(plain, views=plain.seen[::2] + 0.01, viewed=plain.thing[::2])
+    gate, _ = calibrate(viewed)
+    assert len(gate.cohort) == len(plain.seen) + len(viewed.views)
+    rest = viewed.of(torch.arange(10))
+    assert rest.viewed.tolist() == list(range(10)) and len(rest.views) == 10

@@ -9,6 +9,8 @@ from preparing import CONFIG, FAST, QUESTION, Scripted
 from tinies import tiny_backbone
 
 from unike.backbones.adapter import Backbone
+from unike.core.images import load_image
+from unike.data.leaks import content_hash
 from unike.data.provenance import every_query
 from unike.data.queries import EditCase, Probe, Query
 from unike.editors.unike.calibration import Pictures, calibrate
@@ -16,6 +18,7 @@ from unike.editors.unike.knowledge import Knowledge
 from unike.editors.unike.prepare.config import PrepareConfig
 from unike.editors.unike.prepare.gate import images_of, pairs_of, things
 from unike.editors.unike.prepare.pipeline import is_prepared, prepare
+from unike.editors.unike.prepare.views import waved
 
 pytestmark = pytest.mark.usefixtures("at_home")
 
@@ -51,7 +54,12 @@ def test_the_gate_is_that_of_every_picture_seen_alone(
     alone = [backbone.run_to_split(backbone.encode([Query("What is this?", image)]), 0).pictures for image in images]
     same = [(row[gallery[i]], row[gallery[20 + i]]) for i in range(12)]
     near = [(row[gallery[i]], row[gallery[i - 2 + 12 * (i < 2)]]) for i in range(12)]
-    gate, shares = calibrate(Pictures(torch.cat(alone), things(24, same), same, near), known_error(known))
+    thing, views = things(24, same), []
+    for image in images:
+        waved(load_image(image), int(content_hash(image)[:8], 16)).save(view := tmp_path / f"{image.stem}.png")
+        views.append(backbone.run_to_split(backbone.encode([Query(QUESTION, view)]), 0).pictures)
+    pictures = Pictures(torch.cat(alone), thing, same, near, torch.cat(views), thing)
+    gate, shares = calibrate(pictures, known_error(known))
     report = known.description["report"]["gate"]
     assert (report["cases"], report["pictures"], report["things"]) == (12, 24, 12)
     assert report["let_in"] == pytest.approx(shares, abs=0.1)

@@ -33,7 +33,9 @@ NAMED_WIDTH = 2048
 """Buckets that trigrams of words fall into."""
 
 WORD = re.compile(r"\w+")
-SENTENCE = re.compile(r"[^.!?]+[.!?]*")
+BETWEEN = re.compile(r"(?<=[?!])\s+|(?<=\w{4}\.)\s+|(?<= it\.)\s+")
+"""Between sentences; a full stop behind a short word is more often that of a short form."""
+
 FILE = "words.safetensors"
 IN_SIGHT = {"I", "I'm", "I'd", "I've", "I'll"}
 """Capitalised words that are no names."""
@@ -97,7 +99,7 @@ def bare_question(text: str) -> str:
     'What is it?'
     """
     hidden, _ = without_names(text)
-    asking = [sentence for sentence in SENTENCE.findall(hidden) if sentence.rstrip().endswith("?")]
+    asking = [sentence for sentence in BETWEEN.split(hidden) if sentence.rstrip().endswith("?")]
     return " ".join(map(str.strip, asking)) or hidden
 
 

@@ -45,6 +45,8 @@ def find_gate(work: Work, cases: Sequence[EditCase], guard: LeakGuard) -> tuple[
     row = {image: number for number, image in enumerate(images)}
     linked_rows, same_rows, near_rows = ([(row[a], row[b]) for a, b in pairs] for pairs in (linked, same, near))
     thing = things(len(images), linked_rows)
+    if not thing.any():  # one thing alone
+        return None, {}
     viewed = evenly(len(images), VIEWS)
     views = [(images[i], int(guard.hashes[images[i]].content[:8], 16)) for i in viewed]
     pictures = Pictures(see(work, images, guard), thing, same_rows, near_rows, see_views(work, views), thing[viewed])

@@ -46,8 +46,7 @@ def prepare(
     Args:
         backbone: Without edits.
         cases: Of a train split: their edits are the candidates.
-        out: The folder to write; if it holds the very same already, that is read. What an earlier run left there is
-            used.
+        out: The folder to write; what an earlier run left there is used, and read if it is the very same.
         config: Settings.
         against: What will be evaluated on: nothing that shares a picture or a telling question with it is learned from.
         scope: Cases whose pictures the gate is made from, of a train split, too; None for ``cases``.
@@ -58,8 +57,7 @@ def prepare(
         The knowledge, as it was written.
 
     Raises:
-        UnikeError: The folder holds something else, a setting does not fit the backbone, a picture cannot be read, or
-            too little is left to learn from.
+        UnikeError: The folder holds something else, a setting does not fit, or too little is left to learn from.
     """
     config = config or PrepareConfig()
     check_layers(backbone, config)
@@ -73,9 +71,8 @@ def prepare(
     candidates, dropped = find_candidates(cases, guard, tags or {})
     mistakes, answers = collect(work, candidates)
     mistakes = kept_first(mistakes, config.keep)
-    triplets = tuple(mistake.triplet for mistake in mistakes)
+    triplets, texts = tuple(mistake.triplet for mistake in mistakes), text_questions(cases, against)
     states, tokens = read_states(work, mistakes)
-    texts = text_questions(cases, against)
     layers, learned = learn_layers(work, triplets, texts, states, read_means(work, texts, states))
     gate, opened = find_gate(work, cases if scope is None else scope, guard)
 
