@@ -228,6 +228,7 @@ def _check_pictures(case: EditCase, *, about_text: bool) -> None:
             assert probe.query.image != case.edit.image or about_text
 
 
+@pytest.mark.slow
 def test_the_same_build_gives_the_same_bytes(builder: ModuleType, tmp_path: Path) -> None:
     for folder in ("one", "other"):
         builder.build(tmp_path / folder)
