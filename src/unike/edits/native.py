@@ -33,7 +33,7 @@ def in_the_models_own_calls(backbone: Backbone, is_innermost: Callable[[], bool]
 
     acting, before = Hooks(is_called_past_it), Hooks(is_called_past_it)
     last_ids: list[Tensor] = []
-    embedded: list[Tensor] = []  # some families hand their language model embeddings, of these
+    embedded: list[tuple[Tensor, Tensor]] = []  # the tokens that were embedded last, and as what
     prefills: list[Prefill] = []  # the one that answers are being continued of
 
     def begin(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
@@ -44,9 +44,8 @@ def in_the_models_own_calls(backbone: Backbone, is_innermost: Callable[[], bool]
         read = text_input(args, kwargs)
         if kwargs.get("use_cache") is False:
             check_cached(last_ids, ids)
-        prefill = prompts_of(
-            backbone, behind(embedded, read) if ids is None else ids, read, kwargs.get("attention_mask")
-        )
+        ids = tokens_behind(backbone, embedded, read) if ids is None else ids
+        prefill = prompts_of(backbone, ids, read, kwargs.get("attention_mask"))
         prefills[:] = [prefill]
 
         def count(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
@@ -57,13 +56,11 @@ def in_the_models_own_calls(backbone: Backbone, is_innermost: Callable[[], bool]
             acting.add_pre(backbone.text_stack, count)
             context.attached_to(backbone).install(backbone, acting, prefill)
 
-    def remember(module: nn.Module, args: Args, kwargs: Kwargs) -> None:
-        ids = args[0] if args else kwargs.get("input")
-        if isinstance(ids, Tensor) and ids.ndim == 2 and ids.shape[1] > 1:
-            embedded[:] = [ids]
+    def remember(module: nn.Module, args: Args, kwargs: Kwargs, output: Tensor) -> None:
+        embedded[:] = [(args[0] if args else kwargs["input"], output)]
 
     with before, acting:
-        before.add_pre(backbone.model.get_input_embeddings(), remember)
+        before.add(backbone.model.get_input_embeddings(), remember)
         before.add_pre(backbone.generator, begin, prepend=True)
         forget_what_was_compiled()
         try:
@@ -81,11 +78,24 @@ def forget_what_was_compiled() -> None:
         torch._dynamo.reset()
 
 
-def behind(embedded: Sequence[Tensor], read: Tensor) -> Tensor | None:
-    """The tokens ``[R, S]`` whose embeddings ``[R, S, D]`` a pass is given: the last ones, if they are as many."""
-    if not embedded or embedded[0].shape[1] != read.shape[1] or len(read) % len(embedded[0]):
-        return None
-    return embedded[0].repeat_interleave(len(read) // len(embedded[0]), dim=0)
+def tokens_behind(backbone: Backbone, embedded: Sequence[tuple[Tensor, Tensor]], read: Tensor) -> Tensor | None:
+    """The tokens ``[R, S]`` of the embeddings ``[R, S, D]`` that some families hand to their language model.
+
+    Args:
+        backbone: Whose placeholders stand for pictures, which take their places.
+        embedded: The tokens that were embedded last, and as what.
+        read: The embeddings; with beams each prompt's several times in a row.
+
+    Returns:
+        None if those were not embedded last.
+    """
+    for ids, vectors in embedded:
+        repeats, rest = divmod(len(read), len(ids))
+        if ids.ndim == 2 and not rest and vectors.shape[1:] == read.shape[1:]:
+            words = ids != getattr(backbone.config, "image_token_id", -1)
+            if torch.equal(vectors[words], read[::repeats][words]):
+                return ids.repeat_interleave(repeats, dim=0)
+    return None
 
 
 def reads_prompts(kwargs: Kwargs) -> bool:

@@ -17,7 +17,7 @@ from unike.core.errors import UnikeError
 from unike.data.queries import Query
 from unike.editors.unike.gate import ASKED, ASKED_OF_NAMED, NAMED, Gate, Reading, RisingRamp
 from unike.editors.unike.knowledge import Knowledge
-from unike.edits.native import in_the_models_own_calls
+from unike.edits.native import in_the_models_own_calls, tokens_behind
 
 pytestmark = pytest.mark.usefixtures("wide_words")
 
@@ -119,3 +119,21 @@ def test_embeddings_in_a_users_own_call_are_refused(make_knowledge: Callable[...
         own_calls(llava, watched(gate, keys_of(llava, gate, [KENYA]), llava), inputs_embeds=embedded)
     assert str(caught.value) == NO_TOKENS
     llava.model(inputs_embeds=embedded)
+
+
+def test_embeddings_are_known_by_the_tokens_they_are_of(facts: list[Query]) -> None:
+    """Pictures stand in their places; another prompt of the same length is not taken for it."""
+    blip2 = tiny_backbone("blip2-opt")
+    ids = blip2.encode([fact.question for fact in facts[:2]]).inputs["input_ids"]
+    vectors = blip2.model.get_input_embeddings()(ids)
+    shown = ids == blip2.image_token_id
+    handed_on = vectors.clone()
+    handed_on[shown] += 1
+    twice = handed_on.repeat_interleave(2, dim=0)
+    assert torch.equal(tokens_behind(blip2, [(ids, vectors)], handed_on), ids)
+    assert torch.equal(tokens_behind(blip2, [(ids, vectors)], twice), ids.repeat_interleave(2, dim=0))
+    changed = handed_on.clone()
+    changed[0, -1] += 1
+    for other in (changed, twice[:3], handed_on[:, 1:]):
+        assert tokens_behind(blip2, [(ids, vectors)], other) is None
+    assert tokens_behind(blip2, [], handed_on) is None
