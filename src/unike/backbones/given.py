@@ -19,16 +19,33 @@ def given_queries(queries: Any, what: str = "query") -> list[Query]:
     Raises:
         UnikeError: It is something else, or a text that is no Unicode.
     """
-    if isinstance(queries, Query):
-        queries = [queries]
-    if isinstance(queries, str | bytes | Mapping) or not isinstance(queries, Iterable):
-        raise UnikeError(f"a {what} is a unike.Query, not {shown(queries)}; give Query(prompt, image, target)")
-    found = list(queries)
+    found = given_list(queries, Query, f"a {what} is a unike.Query, not {{}}; give Query(prompt, image, target)")
     for query in found:
-        if not isinstance(query, Query):
-            raise UnikeError(f"a {what} is a unike.Query, not {shown(query)}; give Query(prompt, image, target)")
         for text in (query.prompt, query.target):
             check_unicode(text)
+    return found
+
+
+def given_list(given: Any, kind: type, wrong: str, no_list: str = "") -> list[Any]:
+    """Things of a kind, of any iterable or alone.
+
+    Args:
+        given: What was given.
+        kind: Theirs.
+        wrong: The message for something else, with a place for that.
+        no_list: The message where nothing can be taken from it; ``wrong`` if empty.
+
+    Raises:
+        UnikeError: It is something else.
+    """
+    if isinstance(given, kind):
+        return [given]
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+        raise UnikeError((no_list or wrong).format(shown(given)))
+    found = list(given)
+    for each in found:
+        if not isinstance(each, kind):
+            raise UnikeError(wrong.format(shown(each)))
     return found
 
 

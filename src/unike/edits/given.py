@@ -1,10 +1,9 @@
 """What a program gives in the place of a model and edits: taken as it is meant, or refused in one line."""
 
-from collections.abc import Iterable, Mapping
 from typing import Any
 
 from unike.backbones.adapter import Backbone
-from unike.backbones.given import shown
+from unike.backbones.given import given_list, shown
 from unike.core.errors import UnikeError
 from unike.edits.edit import Edit
 
@@ -26,12 +25,9 @@ def given_edits(edits: Any) -> list[Edit]:
     Raises:
         UnikeError: It is something else.
     """
-    if isinstance(edits, Edit):
-        return [edits]
-    if isinstance(edits, str | bytes | Mapping) or not isinstance(edits, Iterable):
-        raise UnikeError(f"edits are a list of them, not {shown(edits)}; read one with unike.Edit.from_pretrained(...)")
-    found = list(edits)
-    for edit in found:
-        if not isinstance(edit, Edit):
-            raise UnikeError(f"an edit is what unike.edit or unike.Edit.from_pretrained(...) gives, not {shown(edit)}")
-    return found
+    return given_list(
+        edits,
+        Edit,
+        "an edit is what unike.edit or unike.Edit.from_pretrained(...) gives, not {}",
+        "edits are a list of them, not {}; read one with unike.Edit.from_pretrained(...)",
+    )

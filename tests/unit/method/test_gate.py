@@ -12,7 +12,6 @@ from unike_parts import CLOSED, OPEN, SHOWN, WIDTH, draw, some_gate, some_readin
 
 from unike.editors.unike.gate import (
     KEPT,
-    MIN_RAMP,
     Gate,
     Ramp,
     Reading,
@@ -32,13 +31,6 @@ def test_a_ramp_is_a_clamped_line() -> None:
     for low, high in [(0.5, 0.5), (0.6, 0.5), (float("nan"), 1.0)]:
         with pytest.raises(ValueError, match=f"low={low} must be below high={high}"):
             Ramp(low, high)
-
-
-def test_a_ramp_lies_between_two_ends_and_is_no_step() -> None:
-    for ramp in (Ramp.between(0.2, 0.6), Ramp.between(0.6, 0.2)):
-        assert (ramp.low, ramp.high) == pytest.approx((0.2, 0.6))
-    touching = Ramp.between(0.5, 0.499)
-    assert (touching.low, touching.high) == pytest.approx((0.4995 - MIN_RAMP / 2, 0.4995 + MIN_RAMP / 2))
 
 
 def test_a_ramp_rises_with_the_stack() -> None:

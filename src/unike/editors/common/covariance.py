@@ -22,10 +22,14 @@ def shrunken_covariance(states: Tensor, shrinkage: float) -> tuple[Tensor, Tenso
     """
     mean = states.mean(dim=0)
     centred = states - mean
-    covariance = centred.T @ centred / len(states)
+    return mean, shrunken(centred.T @ centred / len(states), shrinkage)
+
+
+def shrunken(covariance: Tensor, shrinkage: float) -> Tensor:
+    """``C_s`` of a sample's covariance ``[D, D]``."""
     identity = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
     scale = covariance.diagonal().mean().clamp(min=NO_SPREAD)
-    return mean, (1 - shrinkage) * covariance + shrinkage * scale * identity
+    return (1 - shrinkage) * covariance + shrinkage * scale * identity
 
 
 def precision(states: Tensor, shrinkage: float) -> Tensor:
@@ -33,8 +37,7 @@ def precision(states: Tensor, shrinkage: float) -> Tensor:
     return torch.linalg.inv(shrunken_covariance(states, shrinkage)[1])
 
 
-def whitening(states: Tensor, shrinkage: float = 0.1) -> tuple[Tensor, Tensor]:
-    """The mean ``[D]`` of states ``[M, D]``, and ``C_s^(-1/2)``, ``[D, D]``; fp32, worked out in double precision."""
-    mean, covariance = shrunken_covariance(states.double(), shrinkage)
-    variances, directions = torch.linalg.eigh(covariance)
-    return mean.float(), (directions * variances.clamp(min=1e-12).rsqrt() @ directions.T).float()
+def inverse_root(covariance: Tensor) -> Tensor:
+    """``C^(-1/2)`` of a covariance ``[D, D]``; fp32, worked out in double precision."""
+    variances, directions = torch.linalg.eigh(covariance.double())
+    return (directions * variances.clamp(min=1e-12).rsqrt() @ directions.T).float()

@@ -79,7 +79,7 @@ class MiniLM:
         device: Where it computes.
     """
 
-    LONGEST, TOGETHER = 256, 32
+    LONGEST, ROWS = 256, 32
 
     def __init__(self, place: str, device: str) -> None:
         from transformers import AutoModel, AutoTokenizer
@@ -93,8 +93,8 @@ class MiniLM:
         """Unit vectors ``[n, 384]``; there are no options."""
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         found: dict[int, Tensor] = {}
-        for start in range(0, len(order), self.TOGETHER):
-            rows = order[start : start + self.TOGETHER]
+        for start in range(0, len(order), self.ROWS):
+            rows = order[start : start + self.ROWS]
             read = self._tokenizer(
                 [texts[i] for i in rows], padding=True, truncation=True, max_length=self.LONGEST, return_tensors="pt"
             ).to(self._model.device)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from unike.data.sampling import evenly
-from unike.editors.common.covariance import NO_SPREAD
+from unike.editors.common.covariance import NO_SPREAD, inverse_root, shrunken
 from unike.editors.unike.gate import Gate, RisingRamp, usual
 
 WIDTH = 1024
@@ -64,8 +64,7 @@ class Pictures:
     def of(self, things: Tensor) -> "Pictures":
         """Those of some things alone, without pairs."""
         rows, views = torch.isin(self.thing, things), torch.isin(self.viewed, things)
-        thing = self.thing[rows].unique(return_inverse=True)[1]
-        return Pictures(self.seen[rows], thing, (), (), self.views[views], self.viewed[views])
+        return Pictures(self.seen[rows], self.thing[rows], (), (), self.views[views], self.viewed[views])
 
 
 def learn_metric(pictures: Pictures, width: int = WIDTH) -> tuple[Tensor, Tensor]:
@@ -79,7 +78,7 @@ def learn_metric(pictures: Pictures, width: int = WIDTH) -> tuple[Tensor, Tensor
     variance = singular.square() / len(centred)
     kept = (1 - TOTAL) * variance[:width] + TOTAL * variance.mean().clamp(min=NO_SPREAD)
     white = (directions[:width].T * kept.rsqrt()).float() / scale.unsqueeze(1)
-    return mean, white @ _undoing(within(centred @ white, pictures.thing))
+    return mean, white @ inverse_root(within(centred @ white, pictures.thing))
 
 
 def within(states: Tensor, thing: Tensor) -> Tensor:
@@ -88,14 +87,7 @@ def within(states: Tensor, thing: Tensor) -> Tensor:
     centres = torch.zeros(len(count), states.shape[1]).index_add_(0, thing, states) / count.unsqueeze(1).clamp(min=1)
     apart = (states - centres[thing]) * (1 / count[thing]).sqrt().unsqueeze(1)
     covariance = apart.T @ apart / max(1, int((count > 1).sum()))
-    identity = covariance.diagonal().mean().clamp(min=NO_SPREAD) * torch.eye(len(covariance))
-    return (1 - WITHIN) * covariance + WITHIN * identity
-
-
-def _undoing(covariance: Tensor) -> Tensor:
-    """Its power -1/2."""
-    variances, directions = torch.linalg.eigh(covariance.double())
-    return (directions * variances.clamp(min=1e-12).rsqrt() @ directions.T).float()
+    return shrunken(covariance, WITHIN)
 
 
 def calibrate(pictures: Pictures, error: float = 0.2) -> tuple[Gate, dict[str, float]]:

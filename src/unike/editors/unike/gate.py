@@ -12,10 +12,10 @@ Each becomes a factor, and the gate of a single edit is their product::
     question = ramp(asked),    fact = ramp(about),    ramp(s) = clamp((s - low) / (high - low), 0, 1)
 
 where ``asked`` is a cosine and ``about`` is one beyond what is usual (`alike`), or, without a picture, a share of rare
-words (`named_alike`). In a stack edits compete:
-two that ask the same about two like things are both near to either's inputs, so each is scaled by how far it is behind
-the nearest one, ``compete(s)_g = clamp(1 - (max_j s_j - s_g) / rivalry, 0, 1)``::
+words (`named_alike`). In a stack edits compete: two that ask the same about two like things are both near to either's
+inputs, so each is scaled by how far it is behind the nearest one::
 
+    compete(s)_g = clamp(1 - (max_j s_j - s_g) / rivalry, 0, 1)
     fact_g = ramp(about_g) compete(s)_g,    gate_g = question_g ramp_G(about_g) compete(s)_g,    s = asked + about
 
 with G the number of edits. The gate, which is for the edits' own questions, is stricter than ``fact``: an input that is
@@ -45,10 +45,8 @@ from unike.edits.group import Group
 
 GATE_PICTURE, GATE_USUAL, GATE_ASKED = "gate.picture", "gate.usual", "gate.asked"
 GATE_SAID, GATE_RARE = "gate.said", "gate.rare"
-"""What an edit's own question was read as, ``[B, 1, n]`` each, see `Reading`."""
-
-
 KEPT = (GATE_PICTURE, GATE_USUAL, GATE_ASKED, GATE_SAID, GATE_RARE)
+"""What an edit's own question was read as, ``[B, 1, n]`` each, in the order of `Reading`."""
 
 
 class Reading(NamedTuple):
@@ -101,16 +99,6 @@ class Ramp:
     def __call__(self, s: Tensor) -> Tensor:
         """Elementwise."""
         return ((s - self.low) / (self.high - self.low)).clamp(0, 1)
-
-    @classmethod
-    def between(cls, *ends: float) -> Self:
-        """A ramp between two ends, whichever is the lower; they are moved apart if it would be a step."""
-        middle, half = sum(ends) / 2, max((max(ends) - min(ends)) / 2, MIN_RAMP / 2)
-        return cls(middle - half, middle + half)
-
-
-MIN_RAMP = 0.02
-"""Of a ramp between two sorts of inputs that lie so close that it would be a step."""
 
 
 @dataclass(frozen=True)

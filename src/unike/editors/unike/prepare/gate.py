@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -48,8 +48,8 @@ def find_gate(work: Work, cases: Sequence[EditCase], guard: LeakGuard) -> tuple[
     if not thing.any():  # one thing alone
         return None, {}
     viewed = evenly(len(images), VIEWS)
-    views = [(images[i], int(guard.hashes[images[i]].content[:8], 16)) for i in viewed]
-    pictures = Pictures(see(work, images, guard), thing, same_rows, near_rows, see_views(work, views), thing[viewed])
+    seen, views = see(work, "seen", images, guard), see(work, "views", [images[i] for i in viewed], guard)
+    pictures = Pictures(seen, thing, same_rows, near_rows, views, thing[viewed])
     gate, shares = calibrate(pictures, work.config.gate_error)
     told = {name: round(share, 4) for name, share in shares.items()}
     return gate, {
@@ -90,34 +90,20 @@ def things(n: int, same: Pairs) -> Tensor:
     return torch.tensor([first(i) for i in range(n)]).unique(return_inverse=True)[1]
 
 
-def see(work: Work, images: Sequence[Path], guard: LeakGuard) -> Tensor:
-    """What pictures show, ``[n, 2 D]``."""
+def see(work: Work, how: Literal["seen", "views"], images: Sequence[Path], guard: LeakGuard) -> Tensor:
+    """What pictures show, ``[n, 2 D]``: as they are, or as another hand might have made them (`waved`)."""
     parts = []
     starts = range(0, len(images), work.config.rows)
     for done, start in enumerate(starts, 1):
         some = images[start : start + work.config.rows]
-        shown = [guard.hashes[image].content for image in some]
-        tensors, _ = work.once(f"seen-{done:05}", shown, partial(read_pictures, work.backbone, some))
+        contents = [guard.hashes[image].content for image in some]
+        read = partial(read_pictures, work.backbone, some)
+        if how == "views":
+            read = partial(read_views, work.backbone, some, [int(content[:8], 16) for content in contents])
+        tensors, _ = work.once(f"{how}-{done:05}", contents, read)
         parts.append(tensors["seen"])
-        work.progress("reading pictures for the gate", done, len(starts))
+        work.progress(f"reading {'pictures for the gate' if how == 'seen' else how}", done, len(starts))
     return torch.cat(parts)
-
-
-def see_views(work: Work, views: Sequence[tuple[Path, int]]) -> Tensor:
-    """What pictures show as another hand might have made them, ``[n, 2 D]``: each `waved` by its seed."""
-
-    def read() -> tuple[dict[str, Tensor], None]:
-        seen = []
-        with TemporaryDirectory() as folder:
-            for start in range(0, len(views), work.config.rows):
-                files = [Path(folder) / f"{start + i}.png" for i in range(len(views[start : start + work.config.rows]))]
-                for file, (image, seed) in zip(files, views[start:], strict=False):
-                    waved(load_image(image), seed).save(file)
-                seen.append(read_pictures(work.backbone, files)[0]["seen"])
-                work.progress("reading views", min(start + work.config.rows, len(views)), len(views))
-        return {"seen": torch.cat(seen)}, None
-
-    return work.once("views", [seed for _, seed in views], read)[0]["seen"]
 
 
 def read_pictures(backbone: Backbone, images: Sequence[Path]) -> tuple[dict[str, Tensor], None]:
@@ -125,3 +111,12 @@ def read_pictures(backbone: Backbone, images: Sequence[Path]) -> tuple[dict[str,
     seen = backbone.run_to_split(backbone.encode([Query("What is this?", image) for image in images]), 0).pictures
     assert seen is not None
     return {"seen": seen}, None
+
+
+def read_views(backbone: Backbone, images: Sequence[Path], seeds: Sequence[int]) -> tuple[dict[str, Tensor], None]:
+    """The same of pictures on cloths that wave, each by its seed."""
+    with TemporaryDirectory() as folder:
+        views = [Path(folder) / f"{number}.png" for number in range(len(images))]
+        for view, image, seed in zip(views, images, seeds, strict=True):
+            waved(load_image(image), seed).save(view)
+        return read_pictures(backbone, views)
