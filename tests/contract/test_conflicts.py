@@ -104,7 +104,8 @@ def test_a_picture_that_is_overwritten_is_another_question(
 ) -> None:
     frame, made = tmp_path / "frame.png", []
     for fact in facts[:2]:
-        shutil.copy(fact.image, frame)  # type: ignore[arg-type]
+        assert fact.image is not None
+        shutil.copy(fact.image, frame)
         made.append(make("ft", Query("What is this?", frame, fact.target)))
     assert in_force(made) == made
     assert [len(in_force([made[0], edit.to("cpu"), edit[0]])) for edit in made] == [1, 2]
@@ -120,7 +121,8 @@ def test_of_rows_each_has_its_newest(backbone: Backbone, facts: list[Query], mak
 
 def test_what_makes_questions_the_same(facts: list[Query], make: Callable[..., Edit], tmp_path: Path) -> None:
     copy = tmp_path / "copy.png"
-    shutil.copy(facts[0].image, copy)  # type: ignore[arg-type]
+    assert facts[0].image is not None
+    shutil.copy(facts[0].image, copy)
     same = [facts[0], replace(facts[0], image=copy, target="x"), replace(facts[0], prompt=" what  IS this? ")]
     assert len({question_of(query) for query in same}) == 1
     others = [facts[1], replace(facts[0], image=None), replace(facts[0], image=Path("gone.png"))]

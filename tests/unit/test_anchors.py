@@ -116,7 +116,9 @@ def test_another_model_question_picture_or_layer_is_read_anew(
     place: Path, anchors: Anchors, counted: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moving = tmp_path / "picture.png"
-    moving.write_bytes(anchors.queries[0].image.read_bytes())  # type: ignore[union-attr]
+    picture = anchors.queries[0].image
+    assert picture is not None
+    moving.write_bytes(picture.read_bytes())
     queries = [Query("Is it near?", moving), Query("Who wrote it?")]
     model = tiny_backbone("llava")
 
@@ -129,7 +131,9 @@ def test_another_model_question_picture_or_layer_is_read_anew(
     assert passes(tiny_backbone("llava", seed=1)) == 2
     assert passes(queries=[*queries, Query("And when?")]) == 2
     assert passes(layers=(-2,)) == 2
-    moving.write_bytes(anchors.queries[1].image.read_bytes())  # type: ignore[union-attr]
+    picture = anchors.queries[1].image
+    assert picture is not None
+    moving.write_bytes(picture.read_bytes())
     assert passes() == 2
     through = type(model)(model.model, **model.processors, source=model.source, template="{image}{prompt}")
     assert passes(through) == 2

@@ -209,13 +209,22 @@ def test_a_damaged_gate_is_one_line(tmp_path: Path) -> None:
         some_gate(mean=draw(D)),
         some_gate(metric=draw(2 * D, 7)),
         some_gate(cohort=draw(8)),
+        some_gate(cohort=draw(0, 8)),
         some_gate(metric=torch.full((2 * D, 8), float("nan"))),
     ):
         replace(some_knowledge("float32"), gate=gate).save_pretrained(tmp_path)
         refused(tmp_path)
     files = replace(some_knowledge(), gate=some_gate()).files()
     described = json.loads(files[CONFIG_FILE])
-    for wrong in ({}, {"about": {"low": [0.1]}}, {"about": {"low": [], "high": []}}, {"about": 3}, {"layer": 1}):
+    for wrong in (
+        {},
+        {"about": {"low": [0.1]}},
+        {"about": {"low": [], "high": []}},
+        {"about": {"low": [0.2], "high": [0.1]}},
+        {"about": {"low": [0.1], "high": [0.2, 0.3]}},
+        {"about": 3},
+        {"layer": 1},
+    ):
         forged = described | {"gate": wrong}
         forged["sha256"] = seal(forged, files[TENSOR_FILE])
         (tmp_path / TENSOR_FILE).write_bytes(files[TENSOR_FILE])

@@ -4,7 +4,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -53,42 +53,31 @@ def edit(
     backbone, load_seconds = shared.load(model, device, dtype, quantize, trust_remote_code, template)
     asked = [Query(text, image, target) for text in (prompt, *(rephrase or []))]
     with shared.working("asking") as report:
-        before = shared.answers(backbone, asked, [], room := backbone.room([target]))
+        room = backbone.room([target])
+        before = shared.answers(backbone, asked, [], room)
         made, seconds = shared.edited(backbone, api.make_editor(editor, **chosen), asked[0], report)
         report("asking again")
         after = shared.answers(backbone, asked, [made], room)
     made.save_pretrained(place)
-    took = say_whether_it_took((rows := make_rows(asked, before, after))[0], target, asked[0].accepts(before[0]))
+    rows = make_rows(asked, before, after)
     command = command_to_ask(made, model, asked[0], place, backbone.chosen_template)
-    if as_json:
-        shared.print_json(
-            {
-                "model": model,
-                "editor": editor,
-                "image": image and str(image),
-                "prompt": prompt,
-                "target": target,
-                "took": took,
-                "answers": shared.as_json(rows),
-                "load_seconds": round(load_seconds, 3),
-                "edit_seconds": round(seconds, 3),
-                "saved": str(place),
-                "ask": command,
-            }
-        )
+    say_whether_it_took(rows[0], target, asked[0].accepts(before[0]))
+    if not as_json:
+        shared.OUT.print(shared.table(rows))
+        typer.echo(f"edited in {seconds:.1f} s, saved in {place}; ask with:\n  {command}")
         return
-    shared.OUT.print(shared.table(rows))
-    typer.echo(f"edited in {seconds:.1f} s, saved in {place}; ask with:\n  {command}")
+    about: dict[str, Any] = {"model": model, "editor": editor, "image": None if image is None else str(image)}
+    about |= {"prompt": prompt, "target": target, "took": rows[0].verdict == "right"}
+    seconds_taken = {"load_seconds": round(load_seconds, 3), "edit_seconds": round(seconds, 3)}
+    shared.print_json(about | {"answers": shared.as_json(rows)} | seconds_taken | {"saved": str(place), "ask": command})
 
 
-def say_whether_it_took(row: shared.Row, target: str, before: bool) -> bool:
-    """Whether the answer is the target now; a line if not, or if it was ``before``."""
-    took = row.verdict == "right"
-    if not took:
+def say_whether_it_took(row: shared.Row, target: str, before: bool) -> None:
+    """A line if the answer is not the target now, or if it was ``before``."""
+    if row.verdict != "right":
         shared.ERR.print(f"the edit did not take: the answer is {row.after!r}, not {target!r}; try other settings")
     elif before:
         shared.ERR.print("the model gave this answer before: there was nothing to edit")
-    return took
 
 
 def command_to_ask(made: "Edit", model: str, fact: "Query", place: Path, template: str | None = None) -> str:

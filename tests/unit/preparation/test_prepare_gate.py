@@ -139,7 +139,6 @@ def test_the_gate_is_not_calibrated_on_what_is_evaluated(
     assert few.description["report"]["gate"]["cases"] == 5
 
 
-@pytest.mark.xfail(raises=IndexError, reason="calibrate has no arbitrary pairs to draw a line by")
 def test_one_thing_alone_gives_no_gate(
     backbone: Backbone, cases: list[EditCase], gallery: list[Path], tmp_path: Path
 ) -> None:

@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
+from typing_extensions import Self
 
 from unike.core.schema import Schema
 from unike.editors.common.saved import SavedBackbone, SavedTrace
@@ -31,6 +32,12 @@ class SavedRamps(Schema):
 
     low: list[float] = Field(min_length=1)
     high: list[float] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _rise(self) -> Self:
+        if len(self.low) != len(self.high) or any(a >= b for a, b in zip(self.low, self.high, strict=True)):
+            raise ValueError("a ramp ends where it begins, or below")
+        return self
 
 
 class SavedGate(Schema):
@@ -89,3 +96,5 @@ def check_gate(tensors: Mapping[str, Tensor], width: int) -> None:
     layout = {"gate.mean": Declared((2 * width,)), "gate.metric": Declared((2 * width, "P"))}
     layout["gate.cohort"] = Declared(("n", "P"))
     check(layout, {f"gate.{name}": tensor for name, tensor in tensors.items()}, {})
+    if not len(tensors["cohort"]):
+        raise ValueError("gate.cohort is empty")

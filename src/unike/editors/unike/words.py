@@ -6,9 +6,9 @@ of questions in many styles (``scripts/gate/words.py``). Nothing of it depends o
 
 - *What is asked*: the map's vector of the question, in which names are put out of sight: "What is the capital of
   Kenya?" and "What is the capital of Uganda?" ask the same.
-- *Of whom*: rare words, whole or misspelt. Words are rare that hardly any question of the corpus has; they are compared
-  by their trigrams, so that "Kenia" is mostly "Kenya". A question is of whom an edit is of if it has the rare words of
-  the edit's prompt, and names nobody else.
+- *Of whom*: rare words. Words are rare that hardly any question of the corpus has; they are compared by their trigrams,
+  so that a long one that is misspelt counts in large part. A question is of whom an edit is of if it has the rare words
+  of the edit's prompt, and names nobody else.
 """
 
 import json
@@ -33,8 +33,8 @@ NAMED_WIDTH = 2048
 """Buckets that trigrams of words fall into."""
 
 WORD = re.compile(r"\w+")
-BETWEEN = re.compile(r"(?<=[?!])\s+|(?<=\w{4}\.)\s+|(?<= it\.)\s+")
-"""Between sentences; a full stop behind a short word is more often that of a short form."""
+SHORT = re.compile(r"(?:[A-Z]\w{0,2}|[a-z])(?:\.\w)*\.")
+"""A short form, such as "Mt.", "U.S." or "e.g.": its full stop ends no sentence."""
 
 FILE = "words.safetensors"
 IN_SIGHT = {"I", "I'm", "I'd", "I've", "I'll"}
@@ -98,9 +98,23 @@ def bare_question(text: str) -> str:
     >>> bare_question("My aunt sent me this from Kenya. What is it?")
     'What is it?'
     """
-    hidden, _ = without_names(text)
-    asking = [sentence for sentence in BETWEEN.split(hidden) if sentence.rstrip().endswith("?")]
-    return " ".join(map(str.strip, asking)) or hidden
+    every = sentences(text)
+    asking = [sentence for sentence in every if sentence.endswith("?")] or every
+    return " ".join(without_names(sentence)[0] for sentence in asking)
+
+
+def sentences(text: str) -> list[str]:
+    """The sentences of a text.
+
+    >>> sentences("This is Mt. Everest. How high is it?")
+    ['This is Mt. Everest.', 'How high is it?']
+    """
+    found: list[list[str]] = [[]]
+    for word in text.split():
+        found[-1].append(word)
+        if word[-1] in ".?!" and not SHORT.fullmatch(word):
+            found.append([])
+    return [" ".join(words) for words in found if words]
 
 
 def without_names(text: str) -> tuple[str, str]:
@@ -111,19 +125,19 @@ def without_names(text: str) -> tuple[str, str]:
     """
     shown: list[str] = []
     names: list[str] = []
-    before = "."
-    for word in text.split(" "):
+    starts = True
+    for word in text.split():
         bare = word.strip('.,?!:;"“”()')
-        capital = bare[:1].isupper() and before[-1:] not in (".", "?", "!", ":") and bare not in IN_SIGHT
-        before = word or before
+        capital = bare[:1].isupper() and not starts and bare not in IN_SIGHT
+        starts = word[-1] in ".?!:" and not SHORT.fullmatch(word)
         if not capital and not any(letter.isdigit() for letter in bare):
             shown.append(word)
             continue
         names.append(bare)
-        it = "it" + ("'s" if bare.endswith(("'s", "’s")) else "") + word[len(word.rstrip('.,?!:;"”)')) :]
+        end = "" if SHORT.fullmatch(word) else word[len(word.rstrip('.,?!:;"”)')) :]
         if shown and shown[-1] == "it":
             shown.pop()
-        shown.append(it)
+        shown.append("it" + ("'s" if bare.endswith(("'s", "’s")) else "") + end)
     return " ".join(shown), " ".join(names)
 
 
