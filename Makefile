@@ -43,6 +43,7 @@ mini-report: $(READY)  ## what the bundled model knows, on pictures it never saw
 
 words: $(READY)  ## train the map that tells what a question asks; a few minutes
 	$(BIN)/python scripts/gate/words.py
+	$(BIN)/python scripts/gate/follows.py
 
 pocket: $(READY)  ## rebuild PocketEdit: make pocket PHOTOS=folder-of-caltech-101
 	$(BIN)/pip install --quiet -e ".[data]" -c constraints.txt

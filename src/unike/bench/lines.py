@@ -5,13 +5,13 @@ along a line. `ReadCase` is a case with all of it, as the unedited model reads i
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
 from unike.backbones.forward.split import IGNORE, SplitState
-from unike.data.queries import RELIABILITY, EditCase, Query, probe_kinds
+from unike.data.queries import RELIABILITY, EditCase, Query, probe_kinds, telling
 
 
 @dataclass(frozen=True)
@@ -121,9 +121,8 @@ def questions(case: EditCase) -> list[tuple[str, Query]]:
 
 def told(case: EditCase) -> dict[Query, Query]:
     """Each question that has no say in the scope, to itself with the fact in words before it, without the picture."""
-    fact = f"{case.edit.prompt} {case.edit.target}."
     apart = [query for kind, query in questions(case) if not probe_kinds()[kind].in_scope]
-    return {query: replace(query, prompt=f"{fact} {query.prompt}", image=None) for query in apart}
+    return {query: telling(case.edit, query) for query in apart}
 
 
 def image_name(image: Path | None, root: Path | None) -> str | None:

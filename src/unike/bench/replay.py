@@ -218,9 +218,23 @@ class Examiner:
             after: list[list[str | None]] = [[None] * len(read.questions) for read in cases]
         else:
             after = [self.proof.answers(read, along) for read, along in zip(cases, under, strict=True)]
-        if not self.hooked:
+        if self.hooked:
+            self._leave_open(cases, after, edits)
+        else:
             self._hand_on(cases, after, edits)
         return after
+
+    def _leave_open(
+        self, cases: Sequence[ReadCase], after: list[list[str | None]], edits: Edit | Sequence[Edit]
+    ) -> None:
+        """Ask what is put to the model in other words than were read: of that, a replay proves nothing."""
+        for row, (read, answers) in enumerate(zip(cases, after, strict=True)):
+            model = EditedModel(self.backbone, [edits[row]] if isinstance(edits, Edit) else edits)
+            for number, instead in enumerate(
+                model.stack.told([question.query.question for question in read.questions])
+            ):
+                if instead is not None:
+                    answers[number] = None
 
     def _hand_on(self, cases: Sequence[ReadCase], after: list[list[str | None]], edits: Edit | Sequence[Edit]) -> None:
         """Answer the open questions that the edits hand on to the model as it answered them before."""

@@ -1,6 +1,6 @@
 """What an edit is about and what tests it: queries, probes and cases. Paths and strings, never pixels."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -105,6 +105,12 @@ class Query:
             raise UnikeError(
                 f"the image of {self.prompt!r} is a {type(self.image).__name__}, not a path; give unike.picture(image)"
             )
+
+
+def telling(fact: Query, query: Query) -> Query:
+    """A question with a fact in words before it, and without its picture."""
+    said = f"{fact.prompt.strip()} {(fact.target or '').strip()}."
+    return replace(query, prompt=f"{said} {query.prompt}", image=None)
 
 
 @dataclass(frozen=True)

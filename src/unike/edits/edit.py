@@ -158,6 +158,16 @@ class Edit(ABC):
         """
         return
 
+    @classmethod
+    def told(cls, group: "Group", queries: Sequence[Query]) -> list[Query | None]:
+        """Queries as the unedited model is to be asked in place of the edited one; None, by default, for all of them.
+
+        Args:
+            group: Edits with one config.
+            queries: As many as its rows, or a multiple of it.
+        """
+        return [None] * len(queries)
+
     def check_attachable(self) -> None:
         """Refuse to be attached, where a method does not act within the model; by default it does."""
         return

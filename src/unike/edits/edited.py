@@ -84,7 +84,7 @@ class EditedModel:
         """
         queries = given_queries(queries)
         if self.router is None:
-            return self.backbone.generate(queries, acting=self.stack, **kwargs)
+            return self.stack.answer(self.backbone, queries, **kwargs)
         return self.router.answer(self.routing, self.within, queries, **kwargs)
 
     @torch.no_grad()
@@ -172,7 +172,7 @@ class RowsEdited:
         for rows in self._together(queries):
             asked = [queries[row] for row in rows]
             stack = Stack.of_rows(self.backbone, [self.sets[row] for row in rows])
-            for row, said in zip(rows, self.backbone.generate(asked, acting=stack, **kwargs), strict=True):
+            for row, said in zip(rows, stack.answer(self.backbone, asked, **kwargs), strict=True):
                 answers[row] = said
         for row in self.routed:
             answers[row] = EditedModel(self.backbone, self.sets[row]).generate([queries[row]], **kwargs)[0]

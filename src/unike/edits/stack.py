@@ -8,13 +8,14 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
 
 from unike.backbones.adapter import Backbone
 from unike.backbones.forward import context
-from unike.backbones.forward.context import Prefill
+from unike.backbones.forward.context import UNEDITED, Prefill
 from unike.backbones.forward.hooks import Args, Hooks, Kwargs, text_input
 from unike.data.queries import Query
 from unike.edits.conflicts import in_force
@@ -72,6 +73,34 @@ class Stack:
         hooks.add_pre(backbone.text_stack, self._check_rows)
         for group in self.groups:
             type(group.edits[0]).install_group(group, hooks, prefill)
+
+    def told(self, queries: Sequence[Query]) -> list[Query | None]:
+        """Queries as the unedited model is to be asked in place of the edited one, see `Edit.told`; None for others."""
+        found: list[Query | None] = [None] * len(queries)
+        for group in self.groups:
+            for edit in group.edits:
+                edit.shared_out(len(queries))
+            instead = type(group.edits[0]).told(group, queries)
+            found = [new or old for new, old in zip(instead, found, strict=True)]
+        return found
+
+    def answer(self, backbone: Backbone, queries: Sequence[Query], **kwargs: Any) -> list[str]:
+        """What the model answers under the stack, or by itself to what it is to be asked instead (`told`).
+
+        Args:
+            backbone: The model.
+            queries: Any mix.
+            **kwargs: As in `Backbone.generate`.
+        """
+        told = dict(enumerate(self.told(queries)))
+        instead = {row: query for row, query in told.items() if query is not None}
+        # Rows of a batch of edits go by their place, so none can be left out.
+        asked = [row for row in told if row not in instead or self.rows > 1]
+        answers = dict(
+            zip(asked, backbone.generate([queries[row] for row in asked], acting=self, **kwargs), strict=True)
+        )
+        answers |= zip(instead, backbone.generate(list(instead.values()), acting=UNEDITED, **kwargs), strict=True)
+        return [answers[row] for row in range(len(queries))]
 
     def _check_rows(self, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         """Here and not at the layers: OPT flattens rows and positions, and any number of them would seem to fit."""

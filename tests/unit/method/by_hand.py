@@ -212,14 +212,12 @@ def by_hand(
             edits, p = of_row(row, rows)
             begin = 0 if config.everywhere else p
             for number, edit in enumerate(edits):
-                asked, about, own = gates[row][number] if row in gates else (0.0, 0.0, 1.0)
+                asked, _, own = gates[row][number] if row in gates else (0.0, 0.0, 1.0)
                 shift = edit[f"{layer}.shift"][0] if f"{layer}.shift" in edit else 0
                 pairs = (edit[f"{layer}.{part}"] for part in ("keys", "bias", "values"))
-                within = edit["gate.telling"].tolist() if row in gates else [0] * config.pairs.n
-                for key, bias, value, telling in zip(*pairs, within, strict=True):
+                for key, bias, value in zip(*pairs, strict=True):
                     activation = torch.relu(q[row] @ key + bias + config.gate.slack * asked).unsqueeze(1)
-                    scale = own + telling * (1 - asked) * about
-                    found[row, begin:] += activation[begin:] * scale * (value + shift)
+                    found[row, begin:] += activation[begin:] * own * (value + shift)
         return found
 
     def new_network(layer: int) -> None:

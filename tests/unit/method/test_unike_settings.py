@@ -27,8 +27,7 @@ from unike.edits.stack import edits_on
 
 
 PAIRS, OWN = {"keys", "bias", "values"}, {"own_keys", "own_values"}
-TELLING = "gate.telling"
-OF_GATE = {TELLING, "gate.picture", "gate.usual", "gate.asked", "gate.said", "gate.rare"}
+OF_GATE = {"gate.picture", "gate.usual", "gate.asked", "gate.said", "gate.rare"}
 TRAINED = PAIRS | {"own_values"}
 
 PARTS: list[tuple[dict[str, Any], set[str], set[str]]] = [
@@ -272,7 +271,7 @@ NEW: dict[str, Any] = {
 }
 
 
-LATER = ("rounds", "lead", "sentence")
+LATER = ("rounds", "lead", "any_wording", "tells")
 """Settings that version 0.1 did not have."""
 
 

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import ramps
 import torch
 from tinies import tiny_backbone
 from torch import Tensor
@@ -14,9 +15,10 @@ from unike.backbones.adapter import Backbone
 from unike.backbones.forward.functional import target_positions, token_nll
 from unike.data.queries import Query
 from unike.editors.unike import editor as method
+from unike.editors.unike import training as trainer
 from unike.editors.unike.config import merged
 from unike.editors.unike.editor import UniKE, UniKEEdit
-from unike.editors.unike.gate import Gate
+from unike.editors.unike.gate import Gate, Ramp
 from unike.editors.unike.knowledge import Knowledge, LayerKnowledge, knowledge_of
 from unike.edits.edit import Edit
 from unike.edits.stack import attached
@@ -78,7 +80,7 @@ def test_gradients_are_those_of_finite_differences(
 @contextmanager
 def training(seen: list[tuple[Tensor, Tensor]]) -> Iterator[None]:
     """The loss that is minimised, before and after."""
-    optimise = method.optimise
+    optimise = trainer.optimise
 
     def watched(parameters: Sequence[Tensor], loss: Callable[[], Tensor], **settings: Any) -> Tensor:
         before = loss().detach()
@@ -87,7 +89,7 @@ def training(seen: list[tuple[Tensor, Tensor]]) -> Iterator[None]:
         return history
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(method, "optimise", watched)
+        patch.setattr(trainer, "optimise", watched)
         yield
 
 
@@ -108,7 +110,7 @@ def test_what_is_minimised_is_the_loss_under_the_installed_edit(
 ) -> None:
     """So the memory, alpha, zeta and the gate are active while training, and so are older edits; and the hooks see
     the parameters as they are now, not copies that were made when they were installed."""
-    chosen = editor(tiny)(steps=4, lr=2e-2, **merged({"gate": {"rivalry": 8.0}}, settings))
+    chosen = editor(tiny)(steps=4, lr=2e-2, any_wording=False, **merged({"gate": {"rivalry": 8.0}}, settings))
     assert not chosen.config.pairs.locality
     stack: list[Edit] = [random_edit(chosen, tiny, facts[2:])] if older else []
     batch, seen = tiny.encode(facts[:2]), []
@@ -127,6 +129,33 @@ def test_what_is_minimised_is_the_loss_under_the_installed_edit(
     if older:
         with edit.attached(tiny):
             assert not torch.allclose(token_nll(tiny.forward(batch), batch.labels), seen[0][1], atol=1e-3)
+
+
+def test_the_target_is_trained_behind_other_questions_as_behind_its_own(
+    tiny: Backbone, editor: Any, facts: list[Query]
+) -> None:
+    """The gate is as open there as behind the edit's own question; behind the others alone it would not be."""
+    chosen, seen = editor(tiny)(steps=4, lr=2e-2), []
+    start = editor(tiny)(steps=0).edit(tiny, facts[:2])
+    with training(seen):
+        edit = chosen.edit(tiny, facts[:2])
+    asked = trainer.asked_otherwise(facts[:2], chosen.config)
+    assert [query.prompt for query in asked[:3]] == [facts[0].prompt, *trainer.OTHERS]
+    assert {(query.image, query.target) for query in asked[3:]} == {(facts[1].image, facts[1].target)}
+    batch = tiny.encode(asked)
+    with ramps.words(ASKED=Ramp(-9, -8), ASKED_OF_NAMED=Ramp(-9, -8), NAMED=Ramp(-9, -8)):  # whatever is asked
+        for new, minimised in zip((start, edit), seen[0], strict=True):
+            with new.attached(tiny):
+                nll = token_nll(tiny.forward(batch), batch.labels)
+            assert torch.allclose(nll.reshape(2, 3).mean(dim=1), minimised, atol=1e-4)
+    alone = editor(tiny)(steps=4, lr=2e-2, any_wording=False).edit(tiny, facts[:2])
+    assert not torch.equal(alone.tensors["-1.values"], edit.tensors["-1.values"])
+
+
+def test_without_a_gate_the_target_is_trained_behind_its_own_question_alone(editor: Any, llava: Backbone) -> None:
+    fact = Query("Who?", target="nobody")
+    for settings in ({"gate": {"on": False}}, {"any_wording": False}, {"paper": True}):
+        assert trainer.asked_otherwise([fact], editor(llava)(**settings).config) == [fact]
 
 
 def with_alpha(alpha: float) -> dict[str, Any]:

@@ -83,15 +83,12 @@ class GateSettings(Settings):
     Attributes:
         on: Whether relevance scales both halves.
         slack: How much lower a key's threshold is where the question is of the edit's kind.
-        sentence: A target of more tokens than this, its end included, is a sentence: what it says holds whatever is
-            asked about the thing, so pairs made within it act then, too.
         rivalry: How far an edit of a stack may be behind the one that is most like an input before it is silent; None
             lets each act by itself. One edit alone has no rivals.
     """
 
     on: bool = True
     slack: float = Field(0.3, ge=0)
-    sentence: int = Field(8, ge=0)
     rivalry: float | None = Field(0.1, gt=0)
 
 
@@ -116,6 +113,8 @@ class UniKEConfig(EditorConfig):
         knowledge: Folder of `unike prepare`; None for the one that is found for the backbone.
         steps: Adam steps.
         rounds: At most so many rounds of steps: those after the first only for edits that have not taken.
+        any_wording: Whether the target is trained behind other questions, too, so that it comes wherever the gate is
+            open (`training`); needs a gate.
         lead: An edit has taken when every token of its target is so far ahead of any other, in logits.
         lr: Learning rate of Adam.
         clip: Largest gradient norm of an edit, or None.
@@ -126,6 +125,7 @@ class UniKEConfig(EditorConfig):
         memory: The latent half.
         collaboration: What makes them one.
         gate: What keeps both from other inputs.
+        tells: Whether the model is told the fact where what is asked follows from it (`follows`); needs a gate.
     """
 
     paper: bool = False
@@ -134,6 +134,7 @@ class UniKEConfig(EditorConfig):
     knowledge: str | None = None
     steps: int = Field(20, ge=0)
     rounds: int = Field(5, ge=1)
+    any_wording: bool = True
     lead: float = 1.0
     lr: float = Field(1e-2, gt=0)
     clip: float | None = Field(1.0, gt=0)
@@ -143,6 +144,7 @@ class UniKEConfig(EditorConfig):
     memory: MemorySettings = Field(default_factory=lambda: MemorySettings.parse({}))
     collaboration: CollaborationSettings = Field(default_factory=lambda: CollaborationSettings.parse({}))
     gate: GateSettings = Field(default_factory=lambda: GateSettings.parse({}))
+    tells: bool = True
 
     @model_validator(mode="before")
     @classmethod

@@ -30,17 +30,17 @@ from torch import Tensor
 
 from unike.backbones.adapter import Backbone
 from unike.backbones.forward.context import Prefill
-from unike.backbones.forward.functional import cycle, margins, target_positions, token_nll
+from unike.backbones.forward.functional import cycle, target_positions
 from unike.backbones.forward.hooks import Hooks, trace
 from unike.backbones.forward.split import SplitState
 from unike.core.errors import UnikeError
 from unike.data.leaks import Trace
 from unike.data.queries import Query
 from unike.editors.base import Editor
-from unike.editors.common.optimise import optimise
 from unike.editors.common.pairs import pairs_layout, wrong_predictions
 from unike.editors.unike.collaboration import alpha_of, shift_of
 from unike.editors.unike.config import UniKEConfig
+from unike.editors.unike.follows import told
 from unike.editors.unike.gate import (
     GATE_ASKED,
     GATE_PICTURE,
@@ -54,12 +54,12 @@ from unike.editors.unike.gate import (
 from unike.editors.unike.injection import LatentInjection
 from unike.editors.unike.knowledge import Knowledge, knowledge_of
 from unike.editors.unike.memory import LatentMemory, entries_of, last_answer_token
-from unike.editors.unike.pairs import TELLING, blurred, install_pairs, keys_firing_at, patch_of
+from unike.editors.unike.pairs import blurred, install_pairs, keys_firing_at
+from unike.editors.unike.training import as_the_first, asked_otherwise, train
 from unike.editors.unike.words import ASKED_WIDTH, NAMED_WIDTH
 from unike.edits.edit import Edit
 from unike.edits.group import Group
 from unike.edits.layout import FINGERPRINT, WIDTH, Declared, Layout, declared
-from unike.edits.stack import Stack, edits_on
 
 KNOWLEDGE = "knowledge"
 
@@ -70,7 +70,7 @@ class UniKEEdit(Edit):
     For each edited layer ``{layer}.keys [B, N, D]``, ``{layer}.bias [B, N]``, ``{layer}.values [B, N, D]``: the pairs;
     ``{layer}.shift [B, 1, D]``: ``beta zeta'``; ``{layer}.own_keys``, ``{layer}.own_values [B, E, D]``: its entries in
     the memory. And ``gate.picture``, ``gate.usual``, ``gate.asked``, ``gate.said``, ``gate.rare``, ``[B, 1, n]``: what
-    relevance compares with, see `Reading`; ``gate.telling [B, N]``; and ``knowledge [B, 8]`` uint8: the fingerprint of
+    relevance compares with, see `Reading`; and ``knowledge [B, 8]`` uint8: the fingerprint of
     the knowledge that the edit was made with, because it acts only together with that.
     """
 
@@ -93,7 +93,6 @@ class UniKEEdit(Edit):
             found |= {f"{layer}.{part}": entries for layer in config.layers for part in ("own_keys", "own_values")}
         if config.has_pairs:
             found |= pairs_layout(config.layers, config.pairs.n)
-            found |= {TELLING: declared(config.pairs.n)} if config.has_gate else {}
             moved = config.has_zeta and config.needs_knowledge
             found |= {f"{layer}.shift": declared(1, WIDTH) for layer in config.layers if moved}
         return found
@@ -118,6 +117,13 @@ class UniKEEdit(Edit):
             install_memory(group, knowledge, hooks, prefill, gate)
         if config.has_pairs:
             install_pairs(group, hooks, prefill, gate)
+
+    @classmethod
+    def told(cls, group: Group, queries: Sequence[Query]) -> list[Query | None]:
+        """Behind the fact in words, those that ask for what follows from it."""
+        if not (group.config.tells and group.config.has_gate):
+            return super().told(group, queries)
+        return told(gate_of(group.kept(KNOWLEDGE, partial(checked_knowledge, group))), group, queries)
 
 
 def checked_knowledge(group: Group) -> Knowledge:
@@ -267,37 +273,17 @@ class UniKE(Editor[UniKEConfig]):
         """Run to the edited layers once, read what the edit starts from, and train it on the rest of the model."""
         config = self.config
         anchors = self.anchor_inputs(backbone, config.layers) if self.uses_anchors else {}
-        state = self._frozen(backbone, facts)
-        tensors = self._start(backbone, state, anchors)
+        read = backbone.run_to_split(backbone.encode(asked_otherwise(facts, config)), self.lowest_layer(backbone))
+        own = read.expand(range(0, len(read), len(read) // len(facts)))
+        tensors = self._start(backbone, self._frozen(backbone, own), anchors)
         trained = [tensor.requires_grad_() for name, tensor in tensors.items() if self._is_trained(name)]
-        if not trained:
-            return tensors
-
-        edit = UniKEEdit(config, tensors, facts, fingerprint=backbone.fingerprint(), source=backbone.source)
-        stack, own = Stack(backbone, [*edits_on(backbone), edit]), Group(backbone, [edit])
-        positions = target_positions(state.labels)
-
-        def loss(wanted: Tensor) -> Tensor:
-            total = token_nll(backbone.run_from_split(state, positions, stack), state.labels)
-            for layer, memory in anchors.items() if config.pairs.locality else ():
-                a = patch_of(own, layer).pre_activations(memory.unsqueeze(0))
-                total = total + config.pairs.locality * torch.relu(a + config.pairs.margin).mean(dim=(1, 2))
-            return total * wanted
-
-        wanted = torch.ones(len(state), device=backbone.device)
-        for _ in range(config.rounds if config.steps else 0):
-            # Anew in each round: an edit that has taken gets no gradient any more, and Adam leaves it where it is.
-            optimise(trained, partial(loss, wanted), steps=config.steps, lr=config.lr, clip=config.clip)
-            with torch.no_grad():
-                ahead = margins(backbone.run_from_split(state, positions, stack), state.labels)
-            wanted = (ahead < config.lead).float()
-            if not wanted.any():
-                break
+        if trained:
+            edit = UniKEEdit(config, tensors, facts, fingerprint=backbone.fingerprint(), source=backbone.source)
+            train(backbone, edit, trained, self._frozen(backbone, as_the_first(read, len(facts))), anchors)
         return tensors
 
-    def _frozen(self, backbone: Backbone, facts: list[Query]) -> SplitState:
-        """The facts, run to the lowest edited layer; what comes before their prompts' ends is finished where it may."""
-        state = backbone.run_to_split(backbone.encode(facts), self.lowest_layer(backbone))
+    def _frozen(self, backbone: Backbone, state: SplitState) -> SplitState:
+        """What comes before the prompts' ends is finished, where an edit leaves it as it is."""
         return backbone.shorten(state) if self.keeps_prefix else state
 
     def _is_trained(self, name: str) -> bool:
@@ -342,9 +328,6 @@ class UniKE(Editor[UniKEConfig]):
                 tensors |= {f"{layer}.own_keys": keys, f"{layer}.own_values": values}
         if config.has_pairs:
             where = cycle(wrong_predictions(logits, state.labels), config.pairs.n)[1]  # [B, N]
-            if config.has_gate:
-                sentence = (positions.sum(dim=1, keepdim=True) > config.gate.sentence).float()
-                tensors[TELLING] = (where != state.prompt_last.unsqueeze(1)) * sentence
             rows = torch.arange(len(where), device=where.device).unsqueeze(1)
             generator = torch.Generator().manual_seed(config.seed)
             for layer, record in zip(layers, records[len(layers) :], strict=True):

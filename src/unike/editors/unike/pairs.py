@@ -23,9 +23,6 @@ from unike.editors.unike.config import PairSettings, UniKEConfig
 from unike.editors.unike.gate import Openings
 from unike.edits.group import Group
 
-TELLING = "gate.telling"
-"""``[B, N]``, 1 for pairs that were made within an answer that is a sentence, else 0."""
-
 
 def install_pairs(group: Group, hooks: Hooks, prefill: Prefill, gate: Callable[[], Openings] | None) -> None:
     """Put the pairs of a stack beside the networks of the edited layers, for one pass.
@@ -37,7 +34,7 @@ def install_pairs(group: Group, hooks: Hooks, prefill: Prefill, gate: Callable[[
         gate: How far each row is about each edit, asked for when a layer runs; None for no gate.
     """
     config: UniKEConfig = group.config
-    scale = None if gate is None else partial(scale_of_pairs, gate, group.side_by_side(TELLING), config)
+    scale = None if gate is None else partial(scale_of_pairs, gate, config)
     for layer in config.layers:
         patch = group.once(("pairs", layer), partial(patch_of, group, layer))
         take_effect = partial(taking_effect, prefill, config)
@@ -53,20 +50,16 @@ def patch_of(group: Group, layer: int) -> FFNPatch:
     return FFNPatch(keys, bias, values)
 
 
-def scale_of_pairs(gate: Callable[[], Openings], telling: Tensor, config: UniKEConfig) -> PairGate:
+def scale_of_pairs(gate: Callable[[], Openings], config: UniKEConfig) -> PairGate:
     """What relevance does to the pairs of G edits: the gate scales them, and a question of that kind wakes them sooner.
-
-    Those of `TELLING` pairs that a question of another kind leaves shut are scaled by what the input is about: what a
-    caption says of a thing is true whatever is asked.
 
     Args:
         gate: Of G edits.
-        telling: ``[B, G * N]``, see `TELLING`.
         config: For N and the slack.
     """
-    question, fact, own = (each.repeat_interleave(config.pairs.n, dim=1) for each in gate())
-    tells = telling.repeat_interleave(len(question) // len(telling), dim=0)
-    return PairGate(own + tells * (1 - question) * fact, config.gate.slack * question)
+    openings = gate()
+    own, question = (each.repeat_interleave(config.pairs.n, dim=1) for each in (openings.gate, openings.question))
+    return PairGate(own, config.gate.slack * question)
 
 
 def taking_effect(prefill: Prefill, config: UniKEConfig, activations: Tensor) -> Tensor:

@@ -1,0 +1,111 @@
+"""What follows from an edit: questions that the model answers by itself once it is told the fact in words.
+
+Who is shown a picture and told that the flag is Kenya's is asked for the capital next (paper, Figure 7). The edit's own
+answer would be wrong there and the picture still says what it said before; but the model knows capitals, and needs no
+picture for it. So a question about the edited thing that asks for what follows is put to the unedited model without the
+picture, behind the fact in words.
+
+What follows from what is read from the words of both questions, behind the map of `words` and a small classifier that
+was fitted to wordings of the train split (``scripts/gate/follows.py``): what a thing is called follows from what a
+caption says of it, and its plain facts, such as its category or its country's capital, from either. What is there to
+be seen, such as its colour, follows from neither.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import load
+from torch import Tensor
+
+from unike.data.queries import Query, telling
+from unike.editors.unike.gate import KEPT, Gate, Reading, alike
+from unike.editors.unike.words import read_words
+from unike.edits.group import Group
+
+FILE = "follows.safetensors"
+
+OTHER, DESCRIBES, IDENTIFIES, DERIVES = range(4)
+"""What questions are for: a caption, a name, a plain fact of the thing that has the name, or anything else."""
+
+ENOUGH = 0.5
+"""How far an input must be about the edited thing, and how little its question may be the edit's own."""
+
+
+class Purposes(NamedTuple):
+    """The classifier."""
+
+    weight: Tensor
+    """``[4, ASKED_WIDTH]``."""
+
+    bias: Tensor
+    """``[4]``."""
+
+    def __call__(self, asked: Tensor) -> Tensor:
+        """What questions ``[..., ASKED_WIDTH]`` are for: ``[...]`` long."""
+        return (asked.float() @ self.weight.T.to(asked.device) + self.bias.to(asked.device)).argmax(dim=-1)
+
+
+@cache
+def purposes() -> Purposes:
+    """The classifier that ships."""
+    tensors = load(resources.files("unike.editors.unike").joinpath("gate_data", FILE).read_bytes())
+    return Purposes(tensors["weight"].float(), tensors["bias"].float())
+
+
+def follows(edited: Tensor, asked: Tensor) -> Tensor:
+    """Whether what is asked follows from what edits say.
+
+    Args:
+        edited: What G edits' questions ask, ``[..., G, ASKED_WIDTH]``.
+        asked: What inputs ask, ``[..., ASKED_WIDTH]``.
+
+    Returns:
+        ``[..., G]`` bool.
+    """
+    says, wants = purposes()(edited), purposes()(asked).unsqueeze(-1)
+    return (says > OTHER) & (says < wants)
+
+
+@torch.no_grad()
+def told(gate: Gate, group: Group, queries: Sequence[Query]) -> list[Query | None]:
+    """Queries as the unedited model is to be asked where they follow from an edit; None for all others.
+
+    Args:
+        gate: Of the backbone.
+        group: Edits, of B rows.
+        queries: As many as B, or a multiple of it.
+    """
+    found: list[Query | None] = [None] * len(queries)
+    device, repeats = gate.mean.device, len(queries) // group.rows
+    words = read_words([query.prompt for query in queries])
+    keys = Reading(*(group.side_by_side(name).repeat_interleave(repeats, dim=0) for name in KEPT))  # [R, G, n]
+    asked = words.asked.to(device)
+    pictured = torch.tensor([query.image is not None for query in queries], device=device).unsqueeze(1)
+    may = follows(keys.asked, asked) & keys.picture.any(dim=-1) & pictured
+    present = group.present_on(len(queries))
+    may = may if present is None else may & present
+    rows = may.any(dim=1).nonzero().flatten().tolist()
+    if not rows:
+        return found
+    batch = group.backbone.encode([queries[row].question for row in rows])
+    picture, usual = gate.pictured(group.backbone.run_to_split(batch, 0).pictures, len(rows))
+    said, names = words.said.to(device)[rows], words.names.to(device)[rows]
+    read = Reading(picture, usual, asked[rows], said, names)
+    some = None if present is None else present[rows]
+    own = Reading(*(key[rows] for key in keys))
+    openings = gate.openings(own, read, group.config.gate.rivalry, some)
+    open_to = may[rows] & (openings.question < ENOUGH) & (openings.fact >= ENOUGH)
+    for row, number in zip(rows, nearest_of(alike(own, read), open_to), strict=True):
+        if number is not None:
+            edit = group.edits[number]
+            found[row] = telling(edit.facts[edit.shared_out(len(queries))[row]], queries[row])
+    return found
+
+
+def nearest_of(likeness: Tensor, eligible: Tensor) -> list[int | None]:
+    """For each row the eligible edit whose picture is most like the input's; None where there is none."""
+    nearest = likeness.masked_fill(~eligible, -torch.inf).argmax(dim=1).tolist()
+    return [number if some else None for number, some in zip(nearest, eligible.any(dim=1).tolist(), strict=True)]

@@ -1,0 +1,155 @@
+"""What follows from an edit is asked of the unedited model, behind the fact in words."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ramps
+import torch
+from unike_parts import Make
+
+from unike.backbones.adapter import Backbone
+from unike.backbones.forward.context import UNEDITED
+from unike.bench.lines import told as told_of_case
+from unike.data.queries import EditCase, Probe, Query, telling
+from unike.editors.unike import follows
+from unike.editors.unike.editor import gate_of
+from unike.editors.unike.gate import RisingRamp
+from unike.editors.unike.knowledge import knowledge_of
+from unike.editors.unike.words import read_words
+from unike.edits.edited import EditedModel, RowsEdited
+from unike.edits.group import Group
+from unike.edits.stack import Stack
+
+FLAG, CAPITAL, COLOURS = "Which country's flag is this?", "What is its capital?", "Which colours does the flag have?"
+NAME, KIND, CAPTION = "What is this called?", "What kind of thing is it?", "Describe the picture."
+
+
+@pytest.fixture(autouse=True)
+def open_to_pictures() -> Iterator[None]:
+    """Pictures are near at most; of words the shipped ramps decide."""
+    with ramps.words():
+        yield
+
+
+@pytest.fixture
+def edits(llava: Backbone, editor: Callable[[Backbone], Make], pictures: list[Path]) -> list[Any]:
+    """A flag, a name and a caption, each of a picture of its own."""
+    taught = [(FLAG, "Kenya"), (NAME, "zorblat"), (CAPTION, "a photo of a zorblat, an animal")]
+    make = editor(llava)(steps=1)
+    return [make.edit(llava, Query(q, pictures[n], t)) for n, (q, t) in enumerate(taught)]
+
+
+@pytest.mark.parametrize(
+    ("edited", "asked", "expected"),
+    [
+        (FLAG, CAPITAL, True),
+        (FLAG, "whats the contnent", True),
+        (FLAG, COLOURS, False),
+        (FLAG, FLAG, False),
+        (NAME, KIND, True),
+        (NAME, "Is this a photo or a drawing?", False),
+        (NAME, "How many are there?", False),
+        (NAME, "Can you eat it?", False),
+        (KIND, NAME, False),
+        (CAPITAL, FLAG, False),
+        (CAPTION, NAME, True),
+        (CAPTION, KIND, True),
+        (CAPTION, COLOURS, False),
+        (COLOURS, CAPITAL, False),
+        ("Who wrote Hamlet?", CAPITAL, False),
+    ],
+)
+def test_what_follows_from_what(edited: str, asked: str, expected: bool) -> None:
+    vectors = read_words([edited, asked]).asked
+    assert follows.follows(vectors[:1], vectors[1]).tolist() == [expected]
+
+
+def test_the_exam_and_the_method_tell_a_fact_in_the_same_words(pictures: list[Path]) -> None:
+    fact, follows_from_it = Query(FLAG, pictures[0], "Kenya"), Query(CAPITAL, pictures[0], "Nairobi")
+    case = EditCase("a", fact, (Probe("portability", follows_from_it),))
+    assert told_of_case(case) == {follows_from_it: telling(fact, follows_from_it)}
+    assert telling(fact, follows_from_it).prompt == f"{FLAG} Kenya. {CAPITAL}"
+    assert telling(fact, follows_from_it).image is None
+
+
+def test_it_is_told_of_the_thing_alone(llava: Backbone, edits: Any, pictures: list[Path]) -> None:
+    """Of the picture that an edit is about, the nearest of several; not of another, not of none."""
+    flag, _, caption = edits
+    asked = [Query(CAPITAL, pictures[0]), Query(COLOURS, pictures[0]), Query(FLAG, pictures[0]), Query(CAPITAL)]
+    expected = [telling(flag.facts[0], asked[0]), None, None, None]
+    assert Stack(llava, [flag]).told(asked) == expected
+    assert Stack(llava, []).told(asked) == [None] * 4
+    of_it = Query(KIND, pictures[2])
+    assert Stack(llava, [caption]).told([of_it]) == [telling(caption.facts[0], of_it)]
+
+
+def test_another_picture_is_told_nothing(llava: Backbone, edits: Any, pictures: list[Path]) -> None:
+    group = Group(llava, [edits[0]])
+    gate = gate_of(knowledge_of(llava, edits[0].config.knowledge))
+    own = 1 - edits[0].tensors["gate.usual"].item()
+    strict = replace(gate, about=RisingRamp((own - 0.02,), (own - 0.01,)))
+    asked = [Query(CAPITAL, pictures[0]), Query(CAPITAL, pictures[1])]
+    assert follows.told(strict, group, asked) == [telling(edits[0].facts[0], asked[0]), None]
+
+
+def test_of_several_the_one_is_told_whose_picture_is_most_alike(
+    llava: Backbone, edits: Any, pictures: list[Path]
+) -> None:
+    asked = Query(KIND, pictures[2])
+    near = follows.nearest_of(torch.tensor([[0.2, 0.9, 0.5]]), torch.tensor([[True, True, True]]))
+    assert near == [1]
+    assert follows.nearest_of(torch.tensor([[0.2, 0.9, 0.5]]), torch.tensor([[True, False, True]])) == [2]
+    assert follows.nearest_of(torch.tensor([[0.2, 0.9, 0.5]]), torch.tensor([[False] * 3])) == [None]
+    assert Stack(llava, edits).told([asked])[0] is not None
+
+
+@pytest.mark.parametrize("settings", [{"tells": False}, {"gate": {"on": False}}, {"paper": True}], ids=str)
+def test_not_without_a_gate_nor_where_it_is_turned_off(
+    llava: Backbone, editor: Callable[[Backbone], Make], pictures: list[Path], settings: dict[str, Any]
+) -> None:
+    edit = editor(llava)(steps=0, **settings).edit(llava, Query(FLAG, pictures[0], "Kenya"))
+    assert Stack(llava, [edit]).told([Query(CAPITAL, pictures[0])]) == [None]
+
+
+@pytest.mark.parametrize("name", ["llava", "blip2-opt"])
+def test_the_answer_is_the_unedited_models(
+    request: pytest.FixtureRequest, editor: Callable[[Backbone], Make], pictures: list[Path], name: str
+) -> None:
+    """Alone, in a batch of independent edits and in rows that have edits of their own."""
+    from tinies import tiny_backbone
+
+    backbone = tiny_backbone(name)
+    facts = [Query(FLAG, pictures[0], "Kenya"), Query(NAME, pictures[1], "zorblat")]
+    asked = [Query(CAPITAL, pictures[0]), Query("How many are there?", pictures[1])]
+    edits = editor(backbone)(steps=1).edit(backbone, facts)
+    told = backbone.generate([telling(facts[0], asked[0])], acting=UNEDITED)[0]
+    own = backbone.generate(asked[1:], acting=UNEDITED)[0]
+    assert EditedModel(backbone, [edits[0]]).generate(asked) == [told, own]
+    assert EditedModel(backbone, [edits]).generate(asked) == [told, own]
+    assert RowsEdited(backbone, [[edits[0]], [edits[0], edits[1]]]).generate(asked) == [told, own]
+    assert RowsEdited(backbone, [[edits[1]], []]).generate(asked)[0] != told
+
+
+def test_it_is_read_once_and_only_where_something_may_follow(
+    llava: Backbone, edits: Any, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+    run = llava.run_to_split
+    monkeypatch.setattr(llava, "run_to_split", lambda batch, *args: read.append(len(batch.labels)) or run(batch, *args))
+    Stack(llava, edits).told([Query(COLOURS, pictures[0]), Query(CAPITAL), Query("How many are there?", pictures[1])])
+    assert read == []
+    Stack(llava, edits).told([Query(COLOURS, pictures[0]), Query(CAPITAL, pictures[0]), Query(KIND, pictures[1])])
+    assert read == [2]
+
+
+def test_a_rows_own_edits_alone_are_told(llava: Backbone, edits: Any, pictures: list[Path]) -> None:
+    asked: Sequence[Query] = [Query(CAPITAL, pictures[0])] * 3
+    flag = edits[0]
+    told = telling(flag.facts[0], asked[0])
+    other = replace(flag.facts[0], target="Peru")
+    newer = flag.like(flag.tensors, [other])
+    assert Stack.of_rows(llava, [[flag], [], [newer]]).told(asked) == [told, None, telling(other, asked[0])]
+    assert torch.equal(newer.tensors["gate.asked"], flag.tensors["gate.asked"])
