@@ -1,6 +1,7 @@
 """Edits of one method and one config, as they act together: their tensors side by side."""
 
 import math
+from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
 from typing import Any, TypeVar
@@ -13,6 +14,14 @@ from unike.edits.edit import Edit, EditorConfig
 
 T = TypeVar("T")
 
+PARTS = 32
+"""So many different parts of a group are kept."""
+
+
+def on_device(edit: Edit, device: torch.device) -> Edit:
+    """The edit, as it is if all of it is there."""
+    return edit if all(tensor.device == device for tensor in edit.tensors.values()) else edit.to(device)
+
 
 class Group:
     """A part of a stack.
@@ -21,33 +30,67 @@ class Group:
         backbone: The model.
         edits: G of them, oldest first; of B independent edits each, or of fewer that serve several rows each.
         present: ``[B, G]`` bool, which of them each row sees; None for all. The tensors of others are zeros.
+        rows: B, where it is more than the edits tell apart.
     """
 
-    def __init__(self, backbone: Backbone, edits: Sequence[Edit], present: Tensor | None = None) -> None:
+    def __init__(
+        self, backbone: Backbone, edits: Sequence[Edit], present: Tensor | None = None, *, rows: int = 1
+    ) -> None:
         self.backbone = backbone
-        self.edits = [edit.to(backbone.device) for edit in edits]
+        self.made = list(edits)
+        self._rows = rows
         self.present = None if present is None else present.to(backbone.device)
         self._made: dict[Hashable, Any] = {}
+        self._parts: OrderedDict[tuple[int, ...], Group] = OrderedDict()
 
     def __len__(self) -> int:
         """G."""
-        return len(self.edits)
+        return len(self.made)
+
+    @cached_property
+    def edits(self) -> list[Edit]:
+        """All of them on the backbone's device; those that stand by in a large stack are better left where they are."""
+        return [on_device(edit, self.backbone.device) for edit in self.made]
 
     @property
     def config(self) -> Any:
         """The config of all of them."""
-        config: EditorConfig = self.edits[0].config
+        config: EditorConfig = self.made[0].config
         return config
 
     @cached_property
     def rows(self) -> int:
         """B: the rows that are told apart."""
-        return math.lcm(*map(len, self.edits))
+        return math.lcm(self._rows, *{len(edit) for edit in self.made})
 
     @cached_property
     def is_trained(self) -> bool:
         """Whether tensors change from pass to pass, because the edits are being made."""
-        return any(tensor.requires_grad for edit in self.edits for tensor in edit.tensors.values())
+        return any(tensor.requires_grad for edit in self.made for tensor in edit.tensors.values())
+
+    def check_rows(self, rows: int) -> None:
+        """Refuse to act on rows that cannot be shared out evenly among the edits.
+
+        Raises:
+            UnikeError: As `Edit.shared_out`.
+        """
+        for edit in {len(edit): edit for edit in self.made}.values():
+            edit.shared_out(rows)
+
+    def part(self, numbers: Sequence[int]) -> "Group":
+        """Some of the edits, in their order, for the same rows; those that were asked for lately are kept.
+
+        Args:
+            numbers: At least one, counted from 0.
+        """
+        key = tuple(numbers)
+        if key not in self._parts:
+            present = None if self.present is None else self.present[:, list(key)]
+            self._parts[key] = Group(self.backbone, [self.made[number] for number in key], present, rows=self.rows)
+            while len(self._parts) > PARTS:
+                self._parts.popitem(last=False)
+        self._parts.move_to_end(key)
+        return self._parts[key]
 
     def present_on(self, rows: int) -> Tensor | None:
         """`present` of each row that the model runs on, ``[R, G]``: of beams as many in turn for each of B."""
@@ -81,5 +124,5 @@ class Group:
         return self.once(("added up", name), add)
 
     def _for_each_row(self, name: str) -> list[Tensor]:
-        parts = [edit.tensors[name] for edit in self.edits if name in edit.tensors]
+        parts = [edit.tensors[name].to(self.backbone.device) for edit in self.made if name in edit.tensors]
         return [p if len(p) == self.rows else p.repeat_interleave(self.rows // len(p), dim=0) for p in parts]

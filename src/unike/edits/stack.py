@@ -60,27 +60,26 @@ class Stack:
         check_fit(backbone, [edit for edits in sets for edit in edits])
         stack = cls(backbone, [])
         stack.groups = checked(_columns(backbone, alike) for alike in _in_turn([in_force(edits) for edits in sets]))
-        stack.edits = tuple(edit for group in stack.groups for edit in group.edits)
+        stack.edits = tuple(edit for group in stack.groups for edit in group.made)
         return stack
 
     @property
     def rows(self) -> int:
         """How many rows are told apart."""
-        return math.lcm(*(len(edit) for edit in self.edits)) if self.edits else 1
+        return math.lcm(*(group.rows for group in self.groups))
 
     def install(self, backbone: Backbone, hooks: Hooks, prefill: Prefill) -> None:
         """Put the hooks of all edits on the backbone for one pass."""
         hooks.add_pre(backbone.text_stack, self._check_rows)
         for group in self.groups:
-            type(group.edits[0]).install_group(group, hooks, prefill)
+            type(group.made[0]).install_group(group, hooks, prefill)
 
     def told(self, queries: Sequence[Query]) -> list[Query | None]:
         """Queries as the unedited model is to be asked in place of the edited one, see `Edit.told`; None for others."""
         found: list[Query | None] = [None] * len(queries)
         for group in self.groups:
-            for edit in group.edits:
-                edit.shared_out(len(queries))
-            instead = type(group.edits[0]).told(group, queries)
+            group.check_rows(len(queries))
+            instead = type(group.made[0]).told(group, queries)
             found = [new or old for new, old in zip(instead, found, strict=True)]
         return found
 
@@ -105,8 +104,8 @@ class Stack:
     def _check_rows(self, module: nn.Module, args: Args, kwargs: Kwargs) -> None:
         """Here and not at the layers: OPT flattens rows and positions, and any number of them would seem to fit."""
         rows = len(text_input(args, kwargs))
-        for edit in self.edits:
-            edit.shared_out(rows)
+        for group in self.groups:
+            group.check_rows(rows)
 
 
 def checked(groups: Iterable[Group]) -> list[Group]:
@@ -117,7 +116,7 @@ def checked(groups: Iterable[Group]) -> list[Group]:
     """
     found = list(groups)
     for group in found:
-        type(group.edits[0]).check_group(group)
+        type(group.made[0]).check_group(group)
     return found
 
 

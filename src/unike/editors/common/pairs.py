@@ -63,7 +63,7 @@ class PairGate:
 
 
 def install_patch(
-    patch: FFNPatch | Callable[[], FFNPatch],
+    patch: FFNPatch | Callable[[], FFNPatch | None],
     site: FFNSite,
     hooks: Hooks,
     gate: Callable[[], PairGate] | None = None,
@@ -75,7 +75,7 @@ def install_patch(
     belongs to edit ``r * B // R``. One edit serves any number of rows.
 
     Args:
-        patch: The pairs, or what returns them whenever the network runs.
+        patch: The pairs, or what returns them whenever the network runs; None then leaves it as it is.
         site: The network.
         hooks: Where the hooks are kept.
         gate: Called in each pass. None is no gate, which is the paper's form.
@@ -88,7 +88,10 @@ def install_patch(
 
     def add(module: nn.Module, args: Args, kwargs: Kwargs, output: Tensor) -> Tensor:
         pairs = patch if isinstance(patch, FFNPatch) else patch()
-        q = per_edit(read.pop(), len(pairs.keys))
+        q = read.pop()
+        if pairs is None:
+            return output
+        q = per_edit(q, len(pairs.keys))
         activations = pairs.activations(q.to(pairs.keys), None if gate is None else gate())
         if passing is not None:
             activations = passing(activations)

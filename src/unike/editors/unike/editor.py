@@ -51,7 +51,7 @@ from unike.editors.unike.gate import (
     Openings,
     install_gate,
 )
-from unike.editors.unike.injection import LatentInjection
+from unike.editors.unike.injection import LatentInjection, OwnEntries
 from unike.editors.unike.knowledge import Knowledge, knowledge_of
 from unike.editors.unike.memory import LatentMemory, entries_of, last_answer_token
 from unike.editors.unike.pairs import blurred, install_pairs, keys_firing_at
@@ -133,7 +133,7 @@ def checked_knowledge(group: Group) -> Knowledge:
         UnikeError: One was made with other knowledge, and would act in another way than it was made to.
     """
     knowledge = knowledge_of(group.backbone, group.config.knowledge)
-    for number, edit in enumerate(group.edits):
+    for number, edit in enumerate(group.made):
         made_with = edit.tensors.get(KNOWLEDGE)
         if made_with is not None and group.present is not None:
             made_with = made_with[group.present[:, number]]
@@ -178,35 +178,24 @@ def install_memory(
     """
     config: UniKEConfig = group.config
     for layer in config.layers:
-        memory = group.once(("memory", layer), partial(memory_of, group, knowledge, layer))
         injection = LatentInjection(
-            memory,
+            shared_memory(group, knowledge, layer),
             config.memory.k,
             config.memory.site,
             alpha_of(knowledge, layer, config),
             config.collaboration.literal_eq7,
             config.everywhere,
         )
-        weight = partial(called_upon, group, prefill, gate)
-        injection.install(
-            group.backbone,
-            layer,
-            hooks,
-            prefill,
-            None if gate is None and group.present is None else weight,
-            partial(eligible, group, prefill, gate, memory),
-        )
+        weight = None if gate is None and group.present is None else partial(called_upon, group, prefill, gate)
+        own = partial(own_entries, group, layer, prefill, gate) if config.memory.own_entry else None
+        injection.install(group.backbone, layer, hooks, prefill, weight, own)
 
 
-def memory_of(group: Group, knowledge: Knowledge, layer: int) -> LatentMemory:
-    """The memory of a layer with the own entries of a stack."""
+def shared_memory(group: Group, knowledge: Knowledge, layer: int) -> LatentMemory:
+    """The memory of a layer, without entries of edits."""
     settings = group.config.memory
-    shared = group.kept(
-        ("triplets", layer), partial(knowledge.memory, layer, settings.site, settings.size, settings.centred)
-    )
-    if not settings.own_entry:
-        return shared
-    return shared.with_own(*(group.side_by_side(f"{layer}.{part}") for part in ("own_keys", "own_values")))
+    make = partial(knowledge.memory, layer, settings.site, settings.size, settings.centred)
+    return group.kept(("triplets", layer), make)
 
 
 def called_upon(group: Group, prefill: Prefill, gate: Callable[[], Openings] | None) -> Tensor:
@@ -218,17 +207,20 @@ def called_upon(group: Group, prefill: Prefill, gate: Callable[[], Openings] | N
     return present.any(dim=1).float()
 
 
-def eligible(
-    group: Group, prefill: Prefill, gate: Callable[[], Openings] | None, memory: LatentMemory
-) -> Tensor | None:
-    """Which own entries of G edits may be retrieved, ``[R, G * E]``: those of edits that are called upon at all.
+def own_entries(group: Group, layer: int, prefill: Prefill, gate: Callable[[], Openings] | None) -> OwnEntries | None:
+    """The entries of those edits that any row calls upon, and which of them each row may retrieve; None for no edit.
 
     Questions are of few kinds, so entries of another edit that was asked about in the same words are near, too.
     """
-    if memory.own_keys is None:
-        return None
-    called = group.present_on(prefill.passes[-1][0]) if gate is None else gate().gate > 0
-    return None if called is None else called.repeat_interleave(memory.own_keys.shape[1] // called.shape[1], dim=1)
+    eligible = group.present_on(prefill.passes[-1][0])
+    if gate is not None:
+        called = gate().called
+        if not called:
+            return None
+        group, eligible = group.part(called), gate().gate[:, list(called)] > 0
+    keys, values = (group.side_by_side(f"{layer}.{part}") for part in ("own_keys", "own_values"))
+    each = keys.shape[1] // len(group)
+    return OwnEntries(keys, values, None if eligible is None else eligible.repeat_interleave(each, dim=1))
 
 
 class UniKE(Editor[UniKEConfig]):

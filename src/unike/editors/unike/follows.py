@@ -31,7 +31,10 @@ OTHER, DESCRIBES, IDENTIFIES, DERIVES = range(4)
 """What questions are for: a caption, a name, a plain fact of the thing that has the name, or anything else."""
 
 ENOUGH = 0.5
-"""How far an input must be about the edited thing, and how little its question may be the edit's own."""
+"""How far an input must be about the edited thing."""
+
+SURE = 0.6
+"""How likely it must be that a question asks for what follows."""
 
 
 class Purposes(NamedTuple):
@@ -43,9 +46,11 @@ class Purposes(NamedTuple):
     bias: Tensor
     """``[4]``."""
 
-    def __call__(self, asked: Tensor) -> Tensor:
-        """What questions ``[..., ASKED_WIDTH]`` are for: ``[...]`` long."""
-        return (asked.float() @ self.weight.T.to(asked.device) + self.bias.to(asked.device)).argmax(dim=-1)
+    def __call__(self, asked: Tensor, sure: float = 0.0) -> Tensor:
+        """What questions ``[..., ASKED_WIDTH]`` are for: ``[...]`` long; `OTHER` where no purpose is likely enough."""
+        logits = asked.float() @ self.weight.T.to(asked.device) + self.bias.to(asked.device)
+        likely, purpose = logits.softmax(dim=-1).max(dim=-1)
+        return purpose.masked_fill(likely < sure, OTHER)
 
 
 @cache
@@ -65,7 +70,7 @@ def follows(edited: Tensor, asked: Tensor) -> Tensor:
     Returns:
         ``[..., G]`` bool.
     """
-    says, wants = purposes()(edited), purposes()(asked).unsqueeze(-1)
+    says, wants = purposes()(edited), purposes()(asked, SURE).unsqueeze(-1)
     return (says > OTHER) & (says < wants)
 
 
@@ -97,10 +102,10 @@ def told(gate: Gate, group: Group, queries: Sequence[Query]) -> list[Query | Non
     some = None if present is None else present[rows]
     own = Reading(*(key[rows] for key in keys))
     openings = gate.openings(own, read, group.config.gate.rivalry, some)
-    open_to = may[rows] & (openings.question < ENOUGH) & (openings.fact >= ENOUGH)
+    open_to = may[rows] & (openings.fact >= ENOUGH)
     for row, number in zip(rows, nearest_of(alike(own, read), open_to), strict=True):
         if number is not None:
-            edit = group.edits[number]
+            edit = group.made[number]
             found[row] = telling(edit.facts[edit.shared_out(len(queries))[row]], queries[row])
     return found
 

@@ -80,6 +80,12 @@ class Openings(NamedTuple):
     gate: Tensor
     """Whether it is the edit's own question about it."""
 
+    @property
+    def called(self) -> tuple[int, ...]:
+        """Which of the edits any input calls upon at all: for every input, all others do nothing."""
+        open_to_any = (self.gate > 0).flatten(0, -2).any(dim=0)
+        return tuple(open_to_any.nonzero().flatten().tolist())
+
 
 @dataclass(frozen=True)
 class Ramp:

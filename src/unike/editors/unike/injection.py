@@ -99,6 +99,19 @@ def raw_attention(h_input: Tensor, values: Tensor, found: Tensor | None = None) 
     return torch.nn.functional.scaled_dot_product_attention(h_input.float(), states, states, attn_mask=mask)
 
 
+class OwnEntries(NamedTuple):
+    """Entries that edits bring along, for one pass."""
+
+    keys: Tensor
+    """``[B, E, D]``."""
+
+    values: Tensor
+    """``[B, E, D]``."""
+
+    eligible: Tensor | None = None
+    """``[R, E]`` bool, which of them each row may retrieve; None for all."""
+
+
 @dataclass(frozen=True, eq=False)
 class Recall:
     """What one layer's memory gave to the prompts of a pass.
@@ -159,7 +172,7 @@ class LatentInjection:
         hooks: Hooks,
         prefill: Prefill,
         gate: Callable[[], Tensor] | None = None,
-        eligible: Callable[[], Tensor | None] | None = None,
+        own: Callable[[], OwnEntries | None] | None = None,
     ) -> RecallLog:
         """Put the memory beside a layer's attention for one pass.
 
@@ -170,7 +183,7 @@ class LatentInjection:
             prefill: The pass.
             gate: A further factor ``[R]`` on the weight of the injection (beyond the paper, see `Gate`), read at this
                 layer or a lower one; asked for when the layer runs.
-            eligible: Which own entries a row may retrieve, as `LatentMemory.search` wants it; None for all.
+            own: Further entries, asked for when the layer runs.
 
         Returns:
             What is retrieved, for logging.
@@ -178,9 +191,9 @@ class LatentInjection:
         Raises:
             UnikeError: There is nothing in the memory.
         """
-        if not len(self.memory) and self.memory.own_keys is None:
+        if not len(self.memory) and self.memory.own_keys is None and own is None:
             raise UnikeError(f"the memory of layer {layer} is empty; append entries first")
-        shift = _Shift(self, backbone.attention(layer), prefill, gate, eligible)
+        shift = _Shift(self, backbone.attention(layer), prefill, gate, own)
         if self.site == "projected":
             hooks.add(shift.site.q_proj, shift.keep_queries)
         hooks.add(shift.site.module, shift)
@@ -195,7 +208,7 @@ class _Shift:
         site: Into which attention.
         prefill: As in `LatentInjection.install`, like what follows.
         gate: The same.
-        eligible: The same.
+        own: The same.
     """
 
     def __init__(
@@ -204,10 +217,10 @@ class _Shift:
         site: AttentionSite,
         prefill: Prefill,
         gate: Callable[[], Tensor] | None,
-        eligible: Callable[[], Tensor | None] | None,
+        own: Callable[[], OwnEntries | None] | None,
     ) -> None:
         self.injection, self.site, self.prefill = injection, site, prefill
-        self.gate, self.eligible = gate, eligible
+        self.gate, self.own = gate, own
         self.log = RecallLog()
         self.queries: Tensor | None = None
         self.recalled: _Recalled | None = None
@@ -232,8 +245,10 @@ class _Shift:
         return (shifted.to(h_input.dtype), *output[1:])
 
     def _recall(self, at_p: Tensor) -> "_Recalled":
-        memory = self.injection.memory
-        indices, scores = memory.search(at_p, self.injection.k, None if self.eligible is None else self.eligible())
+        memory, own = self.injection.memory, None if self.own is None else self.own()
+        if own is not None:
+            memory = memory.with_own(own.keys, own.values)
+        indices, scores = memory.search(at_p, self.injection.k, None if own is None else own.eligible)
         states, found = memory.take(indices), scores > -torch.inf
         # A row that finds nothing gets no weight from whoever closed its entries, but must not attend to nothing.
         mask = None if found.all() else found | ~found.any(dim=1, keepdim=True)

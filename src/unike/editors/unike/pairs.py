@@ -36,9 +36,19 @@ def install_pairs(group: Group, hooks: Hooks, prefill: Prefill, gate: Callable[[
     config: UniKEConfig = group.config
     scale = None if gate is None else partial(scale_of_pairs, gate, config)
     for layer in config.layers:
-        patch = group.once(("pairs", layer), partial(patch_of, group, layer))
-        take_effect = partial(taking_effect, prefill, config)
-        install_patch(patch, group.backbone.ffn(layer), hooks, scale, take_effect)
+        patch = partial(called_pairs, group, layer, gate, prefill)
+        install_patch(patch, group.backbone.ffn(layer), hooks, scale, partial(taking_effect, prefill, config))
+
+
+def called_pairs(group: Group, layer: int, gate: Callable[[], Openings] | None, prefill: Prefill) -> FFNPatch | None:
+    """The pairs of those edits that any row calls upon: those of all others would add nothing."""
+    if gate is not None:
+        called = gate().called
+        if not called:
+            prefill.note("activation", torch.zeros(len(prefill.prompt_last)))
+            return None
+        group = group.part(called)
+    return group.once(("pairs", layer), partial(patch_of, group, layer))
 
 
 def patch_of(group: Group, layer: int) -> FFNPatch:
@@ -51,14 +61,15 @@ def patch_of(group: Group, layer: int) -> FFNPatch:
 
 
 def scale_of_pairs(gate: Callable[[], Openings], config: UniKEConfig) -> PairGate:
-    """What relevance does to the pairs of G edits: the gate scales them, and a question of that kind wakes them sooner.
+    """What relevance does to the pairs of called edits: the gate scales them, a like question wakes them sooner.
 
     Args:
         gate: Of G edits.
         config: For N and the slack.
     """
     openings = gate()
-    own, question = (each.repeat_interleave(config.pairs.n, dim=1) for each in (openings.gate, openings.question))
+    called = (each[:, list(openings.called)] for each in (openings.gate, openings.question))
+    own, question = (each.repeat_interleave(config.pairs.n, dim=1) for each in called)
     return PairGate(own, config.gate.slack * question)
 
 
