@@ -23,9 +23,11 @@ TINY = ("--set", "layers=[-1]", "--set", "hidden=8", "--set", "truth_width=4", "
 
 @pytest.fixture
 def few_cases(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every 150th case of PocketEdit, and a model that answers all of them with a number."""
+    """Every 150th case of PocketEdit, every 40th for the gate, and a model that answers all of them with a number."""
     every: Callable[[Pocket, str], list[EditCase]] = Pocket.cases
+    for_gate: Callable[[Pocket, str], list[EditCase]] = Pocket.scope_cases
     monkeypatch.setattr(Pocket, "cases", lambda self, split: every(self, split)[::150])
+    monkeypatch.setattr(Pocket, "scope_cases", lambda self, split: for_gate(self, split)[::40])
 
     def generate(self: Backbone, queries: Sequence[Query], *, max_new_tokens: int) -> list[str]:
         return [str(len(query.prompt) + len(str(query.image))) for query in queries]

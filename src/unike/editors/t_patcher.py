@@ -100,8 +100,8 @@ class TPatcherEdit(Edit):
     def install_group(cls, group: Group, hooks: Hooks, prefill: Prefill) -> None:
         """The neurons of all edits stand side by side, so that a long stack costs one product a layer."""
         for layer in group.config.layers:
-            patch = FFNPatch(*(group.side_by_side(f"{layer}.{part}") for part in ("keys", "bias", "values")))
-            install_patch(patch, group.backbone.ffn(layer), hooks)
+            keys, bias, values = (group.side_by_side(f"{layer}.{part}") for part in ("keys", "bias", "values"))
+            install_patch(FFNPatch(keys, bias, values), group.backbone.ffn(layer), hooks)
 
 
 class TPatcher(Editor[TPatcherConfig]):

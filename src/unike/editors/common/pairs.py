@@ -26,15 +26,25 @@ class FFNPatch:
         keys: ``[B, N, D]``.
         bias: ``[B, N]``.
         values: ``[B, N, D]``.
+        edits: So many edits' pairs stand side by side. Each is multiplied by itself, and terms are added up in their
+            order: so an edit that adds nothing may as well be absent, bit for bit.
     """
 
     keys: Tensor
     bias: Tensor
     values: Tensor
+    edits: int = 1
 
     def pre_activations(self, q: Tensor) -> Tensor:
         """``q K^T + b``: ``[B, T, D]`` (or ``[1, T, D]``, seen by every edit) to ``[B, T, N]``."""
-        return q @ self.keys.transpose(1, 2) + self.bias.unsqueeze(1)
+        products = [q @ keys.transpose(1, 2) for keys in self.keys.chunk(self.edits, dim=1)]
+        return torch.cat(products, dim=-1) + self.bias.unsqueeze(1)
+
+    def term(self, activations: Tensor) -> Tensor:
+        """What activations ``[B, T, N]`` add: ``[B, T, D]``."""
+        each = zip(activations.chunk(self.edits, dim=-1), self.values.chunk(self.edits, dim=1), strict=True)
+        first, *others = (a @ values for a, values in each)
+        return sum(others, first)
 
     def activations(self, q: Tensor, gate: "PairGate | None" = None) -> Tensor:
         """How much each pair fires: ``[B, T, D]`` to ``[B, T, N]``."""
@@ -46,7 +56,7 @@ class FFNPatch:
 
     def __call__(self, q: Tensor, gate: "PairGate | None" = None) -> Tensor:
         """The term that is added: ``[B, T, D]`` to ``[B, T, D]``."""
-        return self.activations(q, gate) @ self.values
+        return self.term(self.activations(q, gate))
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +105,7 @@ def install_patch(
         activations = pairs.activations(q.to(pairs.keys), None if gate is None else gate())
         if passing is not None:
             activations = passing(activations)
-        return output + (activations @ pairs.values).reshape(output.shape).to(output)
+        return output + pairs.term(activations).reshape(output.shape).to(output)
 
     hooks.add_pre(site.inputs, remember)
     hooks.add(site.outputs, add)

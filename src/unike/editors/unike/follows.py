@@ -21,7 +21,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from unike.data.queries import Query, telling
-from unike.editors.unike.gate import KEPT, Gate, Reading, alike
+from unike.editors.unike.gate import Gate, Reading, alike, keys_for
 from unike.editors.unike.words import read_words
 from unike.edits.group import Group
 
@@ -84,23 +84,19 @@ def told(gate: Gate, group: Group, queries: Sequence[Query]) -> list[Query | Non
         queries: As many as B, or a multiple of it.
     """
     found: list[Query | None] = [None] * len(queries)
-    device, repeats = gate.mean.device, len(queries) // group.rows
-    words = read_words([query.prompt for query in queries])
-    keys = Reading(*(group.side_by_side(name).repeat_interleave(repeats, dim=0) for name in KEPT))  # [R, G, n]
-    asked = words.asked.to(device)
+    device, words = gate.mean.device, read_words([query.prompt for query in queries])
+    keys, asked, present = keys_for(group, len(queries)), words.asked.to(device), group.present_on(len(queries))
     pictured = torch.tensor([query.image is not None for query in queries], device=device).unsqueeze(1)
-    may = follows(keys.asked, asked) & keys.picture.any(dim=-1) & pictured
-    present = group.present_on(len(queries))
+    may = follows(keys.asked, asked) & keys.picture.any(dim=-1) & pictured  # [R, G]
     may = may if present is None else may & present
     rows = may.any(dim=1).nonzero().flatten().tolist()
     if not rows:
         return found
     batch = group.backbone.encode([queries[row].question for row in rows])
     picture, usual = gate.pictured(group.backbone.run_to_split(batch, 0).pictures, len(rows))
-    said, names = words.said.to(device)[rows], words.names.to(device)[rows]
-    read = Reading(picture, usual, asked[rows], said, names)
+    read = Reading(picture, usual, asked[rows], words.said.to(device)[rows], words.names.to(device)[rows])
+    own = keys if group.rows == 1 else Reading(*(key[rows] for key in keys))
     some = None if present is None else present[rows]
-    own = Reading(*(key[rows] for key in keys))
     openings = gate.openings(own, read, group.config.gate.rivalry, some)
     open_to = may[rows] & (openings.fact >= ENOUGH)
     for row, number in zip(rows, nearest_of(alike(own, read), open_to), strict=True):

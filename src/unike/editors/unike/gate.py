@@ -224,7 +224,7 @@ class Gate:
         """
         picture, asked = alike(keys, read), _each(keys.asked, read.asked)
         has_picture = keys.picture.any(dim=-1)
-        named = named_alike(keys, read)
+        named = torch.zeros_like(picture) if has_picture.all() else named_alike(keys, read)
         about = torch.where(has_picture, picture, named)
         question = torch.where(has_picture, ASKED(asked), ASKED_OF_NAMED(asked))
         of_whom = NAMED(named)
@@ -268,15 +268,21 @@ def install_gate(gate: Gate, group: Group, prefill: Prefill) -> Callable[[], Ope
         if not opened:
             rows = prefill.passes[-1][0]
             read = (x.repeat_interleave(rows // len(x), dim=0) for x in gate.read(group.backbone, prefill))
-            keys = (group.side_by_side(name) for name in KEPT)
-            keys = (key.repeat_interleave(rows // group.rows, dim=0) for key in keys)  # [R, G, n]
-            present = group.present_on(rows)
-            opened.append(gate.openings(Reading(*keys), Reading(*read), group.config.gate.rivalry, present))
+            keys, present = keys_for(group, rows), group.present_on(rows)
+            opened.append(gate.openings(keys, Reading(*read), group.config.gate.rivalry, present))
             prefill.note("gate", opened[0].gate.amax(dim=1))
             prefill.note("fact", opened[0].fact.amax(dim=1))
         return opened[0]
 
     return openings
+
+
+def keys_for(group: Group, rows: int) -> Reading:
+    """What the edits of a stack keep, as R rows see it: ``[R, G, n]`` each, or ``[1, G, n]`` where all see the same."""
+    keys = [group.side_by_side(name) for name in KEPT]
+    if group.rows > 1:
+        keys = [key.repeat_interleave(rows // group.rows, dim=0) for key in keys]
+    return Reading(*keys)
 
 
 def compete(similarities: Tensor, rivalry: float) -> Tensor:
@@ -322,4 +328,6 @@ def named_alike(keys: Reading, read: Reading) -> Tensor:
 
 def _each(keys: Tensor, read: Tensor) -> Tensor:
     """Products of ``keys [..., G, n]`` with ``read [..., n]``: ``[..., G]``."""
+    if keys.ndim == 3 and len(keys) == 1 and read.ndim == 2:  # one stack for all rows: not a copy for each
+        return read.float() @ keys[0].float().T
     return (keys.float() @ read.float().unsqueeze(-1)).squeeze(-1)

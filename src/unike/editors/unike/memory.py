@@ -122,7 +122,8 @@ class LatentMemory:
             own_scores = own_scores.masked_fill(~eligible, -torch.inf)
         own_indices = torch.arange(own_scores.shape[1], device=query.device).expand_as(own_scores) + len(self)
         indices, scores = torch.cat([indices, own_indices], dim=1), torch.cat([scores, own_scores], dim=1)
-        scores, best = scores.topk(min(k, scores.shape[1]), dim=1)
+        # Of those that are as like, and entries of an edit often are, the first ones: whichever else there are.
+        scores, best = (each[:, :k] for each in scores.sort(dim=1, descending=True, stable=True))
         return indices.gather(1, best), scores
 
     def take(self, indices: Tensor) -> Tensor:
@@ -142,7 +143,7 @@ class LatentMemory:
         assert self.own_keys is not None
         nearest = self._shared.nearest
         own = nearest.unit(self.own_keys.to(query.device))[self._edit_of_rows(len(query)).to(query.device)]
-        return (own @ nearest.unit(query).unsqueeze(-1)).squeeze(-1)
+        return (own * nearest.unit(query).unsqueeze(1)).sum(dim=-1)  # each alike, however many there are
 
     def _edit_of_rows(self, rows: int) -> Tensor:
         """Which edit each of R rows belongs to: ``[R]``."""

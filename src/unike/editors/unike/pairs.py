@@ -57,7 +57,7 @@ def patch_of(group: Group, layer: int) -> FFNPatch:
     if f"{layer}.shift" in group.edits[0].tensors:
         shift = group.side_by_side(f"{layer}.shift")
         values = values + shift.repeat_interleave(values.shape[1] // shift.shape[1], dim=1)
-    return FFNPatch(keys, bias, values)
+    return FFNPatch(keys, bias, values, len(group))
 
 
 def scale_of_pairs(gate: Callable[[], Openings], config: UniKEConfig) -> PairGate:
