@@ -7,7 +7,6 @@ cut short is not read, and its question is asked again.
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from unike.backbones.adapter import Backbone
 from unike.backbones.forward.context import UNEDITED, attached_to
 from unike.core import home
 from unike.core.errors import UnikeError
-from unike.core.files import file_hash, open_file
+from unike.core.files import append_lines, file_hash, open_file
 from unike.data.queries import Query
 
 BATCH = 16
@@ -132,13 +131,7 @@ class Answers:
         """Append in one write: lines of several processes do not mix."""
         lines = "".join(json.dumps({"key": key, "answer": answer}) + "\n" for key, answer in answers.items())
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open_file(self.path, "ab+") as file:
-                if file.tell():
-                    file.seek(-1, os.SEEK_END)
-                    if file.read(1) != b"\n":
-                        lines = "\n" + lines
-                file.write(lines.encode())
+            append_lines(self.path, lines)
         except OSError as error:
             raise UnikeError(f"cannot write {self.path}: {error.strerror}; set UNIKE_HOME") from None
         self._known.update(answers)

@@ -57,6 +57,10 @@ Data = Annotated[Path | None, typer.Option(help="Folder of the data set's files.
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
+Loading = tuple[str, str, str, str | None, bool, str | None]
+"""Model, device, dtype, quantization, whether to trust its code, template: the arguments of `load`."""
+
+
 # ---------------------------------------------------------------------- checks, before anything slow
 
 
@@ -114,16 +118,22 @@ def load_edits(folders: Iterable[Path], encoder: str | None = None) -> "list[Edi
     """Read saved edits.
 
     Args:
-        folders: Of the edits.
+        folders: Of the edits, or of many at once, as ``unike edit --facts`` leaves it.
         encoder: A sentence encoder that they may name, beside the one that ships.
 
     Raises:
         UnikeError: One cannot be read, names another encoder, or holds several independent edits.
     """
+    from unike.editors.common.bulk import LOG, read_log
     from unike.edits.edit import Edit
 
     edits = []
-    for folder in folders:
+    named = [
+        folder / name
+        for folder in folders
+        for name in (dict.fromkeys(each.edit for each in read_log(folder)) if (folder / LOG).is_file() else [""])
+    ]
+    for folder in named:
         edit = Edit.from_pretrained(folder, encoder=encoder)
         if len(edit) != 1:
             raise UnikeError(

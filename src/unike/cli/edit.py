@@ -2,13 +2,14 @@
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from unike.cli import _shared as shared
+from unike.cli._bulk import edit_facts
 from unike.core.errors import UnikeError
 from unike.core.options import parse_settings
 
@@ -20,16 +21,23 @@ ORDER = 10
 
 
 def edit(
-    prompt: Annotated[str, typer.Option(help="The question that is answered wrongly.")],
-    target: Annotated[str, typer.Option(help="The answer it should get.")],
+    prompt: Annotated[str | None, typer.Option(help="The question that is answered wrongly.")] = None,
+    target: Annotated[str | None, typer.Option(help="The answer it should get.")] = None,
     image: shared.Image = None,
+    facts: Annotated[
+        Path | None,
+        typer.Option(help="Many facts, each an edit: JSON lines or CSV with prompt, target and perhaps image."),
+    ] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Facts that share a pass.", show_default="16")] = None,
     model: shared.Model = "mini",
     editor: Annotated[str, typer.Option(help="The method, see: unike ls editors.")] = "unike",
     rephrase: Annotated[
         list[str] | None, typer.Option(help="The same question in other words, asked before and after; repeatable.")
     ] = None,
     settings: shared.Settings = None,
-    out: Annotated[Path | None, typer.Option(help="Where to save the edit.", show_default="edits/<target>")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where to save the edit.", show_default="edits/<target>, edits/<FILE>")
+    ] = None,
     device: shared.Device = "auto",
     dtype: shared.Dtype = "auto",
     quantize: shared.Quantize = None,
@@ -37,25 +45,62 @@ def edit(
     trust_remote_code: shared.Trust = False,
     as_json: shared.Json = False,
 ) -> None:
-    """Edit one fact, ask before and after, and save the edit."""
-    check_texts(prompt, target, rephrase or [])
+    """Edit one fact, ask before and after, and save the edit; or, with --facts, each of many."""
+    loading = (model, device, dtype, quantize, trust_remote_code, template)
     chosen = parse_settings(settings or [])
+    if facts is not None:
+        given = {"--prompt": prompt, "--target": target, "--image": image, "--rephrase": rephrase}
+        if both := [name for name, value in given.items() if value]:
+            raise UnikeError(f"--facts has its own prompts, targets and images; leave {' and '.join(both)} out")
+        edit_facts(facts, out, editor, chosen, batch or 16, loading, as_json)
+        return
+    if prompt is None or target is None:
+        raise UnikeError("say what is to be edited: --prompt and --target, or --facts FILE")
+    if batch is not None:
+        raise UnikeError("--batch is for many facts; give --facts FILE, or leave it out")
+    check_texts(prompt, target, rephrase or [])
+    edit_one((prompt, *(rephrase or [])), image, target, out, editor, chosen, loading, as_json)
+
+
+def edit_one(
+    prompts: Sequence[str],
+    image: Path | None,
+    target: str,
+    out: Path | None,
+    editor: str,
+    settings: Mapping[str, Any],
+    loading: shared.Loading,
+    as_json: bool,
+) -> None:
+    """Edit one fact.
+
+    Args:
+        prompts: Its question, then the same in other words.
+        image: Its picture.
+        target: The answer it should get.
+        out: Where to save the edit; ``edits/<target>`` if None.
+        editor: The method's name.
+        settings: Its own.
+        loading: As `shared.load` takes it.
+        as_json: Print one JSON object.
+    """
+    model, device, dtype, quantize, _, template = loading
     shared.check_image(image)
     with shared.working("starting"):
         from unike import api
         from unike.core import registry
         from unike.data.queries import Query
 
-        registry.editors.get(editor).config_class.parse(chosen)
+        registry.editors.get(editor).config_class.parse(dict(settings))
         shared.check_loading(device, dtype, quantize, template)
-        place = out or free_place(Query(prompt, image, target), model=model, editor=editor)
+        asked = [Query(text, image, target) for text in prompts]
+        place = out or free_place(asked[0], model=model, editor=editor)
         shared.check_place(place)
-    backbone, load_seconds = shared.load(model, device, dtype, quantize, trust_remote_code, template)
-    asked = [Query(text, image, target) for text in (prompt, *(rephrase or []))]
+    backbone, load_seconds = shared.load(*loading)
     with shared.working("asking") as report:
         room = backbone.room([target])
         before = shared.answers(backbone, asked, [], room)
-        made, seconds = shared.edited(backbone, api.make_editor(editor, **chosen), asked[0], report)
+        made, seconds = shared.edited(backbone, api.make_editor(editor, **settings), asked[0], report)
         report("asking again")
         after = shared.answers(backbone, asked, [made], room)
     made.save_pretrained(place)
@@ -67,7 +112,7 @@ def edit(
         typer.echo(f"edited in {seconds:.1f} s, saved in {place}; ask with:\n  {command}")
         return
     about: dict[str, Any] = {"model": model, "editor": editor, "image": None if image is None else str(image)}
-    about |= {"prompt": prompt, "target": target, "took": rows[0].verdict == "right"}
+    about |= {"prompt": asked[0].prompt, "target": target, "took": rows[0].verdict == "right"}
     seconds_taken = {"load_seconds": round(load_seconds, 3), "edit_seconds": round(seconds, 3)}
     shared.print_json(about | {"answers": shared.as_json(rows)} | seconds_taken | {"saved": str(place), "ask": command})
 

@@ -129,6 +129,21 @@ def replace_file(path: Path, content: bytes) -> None:
         raise UnikeError(f"cannot write {path}: {reason(error)}") from None
 
 
+def append_lines(path: Path, lines: str) -> None:
+    """Append whole lines in one write, so that those of several processes do not mix; one that was cut short is ended.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open_file(path, "ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                lines = "\n" + lines
+        file.write(lines.encode())
+
+
 @dataclass(frozen=True)
 class SealedFolder:
     """A kind of folder with two files, a description in JSON and tensors, that were saved together.
