@@ -45,6 +45,8 @@ TOP_ACTIVATIONS = 5
 HELD_OUT = 5
 """One state of the memory in so many decides when to stop."""
 
+PARTS = ("keys", "bias", "values")
+
 
 class TPatcherConfig(EditorConfig):
     """Settings of `TPatcher`.
@@ -100,7 +102,7 @@ class TPatcherEdit(Edit):
     def install_group(cls, group: Group, hooks: Hooks, prefill: Prefill) -> None:
         """The neurons of all edits stand side by side, so that a long stack costs one product a layer."""
         for layer in group.config.layers:
-            keys, bias, values = (group.side_by_side(f"{layer}.{part}") for part in ("keys", "bias", "values"))
+            keys, bias, values = (group.side_by_side(f"{layer}.{part}") for part in PARTS)
             install_patch(FFNPatch(keys, bias, values), group.backbone.ffn(layer), hooks)
 
 
@@ -160,7 +162,8 @@ class TPatcher(Editor[TPatcherConfig]):
                 stop=best.is_found,
             )
         best.restore()
-        return {f"{layer}.{part}": t for layer, each in neurons.items() for part, t in vars(each.patch()).items()}
+        patches = {layer: each.patch() for layer, each in neurons.items()}
+        return {f"{layer}.{part}": getattr(patch, part) for layer, patch in patches.items() for part in PARTS}
 
     def _memory(self, backbone: Backbone) -> dict[int, tuple[Tensor, Tensor]]:
         """What neurons should not fire at, ``[M, D]`` for each layer: to train on, and held out."""
