@@ -9,10 +9,11 @@ import pytest
 import torch
 from tinies import tiny_backbone
 
+from unike import make_editor
 from unike.backbones.adapter import Backbone
 from unike.core.errors import UnikeError
 from unike.data.queries import Query
-from unike.editors.common.bulk import LOG, edit_all, read_facts, read_log
+from unike.editors.common.bulk import LOG, edit_all, edits_in, read_facts, read_log
 from unike.editors.ft import FT
 from unike.edits.edit import Edit
 
@@ -61,12 +62,23 @@ def test_lines_and_tables_say_the_same(tmp_path: Path, pictures: list[Path]) -> 
         ("f.csv", "prompt,answer\na,b\n", r"line 2: .*target"),
         ("f.csv", "prompt,target\na,b,c\n", "line 2: it has more fields than the head"),
         ("f.csv", 'prompt,target\na,"b', "it is not CSV"),
+        ("f.csv", "prompt,target,Image\na,b,c.png\n", "line 2: .*Image"),
+        ("f.jsonl", '{"prompt": "\\ud800 q", "target": "b"}', "line 1: .*half"),
+        ("f.jsonl", '"hello"', "line 1"),
+        ("f.csv", "prompt,target\na,b\nc,d\na,e\n", "line 4: it asks what line 2 asks, and wants another answer"),
     ],
 )
 def test_a_file_that_says_something_else_is_one_line(tmp_path: Path, name: str, content: str, told: str) -> None:
     with pytest.raises(UnikeError, match=told) as caught:
         read_facts(write(tmp_path / name, content))
     assert "\n" not in str(caught.value)
+
+
+def test_separators_within_a_text_end_no_line(llava: Backbone, tmp_path: Path) -> None:
+    fact = Query("What is\u2028it?", None, "yes")
+    assert read_facts(write(tmp_path / "f.jsonl", '{"prompt": "What is\u2028it?", "target": "yes"}\n')) == [fact]
+    edit_all(llava, FT(steps=1), [fact], tmp_path / "run")
+    assert [each.prompt for each in read_log(tmp_path / "run")] == [fact.prompt]
 
 
 def test_a_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
@@ -125,6 +137,33 @@ def test_a_run_goes_on_where_it_stopped(
     assert all(each.new for each in other), "another method makes other edits"
 
 
+def test_what_is_damaged_is_made_again(llava: Backbone, facts: list[Query], tmp_path: Path) -> None:
+    found = edit_all(llava, FT(steps=1), facts, tmp_path)
+    tensors = tmp_path / found[1].edit / "edit.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-3])
+    assert [each.new for each in edit_all(llava, FT(steps=1), facts, tmp_path)] == [False, True, False, False]
+    assert Edit.from_pretrained(tmp_path / found[1].edit).facts == (facts[1],)
+
+
+def test_a_target_that_is_changed_back_is_in_force_again(llava: Backbone, tmp_path: Path) -> None:
+    one, other = Query("Who?", target="yes"), Query("Who?", target="no")
+    names = [edit_all(llava, FT(steps=1), [fact], tmp_path)[0].edit for fact in (one, other, one)]
+    assert names[0] == names[2] != names[1]
+    assert [folder.name for folder in edits_in(tmp_path)] == [names[1], names[0]]
+
+
+def test_a_folder_without_a_finished_edit_is_one_line(tmp_path: Path) -> None:
+    write(tmp_path / LOG, "garbage\n")
+    with pytest.raises(UnikeError, match="has no edit"):
+        edits_in(tmp_path)
+    assert edits_in(tmp_path / "single") == [tmp_path / "single"]
+
+
+def test_a_method_that_holds_one_fact_is_refused(llava: Backbone, facts: list[Query], tmp_path: Path) -> None:
+    with pytest.raises(UnikeError, match="'ike' puts one new fact"):
+        edit_all(llava, make_editor("ike"), facts, tmp_path / "run")
+
+
 def test_a_fact_that_cannot_be_edited_is_known_before_the_first_edit(
     llava: Backbone, facts: list[Query], tmp_path: Path
 ) -> None:
@@ -151,7 +190,7 @@ def test_from_the_command_line(cli: Cli, tiny_folder: Path, pictures: list[Path]
     told = json.loads(cli(*args, "--facts", "facts.jsonl", "--json").out)
     assert (told["facts"], told["new"], len(told["edits"])) == (2, 0, 2)
     asked = cli("ask", "--model", tiny_folder, "--prompt", "1 + 1?", "--edit", "edits/facts", "--json")
-    assert json.loads(asked.out)["edits"] == 2 or asked.code == 0
+    assert asked.code == 0 and len(json.loads(asked.out)["edits"]) == 2
 
 
 @pytest.mark.parametrize(

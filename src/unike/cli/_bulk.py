@@ -1,5 +1,6 @@
 """``unike edit --facts``: many edits, their folders, and what became of them."""
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -62,8 +63,10 @@ def edit_facts(
         edits = [each.model_dump() for each in found]
         shared.print_json({"model": model, "editor": editor} | counts | {"saved": str(folder), "edits": edits})
         return
-    named = "" if model == "mini" else f" --model {model}"
+    named = [] if model == "mini" else ["--model", model]
+    named += [] if template is None else ["--template", template]
+    command = shlex.join(["unike", "ask", *named, "--prompt", "QUESTION", "--image", "PICTURE", "--edit", str(folder)])
     typer.echo(
         f"{counts['facts']} facts, {counts['new']} edited now, {counts['not_taken']} did not take; saved in {folder}; "
-        f"ask with:\n  unike ask{named} --prompt QUESTION --image PICTURE --edit {folder}"
+        f"ask with:\n  {command}"
     )

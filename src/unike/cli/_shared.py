@@ -118,22 +118,16 @@ def load_edits(folders: Iterable[Path], encoder: str | None = None) -> "list[Edi
     """Read saved edits.
 
     Args:
-        folders: Of the edits, or of many at once, as ``unike edit --facts`` leaves it.
+        folders: Of the edits.
         encoder: A sentence encoder that they may name, beside the one that ships.
 
     Raises:
         UnikeError: One cannot be read, names another encoder, or holds several independent edits.
     """
-    from unike.editors.common.bulk import LOG, read_log
     from unike.edits.edit import Edit
 
     edits = []
-    named = [
-        folder / name
-        for folder in folders
-        for name in (dict.fromkeys(each.edit for each in read_log(folder)) if (folder / LOG).is_file() else [""])
-    ]
-    for folder in named:
+    for folder in folders:
         edit = Edit.from_pretrained(folder, encoder=encoder)
         if len(edit) != 1:
             raise UnikeError(

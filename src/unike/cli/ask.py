@@ -28,7 +28,8 @@ def ask(
         ),
     ] = None,
     edit: Annotated[
-        list[Path] | None, typer.Option(metavar="DIR", help="A saved edit; repeatable, attached in the order given.")
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="A saved edit, or a folder of many; repeatable, attached in order."),
     ] = None,
     encoder: Annotated[
         str | None, typer.Option(help="A sentence encoder that the edit may load.", show_default="the one that ships")
@@ -44,11 +45,12 @@ def ask(
     """Ask a question; with edits, also show the answer without them."""
     shared.check_text(prompt, "prompt", "say what to ask")
     shared.check_image(image)
-    folders = edit or []
     with shared.working("starting"):
         from unike.data.queries import Query
+        from unike.editors.common.bulk import edits_in
 
         shared.check_loading(device, dtype, quantize, template)
+        folders = [each for folder in edit or [] for each in edits_in(folder)]
         edits = shared.load_edits(folders, encoder)
         source = model or confirmed(folders, edits)
     backbone, _ = shared.load(source, device, dtype, quantize, trust_remote_code, template)

@@ -109,7 +109,7 @@ class Query:
 
 def telling(fact: Query, query: Query) -> Query:
     """A question with a fact in words before it, and without its picture."""
-    said = f"{fact.prompt.strip()} {(fact.target or '').strip()}."
+    said = f"{fact.prompt.strip()} {(fact.target or '').strip().removesuffix('.')}."
     return replace(query, prompt=f"{said} {query.prompt}", image=None)
 
 

@@ -75,13 +75,16 @@ class Stack:
             type(group.made[0]).install_group(group, hooks, prefill)
 
     def told(self, queries: Sequence[Query]) -> list[Query | None]:
-        """Queries as the unedited model is to be asked in place of the edited one, see `Edit.told`; None for others."""
-        found: list[Query | None] = [None] * len(queries)
+        """Queries as the unedited model is to be asked in place of the edited one, see `Edit.told`; None for others.
+
+        None at all beside edits of another method or other settings, for they may have something to say about it.
+        """
         for group in self.groups:
             group.check_rows(len(queries))
-            instead = type(group.made[0]).told(group, queries)
-            found = [new or old for new, old in zip(instead, found, strict=True)]
-        return found
+        if len(self.groups) != 1:
+            return [None] * len(queries)
+        (group,) = self.groups
+        return type(group.made[0]).told(group, queries)
 
     def answer(self, backbone: Backbone, queries: Sequence[Query], **kwargs: Any) -> list[str]:
         """What the model answers under the stack, or by itself to what it is to be asked instead (`told`).

@@ -14,6 +14,7 @@ from unike.backbones.adapter import Backbone
 from unike.backbones.forward.context import UNEDITED
 from unike.bench.lines import told as told_of_case
 from unike.data.queries import EditCase, Probe, Query, telling
+from unike.editors.ft import FT
 from unike.editors.unike import follows
 from unike.editors.unike.editor import gate_of
 from unike.editors.unike.gate import RisingRamp
@@ -104,6 +105,31 @@ def test_of_several_the_one_is_told_whose_picture_is_most_alike(
     assert follows.nearest_of(torch.tensor([[0.2, 0.9, 0.5]]), torch.tensor([[True, False, True]])) == [2]
     assert follows.nearest_of(torch.tensor([[0.2, 0.9, 0.5]]), torch.tensor([[False] * 3])) == [None]
     assert Stack(llava, edits).told([asked])[0] is not None
+
+
+def test_whoever_is_named_is_not_the_thing_in_the_picture(llava: Backbone, edits: Any, pictures: list[Path]) -> None:
+    asked = [Query(f"What is the capital of {name}?", pictures[0]) for name in ("Japan", "Kenya")]
+    assert Stack(llava, edits[:1]).told(asked) == [None, telling(edits[0].facts[0], asked[1])]
+
+
+def test_nothing_is_told_beside_edits_of_another_method(llava: Backbone, edits: Any, pictures: list[Path]) -> None:
+    """It may be what they are about."""
+    asked = Query(CAPITAL, pictures[0])
+    newer = FT(steps=1).edit(llava, replace(asked, target="Mombasa"))
+    assert Stack(llava, edits[:1]).told([asked]) != [None]
+    assert Stack(llava, [*edits[:1], newer]).told([asked]) == [None]
+
+
+def test_an_edit_about_a_name_is_no_rival_of_a_picture(
+    llava: Backbone, editor: Callable[[Backbone], Make], edits: Any, pictures: list[Path]
+) -> None:
+    named = editor(llava)(steps=1).edit(llava, Query("What is the capital of Kenya?", target="Mombasa"))
+    asked = Query(CAPITAL, pictures[0])
+    assert Stack(llava, [edits[0], named]).told([asked]) == [telling(edits[0].facts[0], asked)]
+
+
+def test_of_no_question_nothing_follows(llava: Backbone, edits: Any) -> None:
+    assert EditedModel(llava, edits).generate([]) == []
 
 
 @pytest.mark.parametrize("settings", [{"tells": False}, {"gate": {"on": False}}, {"paper": True}], ids=str)

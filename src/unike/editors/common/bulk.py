@@ -8,15 +8,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from unike.backbones.adapter import Backbone
 from unike.backbones.answers import content_key
+from unike.backbones.given import check_unicode
 from unike.core.errors import UnikeError
 from unike.core.files import append_lines, open_file
 from unike.core.images import load_image
 from unike.core.progress import Progress, silent
-from unike.core.schema import FileName, Schema, checked
+from unike.core.schema import STRICT, FileName, Schema, checked
 from unike.data.queries import Query
 from unike.editors.base import Editor
 from unike.edits.edited import EditedModel
@@ -28,6 +29,8 @@ TOLD = 5
 
 class WrittenFact(Schema):
     """A line of a file of facts; the picture's path is relative to the file."""
+
+    model_config = ConfigDict(**STRICT | {"extra": "forbid"})
 
     prompt: str
     target: str
@@ -71,12 +74,18 @@ def read_facts(file: Path) -> list[Query]:
             text = opened.read().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UnikeError(f"cannot read {file}: {getattr(error, 'strerror', None) or 'it is not UTF-8'}") from None
-    facts, wrong = [], []
+    facts: list[Query] = []
+    wrong: list[str] = []
+    wanted: dict[Query, tuple[int, str | None]] = {}
     for line, record in _csv(text) if file.suffix.casefold() == ".csv" else _json_lines(text):
         try:
-            if isinstance(record, str):
-                raise ValueError(record)
-            facts.append(_fact(checked(WrittenFact, record), file.parent))
+            if isinstance(record, ValueError):
+                raise record
+            fact = _fact(checked(WrittenFact, record), file.parent)
+            first, target = wanted.setdefault(fact.question, (line, fact.target))
+            if target != fact.target:
+                raise ValueError(f"it asks what line {first} asks, and wants another answer")
+            facts.append(fact)
         except (ValueError, UnikeError) as error:
             wrong.append(f"line {line}: {error}")
     if wrong:
@@ -94,16 +103,17 @@ def _fact(written: WrittenFact, folder: Path) -> Query:
     for name in ("prompt", "target"):
         if not getattr(written, name).strip():
             raise ValueError(f"the {name} is empty")
+        check_unicode(getattr(written, name))
     return Query(written.prompt, image, written.target)
 
 
 def _json_lines(text: str) -> Iterator[tuple[int, Any]]:
-    for line, each in enumerate(text.splitlines(), 1):
+    for line, each in enumerate(text.split("\n"), 1):
         if each.strip():
             try:
                 yield line, json.loads(each)
             except (ValueError, RecursionError):
-                yield line, "it is not JSON"
+                yield line, ValueError("it is not JSON")
 
 
 def _csv(text: str) -> Iterator[tuple[int, Any]]:
@@ -111,9 +121,9 @@ def _csv(text: str) -> Iterator[tuple[int, Any]]:
     try:
         for row in rows:
             given = {key: value for key, value in row.items() if value}
-            yield rows.line_num, "it has more fields than the head" if None in row else given
+            yield rows.line_num, ValueError("it has more fields than the head") if None in row else given
     except csv.Error as error:
-        yield rows.line_num, f"it is not CSV: {error}"
+        yield rows.line_num, ValueError(f"it is not CSV: {error}")
 
 
 def edit_all(
@@ -144,11 +154,16 @@ def edit_all(
     Raises:
         UnikeError: A fact cannot be edited, or a place cannot be written.
     """
+    if not editor.sequential:
+        raise UnikeError(f"{editor.name!r} puts one new fact in force at a time; use a method that holds several")
     for fact in facts:
         editor.check(backbone, fact)
+    _log(folder, [])  # the folder is known by it, even if there is no edit yet
     names = {fact: name_of(backbone, editor, fact) for fact in facts}
-    logged = {outcome.edit: outcome for outcome in read_log(folder) if is_there(folder / outcome.edit)}
-    found = {fact: logged[name] for fact, name in names.items() if name in logged}
+    logged = {outcome.edit: outcome for outcome in read_log(folder)}
+    newest = {(each.prompt, each.image): each.edit for each in logged.values()}
+    found = {fact: logged[name] for fact, name in names.items() if name in logged and is_there(folder / name)}
+    _log(folder, [each for each in found.values() if newest[each.prompt, each.image] != each.edit])
     left = [fact for fact in names if fact not in found]
     left.sort(key=lambda fact: (fact.image is not None, len(fact.prompt) + len(fact.target or "")))
     for with_picture in (False, True):
@@ -172,42 +187,63 @@ def _edit_some(backbone: Backbone, editor: Editor[Any], facts: Sequence[Query], 
         made[row].save_pretrained(folder / name)
         about: dict[str, Any] = {"prompt": fact.prompt, "image": image, "target": fact.target, "edit": name}
         found.append(Outcome(**about, answer=answer, took=fact.accepts(answer), new=True))
-    lines = "".join(json.dumps(each.model_dump(exclude={"new"}), ensure_ascii=False) + "\n" for each in found)
+    _log(folder, found)
+    return found
+
+
+def _log(folder: Path, found: Sequence[Outcome]) -> None:
+    lines = "".join(json.dumps(each.model_dump(exclude={"new"})) + "\n" for each in found)
     try:
         append_lines(folder / LOG, lines)
     except OSError as error:
         raise UnikeError(f"cannot write {folder / LOG}: {error.strerror}") from None
-    return found
 
 
 def read_log(folder: Path) -> list[Outcome]:
-    """What was logged; a line that was cut short by a kill says nothing, and its edit is made again."""
+    """What was logged, the latest last; a line that a kill cut short says nothing, and its edit is made again."""
     try:
         with open_file(folder / LOG) as file:
-            lines = file.read().decode(errors="replace").splitlines()
+            lines = file.read().decode(errors="replace").split("\n")
     except FileNotFoundError:
         return []
     except OSError as error:
         raise UnikeError(f"cannot read {folder / LOG}: {error.strerror}") from None
-    found = []
+    found: dict[str, Outcome] = {}
     for line in lines:
         try:
-            found.append(checked(Outcome, json.loads(line)))
+            outcome = checked(Outcome, json.loads(line))
         except (ValueError, RecursionError):
             continue
+        found.pop(outcome.edit, None)
+        found[outcome.edit] = outcome
+    return list(found.values())
+
+
+def edits_in(folder: Path) -> list[Path]:
+    """The folders of the edits that a run left, the newest last; the folder itself if it is no such.
+
+    Raises:
+        UnikeError: No edit was finished there.
+    """
+    if not (folder / LOG).is_file():
+        return [folder]
+    found = [folder / outcome.edit for outcome in read_log(folder)]
+    if not found:
+        raise UnikeError(f"{folder} has no edit; run unike edit --facts again")
     return found
 
 
 def name_of(backbone: Backbone, editor: Editor[Any], fact: Query) -> str:
     """A folder's name that is the same for the same fact, model and method, and for no others."""
     about = [content_key(fact), fact.target, backbone.fingerprint(), editor.name, editor.config.model_dump_json()]
+    about.append(editor.learned(backbone))
     return hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
 
 
 def is_there(place: Path) -> bool:
     """Whether an edit was saved in a folder, whole."""
     try:
-        SAVED.describe(place)
+        SAVED.read(place)
     except UnikeError:
         return False
     return True

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from unike.data.queries import Query, telling
 from unike.editors.unike.gate import Gate, Reading, alike, keys_for
-from unike.editors.unike.words import read_words
+from unike.editors.unike.words import WORD, read_words, without_names
 from unike.edits.group import Group
 
 FILE = "follows.safetensors"
@@ -84,6 +84,8 @@ def told(gate: Gate, group: Group, queries: Sequence[Query]) -> list[Query | Non
         queries: As many as B, or a multiple of it.
     """
     found: list[Query | None] = [None] * len(queries)
+    if not queries:
+        return found
     device, words = gate.mean.device, read_words([query.prompt for query in queries])
     keys, asked, present = keys_for(group, len(queries)), words.asked.to(device), group.present_on(len(queries))
     pictured = torch.tensor([query.image is not None for query in queries], device=device).unsqueeze(1)
@@ -97,13 +99,22 @@ def told(gate: Gate, group: Group, queries: Sequence[Query]) -> list[Query | Non
     read = Reading(picture, usual, asked[rows], words.said.to(device)[rows], words.names.to(device)[rows])
     own = keys if group.rows == 1 else Reading(*(key[rows] for key in keys))
     some = None if present is None else present[rows]
-    openings = gate.openings(own, read, group.config.gate.rivalry, some)
+    openings = gate.openings(
+        own, read, present=some
+    )  # the nearest is told; edits about names are no rivals of pictures
     open_to = may[rows] & (openings.fact >= ENOUGH)
     for row, number in zip(rows, nearest_of(alike(own, read), open_to), strict=True):
         if number is not None:
             edit = group.made[number]
-            found[row] = telling(edit.facts[edit.shared_out(len(queries))[row]], queries[row])
+            fact = edit.facts[edit.shared_out(len(queries))[row]]
+            found[row] = None if names_another(queries[row], fact) else telling(fact, queries[row])
     return found
+
+
+def names_another(query: Query, fact: Query) -> bool:
+    """Whether a question names somebody whom the fact does not: then it is not about the thing in the picture."""
+    named = set(without_names(query.prompt)[1].casefold().split())
+    return not named <= set(WORD.findall(f"{fact.prompt} {fact.target}".casefold()))
 
 
 def nearest_of(likeness: Tensor, eligible: Tensor) -> list[int | None]:

@@ -45,7 +45,7 @@ def called_pairs(group: Group, layer: int, gate: Callable[[], Openings] | None, 
     if gate is not None:
         called = gate().called
         if not called:
-            prefill.note("activation", torch.zeros(len(prefill.prompt_last)))
+            prefill.note("activation", torch.zeros(len(prefill.prompt_last), device=group.backbone.device))
             return None
         group = group.part(called)
     return group.once(("pairs", layer), partial(patch_of, group, layer))
