@@ -153,7 +153,7 @@ def test_bad_arguments_of_other_commands(early: Cli, args: list[str], message: s
 
 @pytest.mark.parametrize(
     "args",
-    [["edit"], ["ask", "--prompt", "x", "--max-new-tokens", "0"], ["edit", *GOOD, "--imgae", "x"], ["models", "x"]],
+    [["ask"], ["ask", "--prompt", "x", "--max-new-tokens", "0"], ["edit", *GOOD, "--imgae", "x"], ["models", "x"]],
 )
 def test_usage_errors_exit_with_2_too(early: Cli, args: list[str]) -> None:
     result = early(*args)

@@ -55,6 +55,7 @@ def test_a_run_from_the_command_line(cli: Cli, few_cases: None, tiny_folder: Pat
     assert "already there: knowledge" in cli(*args).out
 
 
+@pytest.mark.slow
 def test_knowledge_of_another_template_is_other_knowledge(cli: Cli, few_cases: None, tiny_folder: Path) -> None:
     args = ("prepare", "--model", tiny_folder, "--out", "knowledge", *TINY, "--limit", 8, "--json")
     template = ("--template", "mmedit-vqa")
@@ -66,6 +67,7 @@ def test_knowledge_of_another_template_is_other_knowledge(cli: Cli, few_cases: N
     assert "made with the template '{image}Question: {prompt} Short answer: || {prompt}'" in other.err
 
 
+@pytest.mark.slow
 def test_a_limit_and_one_task(cli: Cli, few_cases: None, tiny_folder: Path) -> None:
     args = ("prepare", "--model", tiny_folder, "--out", "knowledge", *TINY)
     result = cli(*args, "--limit", 8, "--task", "vqa", "--json")

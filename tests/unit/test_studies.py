@@ -174,6 +174,7 @@ def test_random_zetas_share_a_row(cli: Cli, args: tuple[object, ...]) -> None:
     }
 
 
+@pytest.mark.slow
 def test_more_demonstrations_make_longer_prompts_and_more_states_do_not(
     cli: Cli, args: tuple[object, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
