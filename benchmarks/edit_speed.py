@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,7 +24,20 @@ import torch
 from rich.progress import track
 
 import unike
+from unike.backbones.forward.split import Batch
 from unike.data.datasets.pocket import Pocket
+
+
+def every(step: int, batch: Batch) -> Batch:
+    """Of rows behind several questions, those behind the edits' own."""
+    return replace(
+        batch,
+        inputs={name: tensor[::step] for name, tensor in batch.inputs.items()},
+        labels=batch.labels[::step],
+        prompt_last=batch.prompt_last[::step],
+        tokens=batch.tokens[::step],
+        shown=None if batch.shown is None else batch.shown[::step],
+    )
 
 
 @contextmanager
@@ -37,8 +51,7 @@ def full_forwards(model: Any) -> Iterator[None]:
         return batches[-1]
 
     def run_whole(state: Any, positions: Any = None, acting: Any = None) -> Any:
-        logits = model.forward(batches[-1], acting)
-        logits = logits[:: len(logits) // len(state)]  # of rows behind several questions, those behind the edit's own
+        logits = model.forward(every(len(batches[-1]) // len(state), batches[-1]), acting)
         return logits if positions is None else logits[positions]
 
     changes = {"encode": remember, "run_from_split": run_whole, "shorten": lambda state, *_: state}
