@@ -165,7 +165,7 @@ def edit_all(
     found = {fact: logged[name] for fact, name in names.items() if name in logged and is_there(folder / name)}
     _log(folder, [each for each in found.values() if newest[each.prompt, each.image] != each.edit])
     left = [fact for fact in names if fact not in found]
-    left.sort(key=lambda fact: (fact.image is not None, len(fact.prompt) + len(fact.target or "")))
+    left.sort(key=lambda fact: len(fact.prompt) + len(fact.target or ""))
     for with_picture in (False, True):
         alike = [fact for fact in left if (fact.image is not None) is with_picture]
         for start in range(0, len(alike), batch):

@@ -99,9 +99,8 @@ def told(gate: Gate, group: Group, queries: Sequence[Query]) -> list[Query | Non
     read = Reading(picture, usual, asked[rows], words.said.to(device)[rows], words.names.to(device)[rows])
     own = keys if group.rows == 1 else Reading(*(key[rows] for key in keys))
     some = None if present is None else present[rows]
-    openings = gate.openings(
-        own, read, present=some
-    )  # the nearest is told; edits about names are no rivals of pictures
+    # No edit competes: of those that are open the nearest is told, and edits about names are no rivals of pictures.
+    openings = gate.openings(own, read, present=some)
     open_to = may[rows] & (openings.fact >= ENOUGH)
     for row, number in zip(rows, nearest_of(alike(own, read), open_to), strict=True):
         if number is not None:
