@@ -38,7 +38,7 @@ from unike.editors.unike.knowledge import Knowledge
 from unike.edits.edit import Edit
 from unike.edits.edited import EditedModel
 
-TOTAL = int(os.environ.get("FUZZ", "220"))
+TOTAL = int(os.environ.get("FUZZ", "160"))
 ONLY = os.environ.get("FUZZ_ONLY", "")
 
 SHARES = {

@@ -382,6 +382,7 @@ for name, spec in {"one-step": RunSpec(batch=2), "sequential": RunSpec(setting="
 
 
 @pytest.mark.skipif(os.name == "nt", reason="there is no fork there")
+@pytest.mark.slow
 def test_a_run_that_is_killed_at_random_ends_as_one_that_is_not(pictures: list[Path], tmp_path: Path) -> None:
     """Killed wherever it is, as often as it takes: record for record the same, seconds apart."""
     environment = os.environ | {

@@ -65,7 +65,7 @@ class Reading(NamedTuple):
     """``[..., NAMED_WIDTH]``, the trigrams of its words, see the same."""
 
     rare: Tensor
-    """``[..., NAMED_WIDTH]``: how much of what is rare lies in each; of an input, of what it names."""
+    """``[..., NAMED_WIDTH]``: how much of what is rare in its names lies in each; of an edit without, in its words."""
 
 
 class Openings(NamedTuple):
@@ -198,7 +198,8 @@ class Gate:
     def keys(self, backbone: Backbone, prefill: Prefill) -> dict[str, Tensor]:
         """What an edit keeps of its own questions, ``[B, 1, n]`` each."""
         words = self._words(backbone, prefill)
-        read = (*self.pictured(prefill.pictures, len(words.asked)), words.asked, words.said, words.rare)
+        about = torch.where(words.names.any(dim=-1, keepdim=True), words.names, words.rare)
+        read = (*self.pictured(prefill.pictures, len(words.asked)), words.asked, words.said, about)
         kept = dict(zip(KEPT, read, strict=True))
         return {name: tensor.unsqueeze(1) for name, tensor in kept.items()}
 
