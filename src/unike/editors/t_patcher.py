@@ -34,7 +34,7 @@ from unike.data.queries import Query
 from unike.editors.base import Editor
 from unike.editors.common.anchors import ffn_inputs
 from unike.editors.common.optimise import optimise
-from unike.editors.common.pairs import FFNPatch, install_patch, pairs_layout, wrong_positions
+from unike.editors.common.pairs import PARTS, FFNPatch, install_patch, pairs_layout, wrong_positions
 from unike.edits.edit import Edit, EditorConfig
 from unike.edits.group import Group
 from unike.edits.layout import Layout
@@ -44,8 +44,6 @@ TOP_ACTIVATIONS = 5
 
 HELD_OUT = 5
 """One state of the memory in so many decides when to stop."""
-
-PARTS = ("keys", "bias", "values")
 
 
 class TPatcherConfig(EditorConfig):

@@ -12,12 +12,12 @@ from pydantic import ConfigDict, Field
 
 from unike.backbones.adapter import Backbone
 from unike.backbones.answers import content_key
-from unike.backbones.given import check_unicode
+from unike.backbones.given import check_unicode, given_queries
 from unike.core.errors import UnikeError
 from unike.core.files import append_lines, open_file
 from unike.core.images import load_image
 from unike.core.progress import Progress, silent
-from unike.core.schema import STRICT, FileName, Schema, checked
+from unike.core.schema import STRICT, FileName, Schema, checked, parse_json
 from unike.data.queries import Query
 from unike.editors.base import Editor
 from unike.edits.edited import EditedModel
@@ -111,8 +111,8 @@ def _json_lines(text: str) -> Iterator[tuple[int, Any]]:
     for line, each in enumerate(text.split("\n"), 1):
         if each.strip():
             try:
-                yield line, json.loads(each)
-            except (ValueError, RecursionError):
+                yield line, parse_json(each)
+            except ValueError:
                 yield line, ValueError("it is not JSON")
 
 
@@ -156,6 +156,7 @@ def edit_all(
     """
     if not editor.sequential:
         raise UnikeError(f"{editor.name!r} puts one new fact in force at a time; use a method that holds several")
+    facts = given_queries(facts, "fact")
     for fact in facts:
         editor.check(backbone, fact)
     _log(folder, [])  # the folder is known by it, even if there is no edit yet
@@ -211,8 +212,8 @@ def read_log(folder: Path) -> list[Outcome]:
     found: dict[str, Outcome] = {}
     for line in lines:
         try:
-            outcome = checked(Outcome, json.loads(line))
-        except (ValueError, RecursionError):
+            outcome = checked(Outcome, parse_json(line))
+        except ValueError:
             continue
         found.pop(outcome.edit, None)
         found[outcome.edit] = outcome

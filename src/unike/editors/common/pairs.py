@@ -17,6 +17,9 @@ from unike.backbones.forward.split import SplitState
 from unike.backbones.sites import FFNSite
 from unike.edits.layout import WIDTH, Declared, declared
 
+PARTS = ("keys", "bias", "values")
+"""The tensors of pairs, in the order of `FFNPatch`."""
+
 
 @dataclass(frozen=True, eq=False)
 class FFNPatch:

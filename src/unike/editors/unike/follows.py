@@ -86,8 +86,9 @@ def told(gate: Gate, group: Group, queries: Sequence[Query]) -> list[Query | Non
     found: list[Query | None] = [None] * len(queries)
     if not queries:
         return found
-    device, words = gate.mean.device, read_words([query.prompt for query in queries])
-    keys, asked, present = keys_for(group, len(queries)), words.asked.to(device), group.present_on(len(queries))
+    device = gate.mean.device
+    asked = read_words([query.prompt for query in queries]).asked.to(device)
+    keys, present = keys_for(group, len(queries)), group.present_on(len(queries))
     pictured = torch.tensor([query.image is not None for query in queries], device=device).unsqueeze(1)
     may = follows(keys.asked, asked) & keys.picture.any(dim=-1) & pictured  # [R, G]
     may = may if present is None else may & present
@@ -95,8 +96,7 @@ def told(gate: Gate, group: Group, queries: Sequence[Query]) -> list[Query | Non
     if not rows:
         return found
     batch = group.backbone.encode([queries[row].question for row in rows])
-    picture, usual = gate.pictured(group.backbone.run_to_split(batch, 0).pictures, len(rows))
-    read = Reading(picture, usual, asked[rows], words.said.to(device)[rows], words.names.to(device)[rows])
+    read = gate.read(group.backbone, group.backbone.run_to_split(batch, 0).prefill())
     own = keys if group.rows == 1 else Reading(*(key[rows] for key in keys))
     some = None if present is None else present[rows]
     # No edit competes: of those that are open the nearest is told, and edits about names are no rivals of pictures.

@@ -18,7 +18,7 @@ from torch import Tensor
 from unike.backbones.forward.context import Prefill
 from unike.backbones.forward.hooks import Hooks
 from unike.editors.common.covariance import precision
-from unike.editors.common.pairs import FFNPatch, PairGate, install_patch
+from unike.editors.common.pairs import PARTS, FFNPatch, PairGate, install_patch
 from unike.editors.unike.config import PairSettings, UniKEConfig
 from unike.editors.unike.gate import Openings
 from unike.edits.group import Group
@@ -53,7 +53,7 @@ def called_pairs(group: Group, layer: int, gate: Callable[[], Openings] | None, 
 
 def patch_of(group: Group, layer: int) -> FFNPatch:
     """The pairs of several edits at a layer, their values moved in the direction of truth (Eq. 6)."""
-    keys, bias, values = (group.side_by_side(f"{layer}.{part}") for part in ("keys", "bias", "values"))
+    keys, bias, values = (group.side_by_side(f"{layer}.{part}") for part in PARTS)
     if f"{layer}.shift" in group.edits[0].tensors:
         shift = group.side_by_side(f"{layer}.shift")
         values = values + shift.repeat_interleave(values.shape[1] // shift.shape[1], dim=1)

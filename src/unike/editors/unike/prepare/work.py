@@ -15,7 +15,7 @@ from torch import Tensor
 
 from unike.backbones.adapter import Backbone
 from unike.core.errors import UnikeError
-from unike.core.files import check_file, open_file, read_file, replace_file
+from unike.core.files import append_lines, check_file, read_file, replace_file
 from unike.core.folders import WORK, reason
 from unike.core.progress import Progress, silent
 from unike.data.provenance import digest
@@ -90,11 +90,9 @@ class Work:
 
     def remember(self, answers: Mapping[str, str]) -> None:
         """Append answers."""
-        self._make_folder()
         lines = [json.dumps({"key": key, "answer": answer}, ensure_ascii=False) for key, answer in answers.items()]
         try:
-            with open_file(self._answer_file, "ab") as file:
-                file.write("".join(f"{line}\n" for line in lines).encode())
+            append_lines(self._answer_file, "".join(f"{line}\n" for line in lines))
         except OSError as error:
             raise UnikeError(f"cannot write {self._answer_file}: {reason(error)}") from None
 
