@@ -148,9 +148,11 @@ def check_unedited(backbone: Backbone) -> None:
 
 
 def content_key(query: Query) -> str:
-    """A question by its content: the prompt and the picture's bytes."""
+    """A question by its content: the prompt, the picture's bytes, and what was said before."""
     picture = "" if query.image is None else image_hash(query.image)
-    return hashlib.sha256(f"{picture}\n{query.prompt}".encode()).hexdigest()
+    before = [query.system, *((turn.question, turn.answer) for turn in query.history)]
+    said = f"\0{json.dumps(before)}" if any(before) else ""
+    return hashlib.sha256(f"{picture}\n{query.prompt}{said}".encode()).hexdigest()
 
 
 def image_hash(path: Path) -> str:

@@ -57,6 +57,11 @@ class Encoding(Parts):
         self.template = templates.written(self.default_template() if template is None else template)
         self._tokens_per_image: dict[tuple[int, ...], int] = {}
 
+    @property
+    def turn_end(self) -> str:
+        """What ends an answer that is not the last of a conversation."""
+        return str(self.tokenizer.eos_token or "") if self.append_eos else ""
+
     def default_template(self) -> str:
         """The family's template."""
         return "{image}Question: {prompt} Short answer:"
@@ -258,12 +263,21 @@ class Encoding(Parts):
             ) from None
 
     def _fill(self, query: Query, image_text: str) -> str:
-        """The template around a question; ``image_text`` is empty where its image is left out."""
-        return templates.parse(self.template).fill(query.prompt.strip(), None if query.image is None else image_text)
+        """The template around each question of a conversation; ``image_text`` is empty where its image is left out."""
+        template = templates.parse(self.template)
+        text = f"{query.system.strip()}\n" if query.system.strip() else ""
+        shown = None if query.image is None else image_text
+        for turn in query.history:
+            text += template.fill(turn.question.strip(), shown).rstrip(" ")
+            text += ("" if text.endswith("\n") else " ") + f"{turn.answer.strip()}{self.turn_end}\n"
+            shown = None if shown is None else ""
+        return text + template.fill(query.prompt.strip(), shown)
 
     def tokenize(self, query: Query, image_text: str) -> tuple[list[int], int]:
         """Token ids of the whole row and how many of them are the prompt's."""
-        if self.config_has_image_token and self.image_token in f"{query.prompt} {query.target or ''}":
+        said = [query.prompt, query.target or "", query.system]
+        said += [text for turn in query.history for text in (turn.question, turn.answer)]
+        if self.config_has_image_token and self.image_token in " ".join(said):
             raise UnikeError(f"a prompt or target holds the image placeholder {self.image_token!r}: {query.prompt!r}")
         # A space before the target is the target's; a line break the template ends with stays with the prompt.
         prompt = self._fill(query, image_text).rstrip(" ")

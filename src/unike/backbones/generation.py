@@ -1,5 +1,6 @@
 """Answers: greedy or beam search through the model's own ``generate``."""
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -7,10 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unike.backbones.decoding import Decoding, Steering, check_alone
 from unike.backbones.forward import context
 from unike.backbones.forward.context import Acting
 from unike.backbones.forward.passes import Passes
 from unike.backbones.forward.replica import replica
+from unike.backbones.forward.split import Batch
 from unike.backbones.given import given_queries, plain_options
 from unike.core.errors import UnikeError
 from unike.core.images import picture
@@ -50,14 +53,16 @@ class Generation(Passes):
         """The module that continues a prompt, and whose ``generation_config`` counts."""
         return self.model
 
-    def _generate(self, inputs: dict[str, Tensor], config: Any) -> Tensor:
+    def _generate(self, inputs: dict[str, Tensor], config: Any, **steering: Any) -> Tensor:
         """Token ids of prompt and continuation, ``[B, S + new]``.
 
         Args:
             inputs: Of a batch.
             config: Stands alone: ``generate`` would fill its gaps from the checkpoint's own.
+            **steering: Further arguments of ``generate``.
         """
-        ids: Tensor = replica(self.model, generation_config=config).generate(**inputs, generation_config=config)
+        model = replica(self.model, generation_config=config)
+        ids: Tensor = model.generate(**inputs, generation_config=config, **steering)
         return ids
 
     @property
@@ -97,22 +102,24 @@ class Generation(Passes):
         max_new_tokens: int = 16,
         num_beams: int = 1,
         acting: Acting | None = None,
+        decoding: Sequence[Decoding] | None = None,
         **options: Any,
     ) -> list[str]:
-        """Answer queries by greedy or beam search; their targets are not looked at.
+        """Answer queries by greedy or beam search, or each in a way of its own; their targets are not looked at.
 
         Args:
             queries: Any mix.
             max_new_tokens: At most so many tokens.
             num_beams: 1 for greedy decoding.
             acting: What acts in it; None for what is attached in the running context.
+            decoding: How each answer is written, in place of all other settings; what it was is kept there.
             **options: Further settings of a ``transformers.GenerationConfig``, of `OPTIONS`.
 
         Raises:
             UnikeError: An option that it does not have, or a value that one does not take; or as `encode`.
 
         Returns:
-            For each query the first line of the answer.
+            For each query the first line of the answer; all of it where a `Decoding` says how it is written.
         """
         import transformers
 
@@ -127,6 +134,8 @@ class Generation(Passes):
             config = make_config(**{"do_sample": False, **asked, **own})
         answers = [""] * len(queries)
         groups = self.groups(queries)
+        if decoding is not None:
+            check_alone(decoding, len(queries), num_beams, options)
         acting = context.attached_to(self) if acting is None else acting
         if len(groups) > 1 and acting.rows > 1:
             raise UnikeError(
@@ -136,10 +145,24 @@ class Generation(Passes):
         for rows in groups:
             batch = self.encode([queries[row].question for row in rows], padding_side="left")
             with self._pass(batch.prefill(), acting), refusing(options):
-                ids = self._generate(batch.inputs, config)[:, batch.labels.shape[1] :]
-            for row, new in zip(rows, ids.tolist(), strict=True):
-                answers[row] = self.answer_text(new)
+                if decoding is not None:
+                    written = self._write(batch, config, [decoding[row] for row in rows])
+                else:
+                    ids = self._generate(batch.inputs, config)[:, batch.labels.shape[1] :]
+                    written = [self.answer_text(new) for new in ids.tolist()]
+            for row, answer in zip(rows, written, strict=True):
+                answers[row] = answer
         return answers
+
+    def _write(self, batch: Batch, config: Any, decoding: Sequence[Decoding]) -> list[str]:
+        """Answers that are each written in a way of their own."""
+        for row, prompt in zip(decoding, batch.inputs["attention_mask"].sum(dim=1).tolist(), strict=True):
+            row.prompt_tokens = prompt
+        steering = Steering(self.tokenizer, self.stop_ids, decoding)
+        config = copy.copy(config)
+        config.max_new_tokens = max(row.max_new_tokens for row in decoding)
+        self._generate(batch.inputs, config, logits_processor=[steering.choose], stopping_criteria=[steering.follow])
+        return [row.text for row in decoding]
 
     def groups(self, queries: Sequence[Query]) -> list[list[int]]:
         """Indices of the queries that may share a batch."""

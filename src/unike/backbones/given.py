@@ -21,8 +21,11 @@ def given_queries(queries: Any, what: str = "query") -> list[Query]:
     """
     found = given_list(queries, Query, f"a {what} is a unike.Query, not {{}}; give Query(prompt, image, target)")
     for query in found:
-        for text in (query.prompt, query.target):
+        for text in (query.prompt, query.target, query.system):
             check_unicode(text)
+        for turn in query.history:
+            check_unicode(turn.question)
+            check_unicode(turn.answer)
     return found
 
 

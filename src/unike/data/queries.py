@@ -62,6 +62,19 @@ def probe_kinds() -> dict[str, ProbeKind]:
 
 
 @dataclass(frozen=True)
+class Turn:
+    """What was said before in a conversation.
+
+    Args:
+        question: As the user wrote it.
+        answer: What the model said.
+    """
+
+    question: str
+    answer: str
+
+
+@dataclass(frozen=True)
 class Query:
     """A question, perhaps about an image, perhaps with the answer it should get.
 
@@ -71,17 +84,22 @@ class Query:
         target: The wanted answer, or None where there is none (locality probes, generation). An edit makes the model
             say this one, and it is read along this one.
         also: Further answers that are as right.
+        history: The turns of the conversation before; the image was shown with the first of them. What is asked, and
+            what edits go by, is the prompt alone.
+        system: What the model is told before anything is asked.
     """
 
     prompt: str
     image: Path | None = None
     target: str | None = None
     also: tuple[str, ...] = ()
+    history: tuple[Turn, ...] = ()
+    system: str = ""
 
     @property
     def question(self) -> "Query":
         """Without its answers, as a model is asked."""
-        return Query(self.prompt, self.image)
+        return replace(self, target=None, also=())
 
     def accepts(self, answer: str) -> bool:
         """Whether an answer is one of the right ones."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from unike.backbones.adapter import Backbone
+from unike.backbones.decoding import Decoding
 from unike.backbones.forward.context import Prefill
 from unike.backbones.forward.functional import target_positions, target_tokens
 from unike.backbones.forward.hooks import Hooks
@@ -164,18 +165,24 @@ class RowsEdited:
         self.sets = [tuple(in_force(edits)) for edits in sets]
         self.routed = [row for row, edits in enumerate(sets) if any(isinstance(e, RoutingEdit) for e in edits)]
 
-    def generate(self, queries: Sequence[Query], **kwargs: Any) -> list[str]:
-        """Answer as many queries as there are rows, each under its own edits."""
+    def generate(
+        self, queries: Sequence[Query], *, decoding: Sequence[Decoding] | None = None, **kwargs: Any
+    ) -> list[str]:
+        """Answer as many queries as there are rows, each under its own edits; arguments as in `Backbone.generate`."""
         queries = given_queries(queries)
         self._check_rows(queries)
         answers = [""] * len(queries)
+
+        def chosen(rows: Sequence[int]) -> dict[str, Any]:
+            return kwargs if decoding is None else kwargs | {"decoding": [decoding[row] for row in rows]}
+
         for rows in self._together(queries):
             asked = [queries[row] for row in rows]
             stack = Stack.of_rows(self.backbone, [self.sets[row] for row in rows])
-            for row, said in zip(rows, stack.answer(self.backbone, asked, **kwargs), strict=True):
+            for row, said in zip(rows, stack.answer(self.backbone, asked, **chosen(rows)), strict=True):
                 answers[row] = said
         for row in self.routed:
-            answers[row] = EditedModel(self.backbone, self.sets[row]).generate([queries[row]], **kwargs)[0]
+            answers[row] = EditedModel(self.backbone, self.sets[row]).generate([queries[row]], **chosen([row]))[0]
         return answers
 
     @torch.no_grad()

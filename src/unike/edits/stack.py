@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from unike.backbones.adapter import Backbone
+from unike.backbones.decoding import Decoding
 from unike.backbones.forward import context
 from unike.backbones.forward.context import UNEDITED, Prefill
 from unike.backbones.forward.hooks import Args, Hooks, Kwargs, text_input
@@ -86,22 +87,33 @@ class Stack:
         (group,) = self.groups
         return type(group.made[0]).told(group, queries)
 
-    def answer(self, backbone: Backbone, queries: Sequence[Query], **kwargs: Any) -> list[str]:
+    def answer(
+        self,
+        backbone: Backbone,
+        queries: Sequence[Query],
+        *,
+        decoding: Sequence[Decoding] | None = None,
+        **kwargs: Any,
+    ) -> list[str]:
         """What the model answers under the stack, or by itself to what it is to be asked instead (`told`).
 
         Args:
             backbone: The model.
             queries: Any mix.
+            decoding: As in `Backbone.generate`.
             **kwargs: As in `Backbone.generate`.
         """
         told = dict(enumerate(self.told(queries)))
         instead = {row: query for row, query in told.items() if query is not None}
         # Rows of a batch of edits go by their place, so none can be left out.
-        asked = [row for row in told if row not in instead or self.rows > 1]
-        answers = dict(
-            zip(asked, backbone.generate([queries[row] for row in asked], acting=self, **kwargs), strict=True)
-        )
-        answers |= zip(instead, backbone.generate(list(instead.values()), acting=UNEDITED, **kwargs), strict=True)
+        asked = {row: queries[row] for row in told if row not in instead or self.rows > 1}
+        answers: dict[int, str] = {}
+        for put, acting, heard in ((asked, self, told.keys() - instead.keys()), (instead, UNEDITED, instead.keys())):
+            chosen = kwargs
+            if decoding is not None:
+                written = [decoding[row] if row in heard else Decoding(max_new_tokens=1) for row in put]
+                chosen = kwargs | {"decoding": written}
+            answers |= zip(put, backbone.generate(list(put.values()), acting=acting, **chosen), strict=True)
         return [answers[row] for row in range(len(queries))]
 
     def _check_rows(self, module: nn.Module, args: Args, kwargs: Kwargs) -> None:

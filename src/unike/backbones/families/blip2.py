@@ -83,9 +83,9 @@ class Blip2(Backbone):
         logits: Tensor = self.model.language_model(**inputs, use_cache=False).logits
         return logits
 
-    def _generate(self, inputs: dict[str, Tensor], config: Any) -> Tensor:
+    def _generate(self, inputs: dict[str, Tensor], config: Any, **steering: Any) -> Tensor:
         language_model = replica(self.generator, generation_config=config)
         model = replica(self.model, modules={"language_model": language_model})
         answers = model if "pixel_values" in inputs else language_model
-        ids: Tensor = answers.generate(**inputs, generation_config=config)
+        ids: Tensor = answers.generate(**inputs, generation_config=config, **steering)
         return ids

@@ -17,6 +17,11 @@ class Gemma3(Backbone):
     name: ClassVar[str] = "gemma3"
     model_types: ClassVar[tuple[str, ...]] = ("gemma3",)
 
+    @property
+    def turn_end(self) -> str:
+        """Of its chat format."""
+        return "<end_of_turn>"
+
     def default_template(self) -> str:
         """Its chat format; the tokenizer begins it with its own bos."""
         return (
