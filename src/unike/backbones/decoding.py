@@ -1,7 +1,7 @@
 """How each answer of a batch is written: its length, what it is drawn with, where it ends, and who is told meanwhile.
 
-One batch may hold a greedy answer, a sampled one, and one that is read as it is written: every row is followed by itself,
-so what a row says does not depend on the others.
+One batch may hold a greedy answer, a sampled one, and one that is read as it is written: every row is followed by
+itself, so what a row says does not depend on the others.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -1,6 +1,7 @@
 """Edits on disk: a folder with ``edit_config.json`` and ``edit.safetensors``, sealed together."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,11 @@ def is_hash(text: str) -> bool:
 
 def write(edit: Edit, folder: Path) -> None:
     """As `Edit.save_pretrained`."""
+    replace_folder(folder, SAVED.files(*taken_apart(edit)), known_by=CONFIG_FILE)
+
+
+def taken_apart(edit: Edit) -> tuple[dict[str, Any], bytes]:
+    """What describes an edit, as JSON has it, and the bytes of its tensors."""
     content = save({name: tensor.cpu() for name, tensor in edit.tensors.items()})
     described: dict[str, Any] = {
         "unike": __version__,
@@ -50,7 +56,7 @@ def write(edit: Edit, folder: Path) -> None:
             for q, (_, picture) in zip(edit.facts, edit.questions, strict=True)
         ],
     }
-    replace_folder(folder, SAVED.files(described, content), known_by=CONFIG_FILE)
+    return described, content
 
 
 class SavedFact(Schema):
@@ -82,20 +88,7 @@ def read(folder: Path, encoder: str | None = None) -> Edit:
     """As `Edit.from_pretrained`."""
     described, content = SAVED.read(folder)
     try:
-        saved = checked(SavedEdit, described)
-        editor = registry.editors.get(saved.editor)
-        facts = [Query(f.prompt, None if f.image is None else Path(f.image), f.target) for f in saved.facts]
-        edit: Edit = editor.edit_class(
-            editor.config_class.parse(saved.config),
-            load(content),
-            facts,
-            fingerprint=saved.backbone.fingerprint,
-            source=saved.backbone.source,
-        )
-        edit.questions = tuple(
-            (words, fact.picture or found) for fact, (words, found) in zip(saved.facts, edit.questions, strict=True)
-        )
-        check_loaded(edit)
+        edit = put_together(described, content)
     except (ValueError, SafetensorError) as error:
         raise SAVED.damaged(folder, str(error)) from None
     for named in edit.config.encoders():
@@ -104,4 +97,29 @@ def read(folder: Path, encoder: str | None = None) -> Edit:
                 f"the edit in {folder} wants to load the sentence encoder {named!r}, which does not ship; if you trust "
                 "it, name it: --encoder, or from_pretrained(..., encoder=...)"
             )
+    return edit
+
+
+def put_together(described: Mapping[str, Any], content: bytes) -> Edit:
+    """The reverse of `taken_apart`.
+
+    Raises:
+        ValueError: The description does not say what it has to, or the tensors do not fit it.
+        SafetensorError: They are none.
+        UnikeError: A method or setting is unknown.
+    """
+    saved = checked(SavedEdit, described)
+    editor = registry.editors.get(saved.editor)
+    facts = [Query(f.prompt, None if f.image is None else Path(f.image), f.target) for f in saved.facts]
+    edit: Edit = editor.edit_class(
+        editor.config_class.parse(saved.config),
+        load(content),
+        facts,
+        fingerprint=saved.backbone.fingerprint,
+        source=saved.backbone.source,
+    )
+    edit.questions = tuple(
+        (words, fact.picture or found) for fact, (words, found) in zip(saved.facts, edit.questions, strict=True)
+    )
+    check_loaded(edit)
     return edit
