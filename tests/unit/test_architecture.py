@@ -21,6 +21,7 @@ LAYERS = [
     {"edits"},
     {"editors"},
     {"api"},
+    {"store"},
     {"bench"},
     {"report"},
     {"studies"},

@@ -168,6 +168,20 @@ class Edit(ABC):
         """
         return [None] * len(queries)
 
+    @classmethod
+    def calls(cls, group: "Group", queries: Sequence[Query]) -> Tensor | None:
+        """How far questions call upon each edit of a stack.
+
+        Args:
+            group: Edits with one config, of one fact each.
+            queries: Any mix.
+
+        Returns:
+            ``[Q, G]``, 0 where a question is none of the edit's business; None, by default, for a method that does not
+            tell.
+        """
+        return None
+
     def check_attachable(self) -> None:
         """Refuse to be attached, where a method does not act within the model; by default it does."""
         return

@@ -18,9 +18,10 @@ from unike.backbones.given import given_queries
 from unike.core.errors import UnikeError
 from unike.core.images import picture
 from unike.data.queries import Query
-from unike.edits.conflicts import in_force
+from unike.edits.conflicts import in_force, question_of
 from unike.edits.edit import Edit
 from unike.edits.given import given_edits, given_model
+from unike.edits.group import Group
 from unike.edits.routing import RoutingEdit
 from unike.edits.stack import Stack, attached, edits_on
 
@@ -86,7 +87,27 @@ class EditedModel:
         queries = given_queries(queries)
         if self.router is None:
             return self.stack.answer(self.backbone, queries, **kwargs)
-        return self.router.answer(self.routing, self.within, queries, **kwargs)
+        if kwargs.get("decoding") is None:
+            return self.router.answer(self.routing, self.within, queries, **kwargs)
+        return [self._route(query, way) for query, way in zip(queries, kwargs["decoding"], strict=True)]
+
+    def _route(self, query: Query, way: Decoding) -> str:
+        """One answer that is written in a way of its own, or at once, where no model writes it."""
+        assert self.router is not None
+        (answer,) = self.router.answer(self.routing, self.within, [query], decoding=[way])
+        if way.reason is None:
+            way.say(answer)
+        return way.text
+
+    def called_by(self, query: Query) -> list[Edit]:
+        """Which edits a question calls upon, as far as their methods tell; those of the very same one at least."""
+        called = {id(edit) for edit in self.edits if edit.questions == (question_of(query),)}
+        routing = [Group(self.backbone, self.routing)] if self.routing else []
+        for group in (*self.stack.groups, *routing):
+            calls = type(group.made[0]).calls(group, [query])
+            if calls is not None:
+                called |= {id(group.made[number]) for number in calls[0].nonzero().flatten().tolist()}
+        return [edit for edit in self.edits if id(edit) in called]
 
     @torch.no_grad()
     def target_logits(self, queries: Sequence[Query], state: SplitState | None = None) -> Tensor:

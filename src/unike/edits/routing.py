@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from unike.backbones.adapter import Backbone
@@ -13,6 +14,7 @@ from unike.backbones.forward.split import SplitState
 from unike.core.errors import UnikeError
 from unike.data.queries import Query
 from unike.edits.edit import Edit
+from unike.edits.group import Group
 from unike.edits.layout import check_widths
 
 if TYPE_CHECKING:
@@ -81,6 +83,13 @@ class RoutingEdit(Edit):
         To the others the answer, and every logit, is the unedited model's.
         """
         return [True] * len(queries)
+
+    @classmethod
+    def calls(cls, group: Group, queries: Sequence[Query]) -> Tensor | None:
+        """1 where a question would be in scope of an edit alone; None for a method that takes all to be."""
+        if cls.in_scope.__func__ is RoutingEdit.in_scope.__func__:  # type: ignore[attr-defined]
+            return None
+        return torch.tensor([cls.in_scope([edit], group.backbone, queries) for edit in group.made]).T.float()
 
     @classmethod
     def reads_targets(cls, edits: Sequence[Edit]) -> bool:

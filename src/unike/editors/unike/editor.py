@@ -125,6 +125,14 @@ class UniKEEdit(Edit):
             return super().told(group, queries)
         return told(gate_of(group.kept(KNOWLEDGE, partial(checked_knowledge, group))), group, queries)
 
+    @classmethod
+    def calls(cls, group: Group, queries: Sequence[Query]) -> Tensor | None:
+        """How far the gate of each edit is open; None without a gate."""
+        if not group.config.has_gate:
+            return None
+        gate = gate_of(group.kept(KNOWLEDGE, partial(checked_knowledge, group)))
+        return gate.opened_by(group, queries).gate
+
 
 def checked_knowledge(group: Group) -> Knowledge:
     """The knowledge that the edits of a stack act together with.

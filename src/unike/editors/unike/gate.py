@@ -27,7 +27,7 @@ Note:
     feed-forward networks, so that an input below the ramps of ``fact`` keeps the unedited model's answer, bit for bit.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, NamedTuple
 
@@ -40,6 +40,7 @@ from typing_extensions import Self
 from unike.backbones.adapter import Backbone
 from unike.backbones.forward.context import Prefill
 from unike.core.errors import UnikeError
+from unike.data.queries import Query
 from unike.editors.unike.words import Wording, read_words
 from unike.edits.group import Group
 
@@ -239,6 +240,16 @@ class Gate:
         if present is None:
             return openings
         return Openings(*(each.masked_fill(~present, 0) for each in openings))
+
+    @torch.no_grad()
+    def opened_by(self, group: Group, queries: Sequence[Query]) -> Openings:
+        """How far questions are about each edit of a stack, ``[Q, G]`` each, without an answer being written."""
+        keys, found = keys_for(group, 1), torch.zeros(3, len(queries), len(group))
+        for rows in group.backbone.groups(queries):
+            batch = group.backbone.encode([queries[row].question for row in rows])
+            read = self.read(group.backbone, group.backbone.run_to_split(batch, 0).prefill())
+            found[:, rows] = torch.stack(self.openings(keys, read, group.config.gate.rivalry)).cpu()
+        return Openings(*found)
 
     def _own(self, picture: Tensor, present: Tensor | None) -> Tensor:
         """The ramp of an edit's own questions, which rises with the number of edits there are."""

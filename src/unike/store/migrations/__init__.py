@@ -1,0 +1,1 @@
+"""How a store's tables came about, step by step; Alembic takes a store from wherever it is to the newest."""

@@ -1,0 +1,81 @@
+"""What things in a store are called, and what counts as the same."""
+
+import getpass
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+
+from unike.core.errors import UnikeError
+from unike.store.values import Stored
+
+DEFAULT = "default"
+"""The set that is meant where none is named."""
+
+SET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+LONGEST = 4096
+"""Characters of a reason, an author or a tag."""
+
+
+def checked_set(name: str) -> str:
+    """The name of a set.
+
+    Raises:
+        UnikeError: It could not be told apart in ``model@set:version``.
+    """
+    if SET.fullmatch(name) is None:
+        raise UnikeError(f"{name!r} is no name of a set; use up to 64 letters, digits, '-', '_', '.'")
+    return name
+
+
+def checked_text(what: str, text: str, *, empty: bool = True) -> str:
+    """A text that a person wrote, with no blanks around it.
+
+    Raises:
+        UnikeError: It is too long, holds what no database keeps, or is empty where it may not be.
+    """
+    found = text.strip()
+    try:
+        found.encode()
+    except UnicodeEncodeError:
+        raise UnikeError(f"the {what} {text!r} is not valid Unicode") from None
+    if len(found) > LONGEST or "\0" in found:
+        raise UnikeError(f"the {what} has more than {LONGEST:,} characters, or a null; shorten it")
+    if not found and not empty:
+        raise UnikeError(f"the {what} is empty")
+    return found
+
+
+def checked_tags(tags: Sequence[str]) -> tuple[str, ...]:
+    """Tags, each once.
+
+    Raises:
+        UnikeError: One is empty or too long.
+    """
+    return tuple(dict.fromkeys(checked_text("tag", tag, empty=False) for tag in tags))
+
+
+def author_or_user(author: str | None) -> str:
+    """Who does something; the user of this process if nobody is named."""
+    if author is not None:
+        return checked_text("author", author, empty=False)
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError, ImportError):  # in a container there may be no such user
+        return "unknown"
+
+
+def question_key(prompt: str, picture: str | None) -> tuple[str, str]:
+    """What is the same for the same question, as in `unike.edits.conflicts`."""
+    return " ".join(prompt.casefold().split()), picture or ""
+
+
+def asks(stored: Stored) -> tuple[str, str, str]:
+    """What is the same for edits of the same question of the same model."""
+    return (*question_key(stored.prompt, stored.picture), stored.fingerprint)
+
+
+def identity(*parts: object) -> str:
+    """16 hex digits that are the same for the same parts."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]

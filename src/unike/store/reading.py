@@ -1,0 +1,170 @@
+"""What a store has to tell: edits, sets and their versions, the log, canaries. Reading changes nothing."""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Lock
+
+from safetensors import SafetensorError
+from sqlalchemy import Connection, select
+
+from unike.core.errors import UnikeError
+from unike.data.queries import Query
+from unike.edits.edit import Edit
+from unike.edits.files import put_together
+from unike.store import journal
+from unike.store.blobs import Blobs
+from unike.store.database import Database
+from unike.store.names import DEFAULT
+from unike.store.tables import CANARIES, CHANGES, EDITS, LOG
+from unike.store.values import Canary, Entry, Stored
+
+LOADED = 4096
+"""So many edits are kept in memory."""
+
+AT_ONCE = 500
+"""So many rows are asked for by name in one query."""
+
+
+class Reader:
+    """What is read of a store, by any number of threads.
+
+    Args:
+        database: Facts, sets and the log.
+        blobs: Tensors and pictures.
+    """
+
+    def __init__(self, database: Database, blobs: Blobs) -> None:
+        self.database, self.blobs = database, blobs
+        self._edits: OrderedDict[str, Edit] = OrderedDict()
+        self._lock = Lock()
+
+    def sets(self) -> list[str]:
+        """The names of all sets that ever had an edit."""
+        with self.database.reading() as connection:
+            return sorted(connection.scalars(select(CHANGES.c.set).distinct()))
+
+    def version(self, set: str = DEFAULT) -> int:
+        """The newest version of a set; 0 if it never had an edit. It changes whenever what is in force does."""
+        with self.database.reading() as connection:
+            return journal.version_of(connection, set)
+
+    def members(self, set: str = DEFAULT, version: int | None = None) -> list[Stored]:
+        """What is in force in a set, the bottom of the stack first.
+
+        Args:
+            set: Its name.
+            version: What was in force then; None for now.
+
+        Raises:
+            UnikeError: There is no such version.
+        """
+        with self.database.reading() as connection:
+            names = journal.in_order(
+                journal.positions(connection, set, journal.checked_version(connection, set, version))
+            )
+            return stored_of(connection, names)
+
+    def all(self, *, tag: str | None = None, text: str | None = None) -> list[Stored]:
+        """Every edit that was ever added, the newest last.
+
+        Args:
+            tag: Only those with this one.
+            text: Only those whose prompt, target, tags or reason hold it, whatever its case.
+        """
+        with self.database.reading() as connection:
+            rows = connection.execute(select(*COLUMNS).order_by(EDITS.c.added_at, EDITS.c.id)).mappings()
+            found = [Stored(**row) for row in rows]
+        wanted = "" if text is None else text.casefold()
+        return [
+            each
+            for each in found
+            if (tag is None or tag in each.tags)
+            and wanted in "\n".join((each.prompt, each.target, each.reason, *each.tags)).casefold()
+        ]
+
+    def find(self, name: str) -> Stored:
+        """An edit by its id, or by as many digits of it as no other begins with.
+
+        Raises:
+            UnikeError: There is none, or there are several.
+        """
+        starts = EDITS.c.id.startswith(name.casefold(), autoescape=True)
+        with self.database.reading() as connection:
+            names = list(connection.scalars(select(EDITS.c.id).where(starts).limit(2))) if name.strip() else []
+            if len(names) != 1:
+                raise UnikeError(
+                    f"{'several edits begin' if names else 'there is no edit that begins'} with {name!r} in this store"
+                )
+            return stored_of(connection, names)[0]
+
+    def edit(self, stored: Stored) -> Edit:
+        """An edit with its tensors.
+
+        Raises:
+            UnikeError: Its blobs are missing or were changed.
+        """
+        with self._lock:
+            if stored.id in self._edits:
+                self._edits.move_to_end(stored.id)
+                return self._edits[stored.id]
+        with self.database.reading() as connection:
+            described = connection.scalars(select(EDITS.c.described).where(EDITS.c.id == stored.id)).one()
+        picture = None if stored.picture is None else str(self.picture(stored.picture))
+        facts = [fact | {"image": picture} for fact in described["facts"]]
+        try:
+            edit = put_together(described | {"facts": facts}, self.blobs.get(stored.tensors))
+        except (ValueError, SafetensorError) as error:
+            raise UnikeError(f"the edit {stored.id} cannot be read: {error}; revoke it, or pull it anew") from None
+        with self._lock:
+            self._edits[stored.id] = edit
+            while len(self._edits) > LOADED:
+                self._edits.popitem(last=False)
+        return edit
+
+    def edits(self, set: str = DEFAULT, version: int | None = None) -> list[Edit]:
+        """The edits that are in force in a set, as `members`."""
+        return [self.edit(stored) for stored in self.members(set, version)]
+
+    def picture(self, name: str) -> Path:
+        """A picture's file, by its SHA-256."""
+        return self.blobs.path(name)
+
+    def log(self, set: str | None = None, edit: str | None = None, limit: int | None = None) -> list[Entry]:
+        """Who did what when, the oldest first.
+
+        Args:
+            set: Only in this one.
+            edit: Only about the one with this id.
+            limit: So many of the newest.
+        """
+        rows = select(LOG).order_by(LOG.c.number.desc())
+        rows = rows if set is None else rows.where(LOG.c.set == set)
+        rows = rows if edit is None else rows.where(LOG.c.edit == edit)
+        with self.database.reading() as connection:
+            found = connection.execute(rows if limit is None else rows.limit(limit)).mappings()
+            return [Entry(**row) for row in found][::-1]
+
+    def canaries(self) -> list[Canary]:
+        """Questions whose answers no edit is to change."""
+        with self.database.reading() as connection:
+            rows = connection.execute(select(CANARIES).order_by(CANARIES.c.id)).mappings()
+            return [Canary(**row) for row in rows]
+
+    def canary_queries(self) -> list[Query]:
+        """The same, to be asked."""
+        return [
+            Query(each.prompt, None if each.picture is None else self.picture(each.picture)) for each in self.canaries()
+        ]
+
+
+COLUMNS = [column for column in EDITS.c if column.name != "described"]
+
+
+def stored_of(connection: Connection, names: Sequence[str]) -> list[Stored]:
+    """Edits by their ids, in that order."""
+    found: dict[str, Stored] = {}
+    for start in range(0, len(names), AT_ONCE):
+        rows = select(*COLUMNS).where(EDITS.c.id.in_(names[start : start + AT_ONCE]))
+        found |= {row["id"]: Stored(**row) for row in connection.execute(rows).mappings()}
+    return [found[name] for name in names]

@@ -1,0 +1,100 @@
+"""What keeps a store sound: looking for damage, removing what nothing names, and copying sets to other stores."""
+
+from sqlalchemy import select
+
+from unike.core.errors import UnikeError
+from unike.core.progress import Progress, silent
+from unike.store import journal
+from unike.store.names import DEFAULT
+from unike.store.store import Store
+from unike.store.tables import CANARIES, EDITS
+
+GRACE = 3600
+"""Seconds for which a blob that nothing names is left: its writer may be about to name it."""
+
+
+def damage(store: Store, progress: Progress = silent) -> list[str]:
+    """What is wrong with a store, a line each: blobs that are missing or changed, edits that cannot be read, the log.
+
+    Args:
+        store: Is only read.
+        progress: Told how many edits were looked at.
+    """
+    found = []
+    first = journal.broken(store.log())
+    if first is not None:
+        found.append(f"line {first} of the log is missing or was changed")
+    edits = store.all()
+    for number, stored in enumerate(edits):
+        progress("reading edits", number, len(edits))
+        try:
+            if stored.picture is not None:
+                store.blobs.get(stored.picture)
+            store.blobs.get(stored.tensors)
+            store.edit(stored)
+        except UnikeError as error:
+            found.append(str(error))
+    progress("reading edits", len(edits), len(edits))
+    for canary in store.canaries():
+        if canary.picture is not None and not store.blobs.has(canary.picture):
+            found.append(f"the picture of the canary {canary.prompt!r} is missing or was changed")
+    return found
+
+
+def collect(store: Store, grace: float = GRACE) -> tuple[int, int]:
+    """Remove blobs that nothing names, which writers left that were killed. Edits that were revoked are kept.
+
+    Args:
+        store: Whose.
+        grace: Younger ones are left, in seconds.
+
+    Returns:
+        How many, and how many bytes.
+    """
+    lying = [blob for blob in store.blobs.all() if blob.age >= grace]  # first: what is named later was put later
+    with store.database.reading() as connection:
+        named = {*connection.scalars(select(EDITS.c.tensors)), *connection.scalars(select(EDITS.c.picture))}
+        named |= set(connection.scalars(select(CANARIES.c.picture)))
+    unnamed = [blob for blob in lying if blob.name not in named]
+    for blob in unnamed:
+        store.blobs.drop(blob.name)
+    return len(unnamed), sum(blob.size for blob in unnamed)
+
+
+def copy_set(
+    source: Store,
+    to: Store,
+    *,
+    set: str = DEFAULT,
+    into: str | None = None,
+    author: str | None = None,
+    reason: str = "",
+    progress: Progress = silent,
+) -> int:
+    """Put in force in one store what is in force in a set of another, in its order, in one step.
+
+    Args:
+        source: Where it comes from.
+        to: Where it goes.
+        set: Of the source.
+        into: Set of the other store; None for one of the same name.
+        author: Who does it.
+        reason: Why.
+        progress: Told how many edits were read.
+
+    Returns:
+        The version of the other set: a new one unless that was in force already.
+    """
+    if set not in source.sets():
+        raise UnikeError(f"there is no set {set!r} to copy (there {_are(source.sets())})")
+    found = []
+    members = source.members(set)
+    for number, stored in enumerate(members):
+        progress("reading edits", number, len(members))
+        found.append((source.edit(stored), stored))
+    progress("reading edits", len(members), len(members))
+    return to.put(found, set=into or set, author=author, reason=reason)
+
+
+def _are(sets: list[str]) -> str:
+    return f"are: {', '.join(sets)}" if sets else "is none"
