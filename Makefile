@@ -23,6 +23,11 @@ unit: $(READY)
 
 test-slow: $(READY)  ## what takes minutes
 	$(BIN)/pytest -q -m slow
+	KILLS=200 OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/unit/store/test_kills.py
+
+test-service: $(READY)  ## what needs PostgreSQL or Chromium; installs them from Debian where it may
+	sh scripts/service/install.sh
+	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m service -rs
 
 fuzz: $(READY)  ## 10,000 damaged inputs of every class; about 15 minutes
 	FUZZ=10000 OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/fuzz

@@ -193,7 +193,7 @@ def report(z: Tensor, asked: Asked) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=2600)
     parser.add_argument("--out", type=Path, default=Path("src/unike/editors/unike/gate_data/words.safetensors"))
     args = parser.parse_args()
     rng, encoder = random.Random(0), sentence_encoder()

@@ -1,6 +1,6 @@
 """What the commands of ``unike store`` share, and the one that lets edits in."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +11,9 @@ from unike.core.errors import UnikeError
 from unike.core.options import parse_settings
 
 if TYPE_CHECKING:
+    from unike.backbones.adapter import Backbone
+    from unike.data.queries import Query
+    from unike.edits.edit import Edit
     from unike.store import Store
     from unike.store.admission import Admission, Asked
 
@@ -76,37 +79,60 @@ def add(
     as_json: shared.Json = False,
 ) -> None:
     """Edit a fact, or many; each is checked, and is in force from then on, or is refused."""
-    given = {"--prompt and --target": prompt or target, "--facts": facts, "--edit": edit}
-    if len(named := [name for name, value in given.items() if value]) != 1 or (not (facts or edit) and not target):
-        raise UnikeError(f"give one of {', '.join(given)}" + (f", not {' and '.join(named)}" if len(named) > 1 else ""))
-    if prompt is not None and target is not None:
-        shared.check_text(prompt, "prompt", "say which question is to be answered differently")
-        shared.check_text(target, "target", "say what the answer should be")
-    shared.check_image(image)
+    check_given(prompt, target, image, facts, edit)
+    terms: dict[str, Any] = {"set": into, "author": author, "reason": reason, "tags": tuple(tag or ())}
+    terms |= {"replace": replace, "max_drift": max_drift, "force": force}
     with shared.working("starting"):
-        from unike import api
         from unike.core import registry
         from unike.data.queries import Query
         from unike.editors.common.bulk import read_facts
-        from unike.store.admission import admit_all, admit_made
 
         chosen = parse_settings(settings or [])
         registry.editors.get(editor).config_class.parse(dict(chosen))
         shared.check_loading(device, dtype, quantize, template)
-        wanted = [Query(prompt or "", image, target)] if facts is None else read_facts(facts)
+        wanted = [Query(prompt, image, target)] if prompt is not None else read_facts(facts) if facts else []
         saved = [] if edit is None else shared.load_edits([edit])
         found = opened(where, blobs)
     backbone, _ = shared.load(model, device, dtype, quantize, trust_remote_code, template)
-    terms: dict[str, Any] = {"set": into, "author": author, "reason": reason, "tags": tuple(tag or ())}
-    terms |= {"replace": replace, "max_drift": max_drift, "force": force}
+    tell(found, into, let_in(found, backbone, wanted, saved, editor, chosen, terms), as_json)
+
+
+def check_given(
+    prompt: str | None, target: str | None, image: Path | None, facts: Path | None, edit: Path | None
+) -> None:
+    """Refuse anything but a fact, a file of facts, or an edit."""
+    given = {"--prompt and --target": prompt or target or image, "--facts": facts, "--edit": edit}
+    named = [name for name, value in given.items() if value is not None]
+    if len(named) != 1 or (facts is None and edit is None and (prompt is None or target is None)):
+        raise UnikeError(
+            "say what is to be edited: --prompt and --target, or --facts FILE, or --edit DIR; one of these"
+        )
+    if prompt is not None and target is not None:
+        shared.check_text(prompt, "prompt", "say which question is to be answered differently")
+        shared.check_text(target, "target", "say what the answer should be")
+    shared.check_image(image)
+
+
+def let_in(
+    found: "Store",
+    backbone: "Backbone",
+    wanted: "Sequence[Query]",
+    saved: "Sequence[Edit]",
+    editor: str,
+    settings: Mapping[str, Any],
+    terms: Mapping[str, Any],
+) -> "list[Admission]":
+    """Make edits of facts, or take those that are made, and put them in force on some terms."""
+    from unike import api
+    from unike.store.admission import admit_all, admit_made
+
     if saved:
         with shared.working("checking"):
-            results = [admit_made(found, backbone, saved[0], **terms)]
-    else:
-        method = api.make_editor(editor, **chosen)
-        with shared.progress_bars() as method.progress:
-            results = admit_all(found, backbone, method, wanted, progress=method.progress, **terms)
-    tell(found, into, results, as_json)
+            return [admit_made(found, backbone, edit, **terms) for edit in saved]
+    method = api.make_editor(editor, **settings)
+    with shared.progress_bars() as progress:
+        method.progress = progress
+        return admit_all(found, backbone, method, wanted, progress=progress, **terms)
 
 
 def tell(found: "Store", into: str, results: "Sequence[Admission]", as_json: bool) -> None:

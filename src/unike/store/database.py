@@ -45,7 +45,12 @@ class Database:
                 event.listen(self.engine, "connect", _set_up)
             self._writing = self.engine.execution_options(**{WRITES: True})
             event.listen(self.engine, "begin", _begin_in_sqlite if lite else _begin)
-            self._bring_up_to_date()
+        try:
+            with self.telling():
+                self._bring_up_to_date()
+        except UnikeError:
+            self.close()
+            raise
 
     @property
     def shown(self) -> str:

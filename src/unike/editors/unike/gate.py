@@ -128,7 +128,7 @@ class RisingRamp:
         return Ramp(*(float(np.interp(*doublings, ends)) for ends in (self.low, self.high)))
 
 
-ASKED, ASKED_OF_NAMED, NAMED = Ramp(0.46, 0.50), Ramp(0.58, 0.62), Ramp(0.62, 0.70)
+ASKED, ASKED_OF_NAMED, NAMED = Ramp(0.44, 0.48), Ramp(0.60, 0.64), Ramp(0.62, 0.70)
 """Where the same question begins, about a picture and about what it names, and where the same name does.
 
 They are of `words`, and so of any model; chosen on dev.
