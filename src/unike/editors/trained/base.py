@@ -60,8 +60,8 @@ _NETWORKS: MemoOf[tuple[type, str | None], nn.Module] = MemoOf()
 class TrainedEditor(Editor[TrainedConfigT]):
     """An editing method with a network that has to be trained for each backbone.
 
-    The training loop calls `build`, `optimizer`, and for each batch of cases `read` (once, kept), `objective`, `total`
-    and `stepped`. Losses of a method with an objective of its own may have names of their own.
+    The training loop calls `build`, `optimizer`, and for each batch of cases `read` (once, kept), `objective`, `total`,
+    `warmth` and `stepped`. Losses of a method with an objective of its own may have names of their own.
     """
 
     network_settings: ClassVar[type[Settings]]
@@ -135,6 +135,13 @@ class TrainedEditor(Editor[TrainedConfigT]):
     def total(self, network: Any, losses: Mapping[str, Tensor]) -> Tensor:
         """What is minimised, a scalar, from losses ``[B]`` each."""
         return torch.stack([weight * losses[kind].mean() for kind, weight in self.weights.items()]).sum()
+
+    def warmth(self, settings: Any, step: int) -> float:
+        """What every learning rate is multiplied with at a step, of which the first is 1; most methods have no warm-up.
+
+        It may depend on nothing else, so that a training that is cut off goes on as if it had not been.
+        """
+        return 1.0
 
     def stepped(self, network: Any) -> None:
         """Called after each step; keeps parameters where they may be."""
