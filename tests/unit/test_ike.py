@@ -10,6 +10,7 @@ from tinies import tiny_backbone
 
 from unike.backbones.adapter import Backbone
 from unike.backbones.forward.hooks import trace
+from unike.backbones.template import parse
 from unike.bench.selection import Task, check_leaks, check_method
 from unike.bench.spec import RunSpec
 from unike.core.errors import UnikeError
@@ -58,25 +59,66 @@ def read_by(edit: Edit, backbone: Backbone, *queries: Query) -> list[str]:
 # ---------------------------------------------------------------------- the text
 
 
+PONY = Query("Which animal do you see? ", None, " pony")
+
+
+def whole_text(edit: Edit, cue: str) -> str:
+    """What is read when Hamlet is asked about after an edit of `PONY`, from the words of the method."""
+    gap = "" if cue.endswith("\n") else " "
+    asked = {
+        "copy": lambda prompt, target: f"{prompt}{cue}{gap}{target}",
+        "update": lambda prompt, target: f"So, {prompt}{cue}{gap}{target}",
+        "retain": lambda prompt, target: f"Not {prompt}{cue}{gap}not {target}",
+    }
+    nearest = list(zip(edit.tensors["demonstrations"][0].tolist(), edit.config.kinds, strict=True))
+    text = "".join(
+        f"New Fact: {' '.join(FACTS[index])}\nPrompt: {asked[kind](*FACTS[index])}\n\n"
+        for index, kind in reversed(nearest)
+    )
+    text += f"New Fact: Which animal do you see? pony\nPrompt: Which animal do you see?{cue}{gap}pony\n\n"
+    return text + "New Fact: Which animal do you see? pony\nPrompt: Who wrote Hamlet?"
+
+
 def test_the_whole_text(backbone: Backbone, pool: Pool) -> None:
     """The nearest fact stands last but the edit itself; each kind as often as asked; nothing of the query's target."""
-    edit = IKE(**COUNTS, seed=1).edit(backbone, Query("Which animal do you see? ", None, " pony"))
-    kinds = edit.config.kinds
-    assert sorted(kinds) == ["copy", "retain", "update"]
-    indices = edit.tensors["demonstrations"][0].tolist()
-    assert indices[0] == 3 and indices[1] == 0, "horse, then zebra"
-    asked = {
-        "copy": lambda prompt, target: f"{prompt} {target}",
-        "update": lambda prompt, target: f"So, {prompt} {target}",
-        "retain": lambda prompt, target: f"Not {prompt} not {target}",
-    }
-    expected = "".join(
-        f"New Fact: {' '.join(FACTS[index])}\nPrompt: {asked[kind](*FACTS[index])}\n\n"
-        for index, kind in reversed(list(zip(indices, kinds, strict=True)))
-    )
-    expected += "New Fact: Which animal do you see? pony\nPrompt: Which animal do you see? pony\n\n"
-    expected += "New Fact: Which animal do you see? pony\nPrompt: Who wrote Hamlet?"
+    edit = IKE(**COUNTS, seed=1, max_prompt_tokens=10_000).edit(backbone, PONY)
+    assert sorted(edit.config.kinds) == ["copy", "retain", "update"]
+    assert edit.tensors["demonstrations"][0].tolist()[:2] == [3, 0], "horse, then zebra"
+    expected = whole_text(edit, "\nAnswer the question using a single word or phrase. ASSISTANT:")
     assert read_by(edit, backbone, Query(" Who wrote Hamlet?", None, "Bacon")) == [expected]
+
+
+TURN = "<|im_end|>\n<|im_start|>assistant\n"
+
+
+@pytest.mark.parametrize(
+    ("family", "template", "with_picture", "without", "turn"),
+    [
+        ("llava", "{image}Question: {prompt} Short answer:", " Short answer:", " Short answer:", ""),
+        ("llava", "{image}Question: {prompt} Short answer: || {prompt}", " Short answer:", "", ""),
+        ("llava", "{prompt} <see>{image}</see> Answer: ", " Answer:", " Answer:", ""),
+        ("paligemma", None, "\n", "\n", ""),
+        ("qwen3_vl", None, *["\nAnswer with a single word or phrase."] * 2, TURN),
+    ],
+)
+def test_demonstrations_end_as_the_question_does(
+    family: str,
+    template: str | None,
+    with_picture: str,
+    without: str,
+    turn: str,
+    pool: Pool,
+    pictures: list[Path],
+) -> None:
+    """The template's own words stand before each answer; where the turn of a conversation ends, only the last."""
+    tiny = tiny_backbone(family)
+    reader = type(tiny)(tiny.model, **tiny.processors, source="tiny", template=template)
+    edit = IKE(**COUNTS, seed=1, max_prompt_tokens=10_000).edit(reader, PONY)
+    for image, cue in ((pictures[0], with_picture), (None, without)):
+        (text,) = read_by(edit, reader, Query("Who wrote Hamlet?", image, "Bacon"))
+        assert text == whole_text(edit, cue)
+        filled = parse(reader.template).fill(text, None if image is None else "")
+        assert filled.rstrip(" ").endswith("Prompt: Who wrote Hamlet?" + cue + turn)
 
 
 def test_the_default_mix_is_the_paper_s_and_shuffled_by_the_seed() -> None:

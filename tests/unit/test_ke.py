@@ -13,6 +13,7 @@ from unike.core.errors import UnikeError
 from unike.data.queries import Query
 from unike.editors.ke.conditioned_update import ConditionedMatrix, ConditionedUpdates, TextCondition
 from unike.editors.ke.editor import KE, KENetworkSettings
+from unike.editors.trained.config import TrainConfig
 from unike.editors.trained.hypernetwork import matrices_of
 from unike.editors.trained.meta_objective import KINDS
 from unike.editors.trained.token_gradients import token_gradients
@@ -158,6 +159,14 @@ def test_the_multiplier_rises_while_the_constraint_is_broken(divergence: float, 
         values.append(network.multiplier.item())
     assert (values[1] > 1) is rises
     assert min(values) >= 0 and (rises or values[-1] == 0)
+
+
+def test_learning_rates_warm_up_linearly() -> None:
+    """As ``get_linear_schedule_with_warmup`` has it, from 0 at the first step on."""
+    settings = KENetworkSettings(warmup=4)
+    assert [KE().warmth(settings, step) for step in range(1, 8)] == [0, 0.25, 0.5, 0.75, 1, 1, 1]
+    assert KE().warmth(KENetworkSettings(warmup=0), 1) == 1
+    assert KENetworkSettings().warmup / TrainConfig().steps == 1_000 / 200_000
 
 
 def test_the_margin_shrinks_while_edits_succeed() -> None:

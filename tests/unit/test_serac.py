@@ -32,7 +32,7 @@ from unike.editors.trained.config import TrainConfig
 from unike.editors.trained.loop import train
 from unike.edits.edited import EditedModel
 
-SETTINGS = SERACNetworkSettings(n_layers=2, lr=1e-2, lr_scope=1e-2)
+SETTINGS = SERACNetworkSettings(n_layers=2, lr=1e-2, lr_scope=1e-2, finetune_encoder=False)
 HAMLET = Query("Who wrote Hamlet?", None, "Bacon")
 
 

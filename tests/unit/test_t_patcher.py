@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from unike.backbones.forward.functional import all_right
 from unike.backbones.forward.hooks import Hooks
 from unike.data.queries import Query
 from unike.editors.common.anchors import Anchors
+from unike.editors.common.optimise import optimise
 from unike.editors.common.pairs import wrong_positions
 from unike.editors.t_patcher import Best, Neurons, TPatcher, TPatcherConfig, TPatcherEdit, first_of
 from unike.edits.group import Group
@@ -135,7 +137,7 @@ def test_a_memory_is_left_alone_and_the_neuron_still_fires(llava: Backbone, fact
 
 def test_the_best_right_parameters_are_kept_row_by_row() -> None:
     parameter = torch.zeros(3, 1)
-    best = Best([parameter], patience=2)
+    best = Best([parameter], patience=2, plateau=100)
     looks = [  # right, held-out loss of each of three edits
         ([False, True, False], [1.0, 5.0, 1.0]),
         ([True, True, False], [3.0, 4.0, 1.0]),
@@ -146,10 +148,42 @@ def test_the_best_right_parameters_are_kept_row_by_row() -> None:
     ]
     for number, (right, loss) in enumerate(looks):
         parameter.fill_(number)
-        best.look(torch.tensor(right), torch.tensor(loss))
-        assert not best.is_found(), "the third is never right"
+        best.look(torch.tensor(right), torch.tensor(loss), torch.ones(3))
+        assert not best.is_over(), "the third is never right"
     best.restore()
     assert parameter[:, 0].tolist() == [2, 1, 5], "later gains come too late; the third stays as it is"
+
+
+def test_a_wrong_edit_is_given_up_on_a_plateau() -> None:
+    """Neither one that is right nor one whose loss still falls, by a twentieth at least; and for good."""
+    parameter = torch.zeros(4, 1)
+    best = Best([parameter], patience=10, plateau=3)
+    for number in range(8):
+        parameter.fill_(number)
+        right = [False, number == 1, False, number == 7]
+        falling, slowly = 0.9**number, 0.99**number
+        best.look(torch.tensor(right), torch.ones(4), torch.tensor([1.0, 1.0, falling, slowly]))
+    assert not best.is_over(), "the third goes on"
+    best.restore()
+    assert parameter[:, 0].tolist() == [3, 1, 7, 3], "the fourth is right too late"
+
+
+def test_what_cannot_be_learned_does_not_take_all_steps(llava: Backbone, facts: list[Query]) -> None:
+    """Values of nothing write nothing. What is kept is what there was when it was given up."""
+    settings = {"amplify": 0.0, "memory_weight": 0.0, "plateau": 7}
+    taken: list[int] = []
+
+    def counted(*args: Any, **kwargs: Any) -> Tensor:
+        history = optimise(*args, **kwargs)
+        taken.append(len(history))
+        return history
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("unike.editors.t_patcher.optimise", counted)
+        given_up = TPatcher(**settings).edit(llava, facts[1])
+    assert 7 < taken[0] < 100 and TPatcherConfig().steps == 2000
+    longer = TPatcher(**settings | {"plateau": 2000}, steps=taken[0] - 1).edit(llava, facts[1])
+    assert all(torch.equal(given_up.tensors[name], tensor) for name, tensor in longer.tensors.items())
 
 
 def test_an_edit_stops_when_it_is_right(llava: Backbone, facts: list[Query]) -> None:

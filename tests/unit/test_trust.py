@@ -82,7 +82,7 @@ def test_an_encoder_runs_no_code_even_when_it_is_named(naming: Path) -> None:
 
 
 def test_networks_name_an_encoder_only_with_the_user() -> None:
-    foreign = SERACNetworkSettings(encoder="./enc")
+    foreign = SERACNetworkSettings(encoder="./enc", finetune_encoder=False)
     with pytest.raises(UnikeError, match=r"if you trust it, name it: --set encoder=\./enc"):
         SERAC().check_network(foreign)
     SERAC(SERACConfig(encoder="./enc")).check_network(foreign)

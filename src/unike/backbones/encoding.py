@@ -196,6 +196,18 @@ class Encoding(Parts):
             text = text.replace(token, " ")
         return " ".join(text.split())
 
+    def cue(self, pictured: bool) -> str:
+        """The words between a question and its answer, as a text may repeat them: up to the first special token.
+
+        What marks the turns of a conversation cannot stand within one.
+
+        Args:
+            pictured: Whether the question has a picture.
+        """
+        behind = templates.parse(self.template).cue(pictured)
+        marks = {*self.tokenizer.all_special_tokens, *self.tokenizer.get_added_vocab()}
+        return min((behind.partition(mark)[0] for mark in marks), key=len, default=behind)
+
     def check(self, query: Query) -> None:
         """Refuse a question that `encode` would refuse for its text; its picture is not read, nor an empty target.
 

@@ -65,6 +65,11 @@ class Template:
                 return (text.rpartition(after)[0] if after else text).strip()
         return text.strip()
 
+    def cue(self, has_image: bool) -> str:
+        """What stands between a question and its answer, up to where the answer's own space begins."""
+        behind = TAGS.sub("{image}", self.around(has_image)).partition("{prompt}")[2]
+        return behind.replace("{image}", "").rstrip(" ")
+
     def around(self, has_image: bool) -> str:
         """What `fill` fills."""
         return self.pictured if has_image or self.bare is None else self.bare

@@ -30,7 +30,7 @@ class FTConfig(EditorConfig):
     Attributes:
         layer: Which layer's feed-forward network, counted from the top when negative.
         steps: Adam steps (AdamW without decay: decaying an update would pull it back to zero, not to the model).
-        lr: Learning rate; the paper has 2e-4 for BLIP-2 and 1e-4 for MiniGPT-4.
+        lr: Learning rate; VLKEB's configs have 2e-4 for BLIP-2 and 1e-4 for MiniGPT-4.
         clip: Largest gradient norm of an edit, or None.
     """
 

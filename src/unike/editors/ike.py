@@ -5,16 +5,18 @@ something similar, each with its own question again (copy), in other words (upda
 answer stays (retain)::
 
     New Fact: {prompt} {target}        } the nearest facts of the pool, nearest last,
-    Prompt: {question} {answer}        } each with one of the three kinds of questions
+    Prompt: {question}{cue} {answer}   } each with one of the three kinds of questions
 
     New Fact: {prompt} {target}        } the edited fact, copied
-    Prompt: {prompt} {target}
+    Prompt: {prompt}{cue} {target}
 
     New Fact: {prompt} {target}
-    Prompt: {question}                 } what is asked
+    Prompt: {question}{cue}            } what is asked
 
-The same text stands before questions that have nothing to do with the fact. Demonstrations are text; the picture is
-that of the question asked.
+The cue is what the backbone's template puts behind a question, such as ``Short answer:``; the original has none. A
+demonstration without it would end otherwise than the question does, and show an answer where none is wanted. The same
+text stands before questions that have nothing to do with the fact. Demonstrations are text; the picture is that of the
+question asked.
 
 Note:
     Meaningless in sequential editing: one fact is new at a time, and the paper leaves it out, too.
@@ -114,11 +116,12 @@ class IKEEdit(RoutingEdit):
         if len(edits) > 1:
             raise UnikeError(f"'ike' puts one new fact before a question, and {len(edits)} are given; use one of them")
         (edit,) = edits
-        prefixes = [prefix(edit, row, backbone) for row in range(len(edit))]
-        seen = zip(queries, edit.shared_out(len(queries)), strict=True)
+        rows = edit.shared_out(len(queries))
+        seen = [(row, query.image is not None) for row, query in zip(rows, queries, strict=True)]
+        prefixes = {each: prefix(edit, each[0], backbone, pictured=each[1]) for each in dict.fromkeys(seen)}
         return [
-            replace(query, prompt=prefixes[row] + asked_under(text_of(edit.facts[row]), query.prompt))
-            for query, row in seen
+            replace(query, prompt=prefixes[each] + asked_under(text_of(edit.facts[each[0]]), query.prompt))
+            for each, query in zip(seen, queries, strict=True)
         ]
 
     @classmethod
@@ -171,8 +174,14 @@ def text_of(fact: Query) -> str:
     return stated(fact.prompt, fact.target or "")
 
 
-def prefix(edit: Edit, row: int, backbone: Backbone) -> str:
+def prefix(edit: Edit, row: int, backbone: Backbone, *, pictured: bool) -> str:
     """What stands before every question: as many demonstrations as there is room for, and the edit's own.
+
+    Args:
+        edit: Of B facts.
+        row: Which of them.
+        backbone: What reads it.
+        pictured: Whether the question has a picture; a template may end otherwise without one.
 
     Raises:
         UnikeError: The edit was made with another pool.
@@ -187,8 +196,9 @@ def prefix(edit: Edit, row: int, backbone: Backbone) -> str:
     if not all(0 <= index < len(pool.facts) for index in chosen):
         raise UnikeError(f"the edit {fact.prompt!r} has demonstrations that {config.pool!r} does not; make it anew")
     nearest = zip(chosen, config.kinds, strict=False)  # a small pool has fewer
-    texts = [demonstration(text_of(fact), fact.prompt, fact.target or "")]
-    texts += [pool.facts[index].demonstration(kind) for index, kind in nearest]
+    cue = backbone.cue(pictured)
+    texts = [demonstration(text_of(fact), fact.prompt, fact.target or "", cue)]
+    texts += [pool.facts[index].demonstration(kind, cue) for index, kind in nearest]
     lengths = torch.tensor([len(ids) for ids in backbone.tokenizer(texts, add_special_tokens=False)["input_ids"]])
     fitting = int((lengths.cumsum(0) <= limit(config, backbone)).sum())
     return "".join(reversed(texts[: max(fitting, 1)]))  # the fact itself is never left out

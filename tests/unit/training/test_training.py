@@ -13,7 +13,7 @@ from unike.core import registry
 from unike.core.errors import UnikeError
 from unike.core.folders import WORK
 from unike.data.queries import EditCase
-from unike.editors.ke.editor import KENetworkSettings
+from unike.editors.ke.editor import KE, KENetworkSettings
 from unike.editors.mend.editor import MEND, MENDNetworkSettings
 from unike.editors.trained import loop
 from unike.editors.trained.artifact import Trained, read_log
@@ -106,6 +106,35 @@ def test_the_loss_falls_and_the_best_network_is_kept(
         assert objective.losses[kind].mean().item() == pytest.approx(best["validation"]["losses"][kind], abs=1e-4)
     edit = MEND(trained=str(tmp_path / "out")).edit(model, judged[0].edit)
     assert edit.tensors["-1.down_proj.reads"].any()
+
+
+def test_the_loop_warms_every_learning_rate_up(
+    model: Backbone, learned: list[EditCase], judged: list[EditCase], tmp_path: Path
+) -> None:
+    """A cold step changes nothing; the first that is warm takes the method's own rates."""
+    rates: list[list[float]] = []
+    moved: list[bool] = []
+    before: list[torch.Tensor] = []
+
+    class Spy(KE):
+        def optimizer(self, network: Any, settings: Any) -> torch.optim.Optimizer:
+            self.steps = super().optimizer(network, settings)
+            before.append(network.condition.linear.weight.detach().clone())
+            return self.steps
+
+        def stepped(self, network: Any) -> None:
+            rates.append([group["lr"] for group in self.steps.param_groups])
+            moved.append(not torch.equal(network.condition.linear.weight, before[0]))
+
+    settings = FAST["ke"].model_copy(update={"warmup": 2})
+    config = TrainConfig(steps=4, batch=2, every=4)
+    train(model, Spy(), learned, judged, tmp_path / "out", network_settings=settings, config=config)
+    assert rates == [
+        [0, 0],
+        [settings.lr / 2, settings.lr_multiplier / 2],
+        *[[settings.lr, settings.lr_multiplier]] * 2,
+    ]
+    assert moved == [False, True, True, True]
 
 
 def test_a_run_that_diverged_keeps_the_network_from_before(

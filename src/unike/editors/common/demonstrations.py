@@ -44,14 +44,19 @@ class PoolFact:
         """What it is found by."""
         return stated(self.prompt, self.target)
 
-    def demonstration(self, kind: str) -> str:
-        """One example: the fact holds for its own question, for a rephrased one, and not for an unrelated one."""
+    def demonstration(self, kind: str, cue: str) -> str:
+        """One example: the fact holds for its own question, for a rephrased one, and not for an unrelated one.
+
+        Args:
+            kind: Which of the three.
+            cue: As in `demonstration`.
+        """
         question, answer = {
             COPY: (self.prompt, self.target),
             UPDATE: (self.rephrase, self.target),
             RETAIN: (self.unrelated, self.kept),
         }[kind]
-        return demonstration(self.text, question, answer)
+        return demonstration(self.text, question, answer, cue)
 
 
 def stated(prompt: str, target: str) -> str:
@@ -59,9 +64,17 @@ def stated(prompt: str, target: str) -> str:
     return f"{prompt.strip()} {target.strip()}"
 
 
-def demonstration(fact: str, question: str, answer: str) -> str:
-    """``New Fact: ...``, a question under it, its answer, and an empty line."""
-    return f"{asked_under(fact, question)} {answer.strip()}\n\n"
+def demonstration(fact: str, question: str, answer: str, cue: str) -> str:
+    """``New Fact: ...``, a question under it, its answer, and an empty line.
+
+    Args:
+        fact: In one line.
+        question: Of any kind.
+        answer: To that.
+        cue: What stands between the two, as it does behind the question that is asked in the end (`Encoding.cue`).
+    """
+    asked = asked_under(fact, question) + cue
+    return asked + ("" if asked.endswith("\n") else " ") + answer.strip() + "\n\n"
 
 
 def asked_under(fact: str, question: str) -> str:

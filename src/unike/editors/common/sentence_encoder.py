@@ -5,13 +5,14 @@ encoder; pictures by the backbone that is edited, so that no further model is ne
 count.
 """
 
+import copy
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from unike.backbones.adapter import Backbone
 from unike.core.errors import UnikeError
@@ -63,6 +64,10 @@ class SentenceEncoder:
         vectors = self._vectors.get_all(sorted(texts), self._read)
         return torch.stack([vectors[text] for text in texts])
 
+    def copied(self) -> Any:
+        """A copy of the model alone; what was read is not in it."""
+        return copy.deepcopy(self._model)
+
     def _read(self, texts: Sequence[str]) -> dict[str, Tensor]:
         found = self._model.encode(
             list(texts), normalize_embeddings=True, convert_to_tensor=True, show_progress_bar=False
@@ -71,8 +76,10 @@ class SentenceEncoder:
         return dict(zip(texts, found.float().clone(), strict=True))
 
 
-class MiniLM:
+class MiniLM(nn.Module):
     """The default encoder, as `sentence-transformers` runs it, without its import, which takes seconds.
+
+    It has no dropout, and its weights may be trained.
 
     Args:
         place: Folder or hub id.
@@ -82,27 +89,35 @@ class MiniLM:
     LONGEST, ROWS = 256, 32
 
     def __init__(self, place: str, device: str) -> None:
+        super().__init__()
         from transformers import AutoModel, AutoTokenizer
 
         self._tokenizer: Any = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
         model: Any = AutoModel.from_pretrained(place, trust_remote_code=False, use_safetensors=True)
-        self._model = model.float().eval().to(device)
+        model.pooler = None  # a text is the mean of its tokens: nothing would train or read this
+        self.model = model.float().to(device)
+        self.eval()
 
-    @torch.no_grad()
-    def encode(self, texts: Sequence[str], **options: Any) -> Tensor:
-        """Unit vectors ``[n, 384]``; there are no options."""
+    def forward(self, texts: Sequence[str]) -> Tensor:
+        """Unit vectors ``[n, 384]``, from passes over texts of like length."""
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         found: dict[int, Tensor] = {}
         for start in range(0, len(order), self.ROWS):
             rows = order[start : start + self.ROWS]
             read = self._tokenizer(
                 [texts[i] for i in rows], padding=True, truncation=True, max_length=self.LONGEST, return_tensors="pt"
-            ).to(self._model.device)
+            ).to(self.model.device)
             mask = read["attention_mask"].unsqueeze(-1).float()
-            states = self._model(**read).last_hidden_state.float()
+            states = self.model(**read).last_hidden_state.float()
             mean = (states * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1e-9)
             found |= dict(zip(rows, torch.nn.functional.normalize(mean, dim=1), strict=True))
         return torch.stack([found[i] for i in range(len(texts))])
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str], **options: Any) -> Tensor:
+        """The same without gradients; there are no options."""
+        vectors: Tensor = self(texts)
+        return vectors
 
 
 def read_encoder(name: str, device: str) -> Any:
@@ -118,6 +133,16 @@ _ENCODERS: Memo[tuple[str, str], SentenceEncoder] = Memo()
 def sentence_encoder(name: str = MINILM, device: str = "cpu") -> SentenceEncoder:
     """An encoder, loaded once in a process."""
     return _ENCODERS.get((name, device), partial(SentenceEncoder, name, device))
+
+
+def trainable_encoder(device: str) -> MiniLM:
+    """A copy of the default encoder, to be trained apart from the one that `sentence_encoder` shares.
+
+    Raises:
+        UnikeError: There is none.
+    """
+    copied: MiniLM = sentence_encoder(MINILM, device).copied()
+    return copied
 
 
 def _place(name: str) -> str:

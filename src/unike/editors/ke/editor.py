@@ -7,7 +7,8 @@ unrelated answers may diverge by no more than a margin, which shrinks while edit
 Note:
     The paper trains a copy of the model's embeddings for its texts; here the model's own are read, so that a network is
     a few megabytes whatever the vocabulary. Pictures are in the gradient, and as rephrasings and unrelated questions in
-    the objective, but not in the text.
+    the objective, but not in the text. Learning rates warm up as the authors' do, and stay there: a linear decay needs
+    to know when training ends, and one that has ended can go on for longer here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -42,6 +43,8 @@ class KENetworkSettings(Settings):
         max_scale: The largest factor of an update.
         lr: Learning rate of the network, by centred RMSprop (paper: 3e-4).
         lr_multiplier: The same for the multiplier of the constraint, which ascends (paper: 0.1).
+        warmup: Steps in which both rates rise from 0 (the authors' code: 1,000 of 200,000; here the same share of the
+            loop's own 5,000).
         margin: By how many nats unrelated answers may diverge, at first (paper: 1e-3).
         margin_decay: What the margin is multiplied with after a validation in which edits succeed (paper: 0.8).
         margin_floor: The smallest margin (paper: 1e-5; MiniGPT-4 1e-7).
@@ -52,6 +55,7 @@ class KENetworkSettings(Settings):
     max_scale: float = Field(1.0, gt=0)
     lr: float = Field(3e-4, gt=0)
     lr_multiplier: float = Field(0.1, gt=0)
+    warmup: int = Field(25, ge=0)
     margin: float = Field(1e-3, gt=0)
     margin_decay: float = Field(0.8, gt=0, le=1)
     margin_floor: float = Field(1e-5, ge=0)
@@ -115,6 +119,10 @@ class KE(LowRankEditor[KEConfig]):
         nll = torch.stack([weighted[kind] for kind in (FACT, *REPHRASED)]).sum()
         divergence = torch.stack([weighted[kind] for kind in UNRELATED]).sum()
         return nll + network.multiplier * (divergence - network.margin)
+
+    def warmth(self, settings: KENetworkSettings, step: int) -> float:
+        """Rises linearly: centred RMSprop knows no gradient's size yet, and its first steps are ten times as long."""
+        return min(1.0, (step - 1) / settings.warmup) if settings.warmup else 1.0
 
     @torch.no_grad()
     def stepped(self, network: ConditionedUpdates) -> None:

@@ -228,22 +228,25 @@ class SERAC(TrainedEditor[SERACConfig]):
         embedded = network.embed(backbone, [as_classified(fact, self.config) for fact in facts])
         return {**embedded, NETWORK: made_with.repeat(len(facts), 1)}
 
+    def settings_of(self, trained: Trained) -> SERACNetworkSettings:
+        """Networks of before encoders were fine-tuned say nothing of it."""
+        return SERACNetworkSettings.parse({"finetune_encoder": False, **trained.settings})
+
     def build(self, backbone: Backbone, settings: SERACNetworkSettings, seed: int = 0) -> SeracModel:
-        """New networks: a random classifier, and the backbone's own layers."""
+        """New networks: a classifier with random heads, and the backbone's own layers."""
         return SeracModel(backbone, settings, seed)
 
-    def optimizer(self, network: nn.Module, settings: SERACNetworkSettings) -> torch.optim.Optimizer:
-        """Adam, with a rate of its own for the classifier; on fp32 weights, whatever the backbone is in."""
-        layers, scope = network.get_submodule("layers").float(), network.get_submodule("scope")
+    def optimizer(self, network: SeracModel, settings: SERACNetworkSettings) -> torch.optim.Optimizer:
+        """Adam, with rates of their own for heads and encoder; on fp32 weights, whatever the backbone is in."""
+        learning: list[tuple[nn.Module, float]] = [(network.layers.float(), settings.lr)]
+        learning += [(network.scope, settings.lr_scope)]
+        learning += [] if network.encoder is None else [(network.encoder, settings.lr_encoder)]
         return torch.optim.Adam(
-            [
-                {"params": list(layers.requires_grad_(True).parameters()), "lr": settings.lr},
-                {"params": list(scope.parameters()), "lr": settings.lr_scope},
-            ]
+            [{"params": list(each.requires_grad_(True).parameters()), "lr": lr} for each, lr in learning]
         )
 
     def read(self, backbone: Backbone, network: SeracModel, cases: Sequence[EditCase]) -> FrozenSeracCases:
-        """The questions of the cases, embedded and run to the counterfactual model's first layer."""
+        """The questions of the cases, their pictures, and their states at the counterfactual model's first layer."""
         return serac.read(backbone, network, cases)
 
     def objective(self, backbone: Backbone, network: SeracModel, frozen: FrozenSeracCases) -> Objective:

@@ -1,13 +1,14 @@
 """The two networks of SERAC (Mitchell et al., ICML 2022, arXiv 2206.06520): what is in scope, and what to say then.
 
-*Scope classifier*: a trained linear head on frozen embeddings of question and picture (`sentence_encoder`); with
-``e = W emb`` the similarity of a question to an edit is ``exp(-|e_x - e_edit|^2)``. *Counterfactual model*: a small
-language model that reads ``"{edit prompt} {target} {x}"`` and answers.
+*Scope classifier*: a text encoder (`sentence_encoder`), fine-tuned, with a trained linear head; with ``e = W emb`` the
+similarity of a question to an edit is ``exp(-|e_x - e_edit|^2)``. *Counterfactual model*: a small language model that
+reads ``"{edit prompt} {target} {x}"`` and answers.
 
 Note:
     Ours: the counterfactual model is made of layers of the backbone itself, trained, between the backbone's
     embeddings and its head. So it needs no download, reads pictures as the backbone does, projected visual features in
-    the place of words, and has the backbone's vocabulary. And the classifier sees the picture, too.
+    the place of words, and has the backbone's vocabulary. And the classifier sees the picture, too, by a head on frozen
+    features of the backbone.
 """
 
 import copy
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from typing_extensions import Self
@@ -27,8 +28,8 @@ from unike.backbones.forward.split import SplitState
 from unike.core.errors import UnikeError
 from unike.core.settings import Settings
 from unike.data.queries import EditCase, Query
-from unike.editors.common.retrieval import IMAGE, TEXT, embed
-from unike.editors.common.sentence_encoder import MINILM
+from unike.editors.common.retrieval import IMAGE, TEXT
+from unike.editors.common.sentence_encoder import MINILM, embed_images, sentence_encoder, trainable_encoder
 from unike.editors.trained.meta_objective import FACT, REPHRASED, UNRELATED, Objective, probes_of
 from unike.edits.stack import edits_on
 
@@ -38,20 +39,31 @@ class SERACNetworkSettings(Settings):
 
     Attributes:
         encoder: Of texts: a folder or hub id that `sentence-transformers` reads.
+        finetune_encoder: Whether its weights are trained, as in the original, and are a part of the network. Only the
+            encoder that ships can be.
         width: Of what the classifier compares, for the question and for the picture.
         sees_images: Whether the classifier reads pictures; the original does not.
         n_layers: Of the counterfactual model; None for all, which can read and repeat an answer from the start.
             Fewer cost less, and have to learn that first.
         lr: Adam's learning rate for the counterfactual model.
-        lr_scope: The same for the classifier.
+        lr_scope: The same for the classifier's heads.
+        lr_encoder: The same for its text encoder (MMEdit's configs: 1e-5).
     """
 
     encoder: str = MINILM
+    finetune_encoder: bool = True
     width: int = Field(128, ge=1)
     sees_images: bool = True
     n_layers: int | None = Field(None, ge=1)
     lr: float = Field(1e-4, gt=0)
     lr_scope: float = Field(1e-3, gt=0)
+    lr_encoder: float = Field(1e-5, gt=0)
+
+    @model_validator(mode="after")
+    def _an_encoder_that_can_be_trained(self) -> Self:
+        if self.finetune_encoder and self.encoder != MINILM:
+            raise ValueError("only the encoder that ships can be fine-tuned; for another set finetune_encoder=false")
+        return self
 
 
 # ---------------------------------------------------------------------- the networks
@@ -60,7 +72,7 @@ class SERACNetworkSettings(Settings):
 class ScopeClassifier(nn.Module):
     """``e = W emb``, by one head for the question and one for the picture.
 
-    At first both are random projections, which keep distances on average: alike is what the frozen encoders find alike.
+    At first both are random projections, which keep distances on average: alike is what the encoders find alike.
 
     Args:
         text: Width of embeddings of questions.
@@ -103,7 +115,8 @@ class SeracModel(nn.Module):
         seed: Of the classifier's start.
 
     Attributes:
-        scope: The classifier.
+        encoder: The classifier's text encoder, if that is trained.
+        scope: The classifier's heads.
         layers: The counterfactual model's own layers.
         counterfactual: The model as a whole, which shares everything else with the backbone.
     """
@@ -112,8 +125,10 @@ class SeracModel(nn.Module):
 
     def __init__(self, backbone: Backbone, settings: SERACNetworkSettings, seed: int = 0) -> None:
         super().__init__()
-        self.settings = settings
-        text = embed(backbone, [Query("?")], settings.encoder)[TEXT].shape[1]
+        self.settings, self.device = settings, str(backbone.device)
+        self.encoder = trainable_encoder(self.device) if settings.finetune_encoder else None
+        with torch.no_grad():
+            text = self.embed_texts(["?"]).shape[1]
         image = backbone.width if settings.sees_images else 0
         self.scope = ScopeClassifier(text, image, settings.width, seed).to(backbone.device)
         small = with_layers_copied(backbone, settings.n_layers or backbone.n_layers)
@@ -126,8 +141,16 @@ class SeracModel(nn.Module):
         return self
 
     def embed(self, backbone: Backbone, queries: Sequence[Query]) -> dict[str, Tensor]:
-        """What the classifier reads of queries, ``text [n, W]`` and ``image [n, D]``; it is frozen."""
-        return embed(backbone, queries, self.settings.encoder)
+        """What the classifier's heads read of queries, ``text [n, W]`` and ``image [n, D]``."""
+        images = embed_images(backbone, [query.image for query in queries])
+        return {TEXT: self.embed_texts([query.prompt for query in queries]), IMAGE: images}
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """``[n, W]``; gradients reach the encoder if it is trained."""
+        if self.encoder is None:
+            return sentence_encoder(self.settings.encoder, self.device).embed(texts)
+        vectors: Tensor = self.encoder(texts)
+        return vectors
 
 
 def with_layers_copied(backbone: Backbone, count: int) -> Backbone:
@@ -168,11 +191,13 @@ class FrozenSeracCases:
     """What does not depend on the networks' weights, of B cases.
 
     Args:
-        embedded: Of the edits, and of each kind of question, what the classifier reads, ``[B, ...]``.
+        texts: Of the edits, and of each kind of question, what the classifier's text encoder reads.
+        images: What its head reads of their pictures, ``[B, D]``.
         states: Kind to the rephrased questions as the counterfactual model reads them, up to its first layer.
     """
 
-    embedded: Mapping[str, dict[str, Tensor]]
+    texts: Mapping[str, list[str]]
+    images: Mapping[str, Tensor]
     states: Mapping[str, SplitState]
 
     @property
@@ -193,13 +218,24 @@ def full_precision_weights(model: Backbone) -> torch.autocast:
 def read(backbone: Backbone, network: SeracModel, cases: Sequence[EditCase]) -> FrozenSeracCases:
     """Read cases that have `probes_of`; of one kind all have a picture, or none."""
     asked = [probes for case in cases if (probes := probes_of(case)) is not None]
-    embedded, states = {}, {}
+    texts, images, states = {}, {}, {}
     for kind in (FACT, *REPHRASED, *UNRELATED):
-        embedded[kind] = network.embed(backbone, [probes[kind] for probes in asked])
+        texts[kind] = [probes[kind].prompt for probes in asked]
+        images[kind] = embed_images(backbone, [probes[kind].image for probes in asked])
     for kind in REPHRASED:
         batch = network.counterfactual.encode([counterfactual_query(probes[FACT], probes[kind]) for probes in asked])
         states[kind] = network.counterfactual.run_to_split(batch, 0)
-    return FrozenSeracCases(embedded, states)
+    return FrozenSeracCases(texts, images, states)
+
+
+def scope_embeddings(network: SeracModel, frozen: FrozenSeracCases) -> dict[str, Tensor]:
+    """``e`` of the edits and of each kind of question, ``[B, ...]``, in one pass of the text encoder."""
+    texts = network.embed_texts([text for texts in frozen.texts.values() for text in texts])
+    each = texts.split([len(texts) for texts in frozen.texts.values()])
+    return {
+        kind: network.scope({TEXT: text, IMAGE: frozen.images[kind]})
+        for kind, text in zip(frozen.texts, each, strict=True)
+    }
 
 
 def objective(network: SeracModel, frozen: FrozenSeracCases) -> Objective:
@@ -210,10 +246,8 @@ def objective(network: SeracModel, frozen: FrozenSeracCases) -> Objective:
         binary cross-entropy of the classifier, questions in and out of scope weighing the same. Scores: whether a
         rephrased question is in scope and its target right, and whether an unrelated one is out of scope.
     """
-    facts = network.scope(frozen.embedded[FACT])
-    distances = {
-        kind: squared_distance(facts, network.scope(frozen.embedded[kind])) for kind in (*REPHRASED, *UNRELATED)
-    }
+    embedded = scope_embeddings(network, frozen)
+    distances = {kind: squared_distance(embedded[FACT], embedded[kind]) for kind in (*REPHRASED, *UNRELATED)}
     nll, bce, scores = [], [], {}
     for kind in REPHRASED:
         state = frozen.states[kind]

@@ -20,7 +20,7 @@ from unike.data.queries import EditCase, Query
 from unike.editors.base import Editor
 from unike.editors.common.low_rank import install_low_rank
 from unike.editors.trained import meta_objective
-from unike.editors.trained.artifact import find, fingerprint_of, how_to_train, stamp
+from unike.editors.trained.artifact import Trained, find, fingerprint_of, how_to_train, stamp
 from unike.editors.trained.hypernetwork import Factors, Hypernetwork
 from unike.editors.trained.meta_objective import FACT, KINDS, FrozenQuestions, Objective
 from unike.editors.trained.token_gradients import TokenGradients, token_gradients
@@ -60,8 +60,8 @@ _NETWORKS: MemoOf[tuple[type, str | None], nn.Module] = MemoOf()
 class TrainedEditor(Editor[TrainedConfigT]):
     """An editing method with a network that has to be trained for each backbone.
 
-    The training loop calls `build`, `optimizer`, and for each batch of cases `read` (once, kept), `objective`, `total`
-    and `stepped`. Losses of a method with an objective of its own may have names of their own.
+    The training loop calls `build`, `optimizer`, and for each batch of cases `read` (once, kept), `objective`, `total`,
+    `warmth` and `stepped`. Losses of a method with an objective of its own may have names of their own.
     """
 
     network_settings: ClassVar[type[Settings]]
@@ -85,7 +85,7 @@ class TrainedEditor(Editor[TrainedConfigT]):
 
     def _read_network(self, backbone: Backbone) -> nn.Module:
         trained = find(self.name, backbone, self.config.trained)
-        settings = self.network_settings.parse(trained.settings)
+        settings = self.settings_of(trained)
         self.check_network(settings)
         try:
             network = self.build(backbone, settings)
@@ -96,6 +96,14 @@ class TrainedEditor(Editor[TrainedConfigT]):
                 f"{how_to_train(self.name, backbone)}"
             ) from None
         return network.eval().requires_grad_(False)
+
+    def settings_of(self, trained: Trained) -> Any:
+        """Settings of a network that was read.
+
+        Raises:
+            UnikeError: They are none of this method's.
+        """
+        return self.network_settings.parse(trained.settings)
 
     def check_network(self, settings: Any) -> None:
         """Refuse what the settings of a network that was read would load; most load nothing.
@@ -135,6 +143,13 @@ class TrainedEditor(Editor[TrainedConfigT]):
     def total(self, network: Any, losses: Mapping[str, Tensor]) -> Tensor:
         """What is minimised, a scalar, from losses ``[B]`` each."""
         return torch.stack([weight * losses[kind].mean() for kind, weight in self.weights.items()]).sum()
+
+    def warmth(self, settings: Any, step: int) -> float:
+        """What every learning rate is multiplied with at a step, of which the first is 1; most methods have no warm-up.
+
+        It may depend on nothing else, so that a training that is cut off goes on as if it had not been.
+        """
+        return 1.0
 
     def stepped(self, network: Any) -> None:
         """Called after each step; keeps parameters where they may be."""

@@ -189,6 +189,7 @@ class Training:
     ) -> None:
         self.backbone, self.editor, self.network, self.network_settings = backbone, editor, network, network_settings
         self.optimizer = editor.optimizer(network, network_settings)
+        self.rates = [float(group["lr"]) for group in self.optimizer.param_groups]
         self.config, self.n_judged = config, len(judged)
         self.batches = batches_of(learned, config.batch)
         judged_batches = batches_of(judged, config.batch)
@@ -268,6 +269,9 @@ class Training:
         total.backward()
         if self.editor.clip is not None:
             nn.utils.clip_grad_norm_(self.network.parameters(), self.editor.clip)
+        warmth = self.editor.warmth(self.network_settings, step)
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = warmth * rate
         self.optimizer.step()
         self.editor.stepped(self.network)
         return {kind: loss.mean().item() for kind, loss in losses.items()}
