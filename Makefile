@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint types unit fuzz format mini-train mini-report words pocket clean
+.PHONY: demo test test-slow test-service lint types unit fuzz format mini-train mini-report words pocket clean
 
 demo: $(READY)  ## edit one fact in a real vision-language model
 	$(BIN)/unike demo

@@ -41,11 +41,11 @@ Reason = Annotated[str, typer.Option(help="Why; kept in the log.")]
 HERE = "store"
 
 
-def opened(where: str, blobs: str | None = None) -> "Store":
-    """The store."""
+def opened(where: str, blobs: str | None = None, *, make: bool = False) -> "Store":
+    """The store, which has to be there unless one may be made."""
     from unike.store import Store
 
-    return Store.open(where, blobs)
+    return Store.open(where, blobs, make=make)
 
 
 def add(
@@ -86,13 +86,15 @@ def add(
         from unike.core import registry
         from unike.data.queries import Query
         from unike.editors.common.bulk import read_facts
+        from unike.store.admission import Terms
 
+        Terms(**terms)  # mistakes are known before the model is loaded
         chosen = parse_settings(settings or [])
         registry.editors.get(editor).config_class.parse(dict(chosen))
         shared.check_loading(device, dtype, quantize, template)
         wanted = [Query(prompt, image, target)] if prompt is not None else read_facts(facts) if facts else []
         saved = [] if edit is None else shared.load_edits([edit])
-        found = opened(where, blobs)
+        found = opened(where, blobs, make=True)
     backbone, _ = shared.load(model, device, dtype, quantize, trust_remote_code, template)
     tell(found, into, let_in(found, backbone, wanted, saved, editor, chosen, terms), as_json)
 

@@ -31,6 +31,10 @@ def ask(
         list[Path] | None,
         typer.Option(metavar="DIR", help="A saved edit, or a folder of many; repeatable, attached in order."),
     ] = None,
+    store: Annotated[
+        str | None, typer.Option(metavar="DIR|URL", help="A store; what is in force in it is attached.")
+    ] = None,
+    of: Annotated[str, typer.Option("--in", metavar="SET[:VERSION]", help="Which set of the store.")] = "default",
     encoder: Annotated[
         str | None, typer.Option(help="A sentence encoder that the edit may load.", show_default="the one that ships")
     ] = None,
@@ -51,8 +55,8 @@ def ask(
 
         shared.check_loading(device, dtype, quantize, template)
         folders = [each for folder in edit or [] for each in edits_in(folder)]
-        edits = shared.load_edits(folders, encoder)
-        source = model or confirmed(folders, edits)
+        edits = [*(in_force(store, of) if store else []), *shared.load_edits(folders, encoder)]
+        source = model or confirmed(edits)
     backbone, _ = shared.load(source, device, dtype, quantize, trust_remote_code, template)
     query = Query(prompt, image)
     with shared.working("asking"):
@@ -65,6 +69,7 @@ def ask(
                 "image": None if image is None else str(image),
                 "prompt": prompt,
                 "edits": [str(folder) for folder in folders],
+                **({"store": store, "set": of} if store else {}),
                 "answer": answer,
                 "answer_without_edits": without,
             }
@@ -78,7 +83,24 @@ def ask(
         shared.OUT.print(grid)
 
 
-def confirmed(folders: Sequence[Path], edits: "Sequence[Edit]") -> str:
+def in_force(where: str, named: str) -> "list[Edit]":
+    """The edits in a set of a store, or in a version of it.
+
+    Raises:
+        UnikeError: There is no such store, set or version.
+    """
+    from unike.store import Store
+
+    store = Store.open(where, make=False)
+    name, _, version = named.partition(":")
+    if name not in store.sets():
+        raise UnikeError(f"the store {where} has no set {name!r} (it has {', '.join(store.sets()) or 'none'})")
+    if version and not version.isdecimal():
+        raise UnikeError(f"{version!r} is no version; write SET or SET:7")
+    return store.edits(name, int(version) if version else None)
+
+
+def confirmed(edits: "Sequence[Edit]") -> str:
     """The bundled model: another one, which an edit names, is only loaded for somebody who names it too.
 
     Raises:
@@ -86,10 +108,10 @@ def confirmed(folders: Sequence[Path], edits: "Sequence[Edit]") -> str:
     """
     from unike.backbones import MINI
 
-    for folder, edit in zip(folders, edits, strict=True):
+    for edit in edits:
         if edit.source != MINI:
             raise UnikeError(
-                f"the edit in {folder} was made for {edit.source!r}; if you trust that model, name it: "
+                f"the edit {edit.facts[0].prompt!r} was made for {edit.source!r}; if you trust that model, name it: "
                 f"--model {shlex.quote(edit.source)}"
             )
     return MINI

@@ -209,7 +209,7 @@ def push(
     reason: Reason = "",
 ) -> None:
     """Put what is in force here in force in another store, in one step."""
-    copy(opened(where), opened(to, blobs), of, into, author, reason)
+    copy(opened(where), opened(to, blobs, make=True), of, into, author, reason)
 
 
 @store.command("pull")
@@ -224,7 +224,7 @@ def pull(
     reason: Reason = "",
 ) -> None:
     """Put what is in force in another store in force here, in one step."""
-    copy(opened(source), opened(where), of, into, author, reason)
+    copy(opened(source), opened(where, make=True), of, into, author, reason)
 
 
 def copy(source: "Store", to: "Store", of: str, into: str | None, author: str | None, reason: str) -> None:
@@ -247,7 +247,7 @@ def canary_add(
     from unike.data.queries import Query
 
     shared.check_text(prompt, "prompt", "say what to ask")
-    typer.echo(opened(where).add_canary(Query(prompt, image), author=author).id)
+    typer.echo(opened(where, make=True).add_canary(Query(prompt, image), author=author).id)
 
 
 @canary.command("ls")

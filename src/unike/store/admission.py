@@ -27,7 +27,7 @@ from unike.editors.base import Editor
 from unike.edits.conflicts import question_of
 from unike.edits.edit import Edit
 from unike.edits.edited import EditedModel
-from unike.store.names import DEFAULT, question_key
+from unike.store.names import DEFAULT, checked_set, checked_tags, checked_text, question_key
 from unike.store.rephrasings import rephrased
 from unike.store.store import Moved, Store
 from unike.store.values import Stored, Value
@@ -111,6 +111,18 @@ class Terms:
     replace: bool = False
     max_drift: float | None = None
     force: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what a store would refuse once the edit is made.
+
+        Raises:
+            UnikeError: A name or text cannot be kept.
+        """
+        checked_set(self.set)
+        checked_text("reason", self.reason)
+        checked_tags(self.tags)
+        if self.author is not None:
+            checked_text("author", self.author, empty=False)
 
 
 def admit(

@@ -40,13 +40,14 @@ class Store(Reader):
     """Open one with `Store.open`. Its methods may be called from several threads."""
 
     @classmethod
-    def open(cls, where: str | Path, blobs: str | None = None) -> Self:
+    def open(cls, where: str | Path, blobs: str | None = None, *, make: bool = True) -> Self:
         """Open a store; one in a folder is made if it is not there.
 
         Args:
             where: A folder, or an address of a database: ``postgresql://user@host/name``.
             blobs: Where tensors and pictures are kept, as `Blobs` takes it. A folder has them within; a database is
                 told when the store is made, and knows it from then on.
+            make: Whether one may be made.
 
         Raises:
             UnikeError: It cannot be opened or made.
@@ -56,6 +57,8 @@ class Store(Reader):
             return cls(database, Blobs(_kept_at(database, blobs)))
         folder = Path(where).absolute()
         if not (folder / FILE).is_file():
+            if not make:
+                raise UnikeError(f"there is no store in {where}; make one with unike store add")
             if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
                 raise UnikeError(f"{where} exists and is no store; give another folder")
             check_writable(folder)
