@@ -106,9 +106,7 @@ def check_given(
     given = {"--prompt and --target": prompt or target or image, "--facts": facts, "--edit": edit}
     named = [name for name, value in given.items() if value is not None]
     if len(named) != 1 or (facts is None and edit is None and (prompt is None or target is None)):
-        raise UnikeError(
-            "say what is to be edited: --prompt and --target, or --facts FILE, or --edit DIR; one of these"
-        )
+        raise UnikeError("say what is to be edited: --prompt and --target, or --facts FILE, or --edit DIR; one of them")
     if prompt is not None and target is not None:
         shared.check_text(prompt, "prompt", "say which question is to be answered differently")
         shared.check_text(target, "target", "say what the answer should be")

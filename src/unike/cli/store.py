@@ -182,9 +182,8 @@ def check(where: Where = HERE, as_json: shared.Json = False) -> None:
     else:
         for line in wrong:
             typer.echo(line)
-        typer.echo(
-            f"{edits} edits in {len(found.sets())} sets, {len(found.log())} lines in the log: {len(wrong)} damaged"
-        )
+        lines = f"{len(found.sets())} sets, {len(found.log())} lines in the log"
+        typer.echo(f"{edits} edits in {lines}: {f'{len(wrong)} damaged' if wrong else 'all as it should be'}")
     if wrong:
         raise typer.Exit(1)
 
