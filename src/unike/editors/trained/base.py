@@ -39,6 +39,8 @@ class TrainedConfig(EditorConfig):
         trained: Folder of `unike train`; None for the one that is found for the backbone.
     """
 
+    PLACES: ClassVar[tuple[str, ...]] = ("trained",)
+
     trained: str | None = None
 
 
