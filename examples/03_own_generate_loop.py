@@ -39,7 +39,9 @@ with edited.attached():  # in this thread, until the block is left
     print("after: ", said(ids, inputs))
     torch.manual_seed(0)
     print("sampled:", said(model.generate(**inputs, **greedy | {"do_sample": True}), inputs))
-    more = tokenizer(" Which one?", add_special_tokens=False, return_tensors="pt")["input_ids"]
+    more = tokenizer("\nQuestion: Whose flag is this? Short answer:", add_special_tokens=False, return_tensors="pt")[
+        "input_ids"
+    ]
     turn = backbone.extended(batch, torch.cat([ids[:, inputs["input_ids"].shape[1] :], more], dim=1)).inputs
     print("second turn:", said(model.generate(**turn, **greedy), turn))  # all of the talk is the prompt
 

@@ -23,6 +23,7 @@ LAYERS = [
     {"api"},
     {"bench"},
     {"report"},
+    {"export"},
     {"studies"},
     {"cli"},
     {"__main__"},

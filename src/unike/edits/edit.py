@@ -26,6 +26,7 @@ from unike.edits.layout import WIDTH, Layout
 
 if TYPE_CHECKING:
     from unike.edits.group import Group
+    from unike.edits.weights import WeightUpdate
 
 
 class EditorConfig(Settings):
@@ -160,6 +161,11 @@ class Edit(ABC):
             UnikeError: What they need of the backbone is not there.
         """
         return
+
+    @classmethod
+    def weight_updates(cls, group: "Group") -> "list[WeightUpdate] | None":
+        """What single edits with one config add to weights; None for a method that does anything else, as most do."""
+        return None
 
     @classmethod
     def told(cls, group: "Group", queries: Sequence[Query]) -> list[Query | None]:
