@@ -2,7 +2,7 @@
 
 import importlib.util
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,6 @@ from unike.edits.weights import WeightUpdate
 from unike.export import FORMATS, Exported, export, exporting
 from unike.export.questions import OWN, UNRELATED, held_out, lessons
 from unike.export.updates import factorised
-
-Cli = Callable[..., Any]
 
 EXACT: dict[str, dict[str, Any]] = {"ft": {"steps": 30, "lr": 1e-2}, "mend": {}, "ke": {}}
 
@@ -356,59 +354,3 @@ def test_what_fails_leaves_the_old_one(
             export(backbone, edit, tmp_path / "out", format=format, anchors=anchors)
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == old
     assert [path.name for path in tmp_path.iterdir()] == ["out"] and is_as_it_was(backbone, before)
-
-
-# ---------------------------------------------------------------------- on the command line
-
-
-@pytest.fixture
-def saved(cli: Cli, tiny_folder: Path, pictures: list[Path]) -> str:
-    """An edit of the model in `tiny_folder`."""
-    asked = ("--model", tiny_folder, "--image", pictures[0], "--prompt", "What is this?", "--target", "a cat")
-    made = cli("edit", *asked, "--editor", "ft", "--set", "lr=0.01", "--set", "steps=30")
-    assert made.code == 0, made.err
-    return "edits/a-cat"
-
-
-def test_export_then_ask_the_model(cli: Cli, tiny_folder: Path, pictures: list[Path], saved: str) -> None:
-    result = cli("export", "--edit", saved, "--model", tiny_folder, "--format", "merged", "--out", "out", "--json")
-    assert (result.code, result.err) == (0, "")
-    told = json.loads(result.out)
-    assert (told["how"], told["out"], told["edits_from"]) == ("exact", "out", [saved])
-    assert told["scores"]["own"]["exported"] == 1
-    asked = cli("ask", "--model", "out", "--image", pictures[0], "--prompt", "What is this?")
-    assert asked.out == "a cat\n"
-
-
-def test_export_says_what_was_kept(cli: Cli, tiny_folder: Path, saved: str) -> None:
-    result = cli("export", "--edit", saved, "--model", tiny_folder, "--rank", 4, "--out", "out")
-    assert result.code == 0, result.err
-    for told in (
-        "the edit's own question",
-        "what is unrelated",
-        "cut down to the rank",
-        "no edit can be taken out alone",
-    ):
-        assert told in result.out, told
-
-
-@pytest.mark.parametrize(
-    ("args", "told"),
-    [
-        ((), "there is no edit to export"),
-        (("--edit", "missing"), "no edit in missing"),
-        (("--edit", "EDIT", "--format", "gguf"), "--format 'gguf' is none of lora, merged"),
-        (("--edit", "EDIT", "--lr", "0"), "setting lr=0.0"),
-        (("--edit", "EDIT", "--out", "edits/a-cat"), "exists and is something else"),
-        (("--edit", "EDIT"), "if you trust that model, name it: --model"),
-    ],
-)
-def test_mistakes_are_known_before_the_model_is_loaded(
-    cli: Cli, saved: str, monkeypatch: pytest.MonkeyPatch, args: tuple[str, ...], told: str
-) -> None:
-    from unike.cli import _shared
-
-    monkeypatch.setattr(_shared, "load", lambda *args: pytest.fail("the model was loaded before the mistake was found"))
-    given = [saved if part == "EDIT" else part for part in args]
-    result = cli("export", *given, *(() if "--out" in given else ("--out", "out")))
-    assert result.is_error(told), result

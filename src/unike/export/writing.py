@@ -29,7 +29,7 @@ def processor_of(backbone: Backbone) -> Any:
         if Path(source).is_dir():
             try:
                 with reading(source):
-                    return AutoProcessor.from_pretrained(source)
+                    return AutoProcessor.from_pretrained(source, trust_remote_code=False)
             except UnikeError:
                 continue
     return None
