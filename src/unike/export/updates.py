@@ -13,6 +13,9 @@ from unike.core.progress import Progress, silent
 from unike.edits.edited import EditedModel
 from unike.edits.weights import WeightUpdate
 
+NOISE = 10 * torch.finfo(torch.float32).eps
+"""Relative to a change's largest direction: what is smaller is rounding, and no rank is spent on it."""
+
 
 def exact_updates(model: EditedModel) -> list[WeightUpdate] | None:
     """What the edits in force add to each linear map, one update a map; None if one of them does anything else."""
@@ -80,8 +83,7 @@ def _factors(update: WeightUpdate, rank: int | None, name: str) -> Factors:
     if update.reads is not None and len(update.reads) <= min(rank or full, full):
         return Factors(linear, update.reads, update.writes)
     u, s, v = torch.linalg.svd(update.delta.float(), full_matrices=False)
-    largest = max(linear.in_features, linear.out_features)
-    own = max(1, int((s > s[:1] * largest * torch.finfo(s.dtype).eps).sum()))
+    own = max(1, int((s > s[:1] * NOISE).sum()))
     sides = linear.in_features + linear.out_features
     if update.reads is None and rank is None and own * sides > linear.in_features * linear.out_features:
         raise UnikeError(
