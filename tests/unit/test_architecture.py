@@ -24,6 +24,7 @@ LAYERS = [
     {"store"},
     {"bench"},
     {"report"},
+    {"export"},
     {"studies"},
     {"cli"},
     {"__main__"},

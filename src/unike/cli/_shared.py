@@ -1,6 +1,7 @@
 """What the subcommands share: options, checks, loading with a spinner, asking, and showing the answers."""
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -54,6 +55,18 @@ Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A setting of the method; repeatable.")
 ]
 Data = Annotated[Path | None, typer.Option(help="Folder of the data set's files.", show_default="in the cache folder")]
+Edits = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--edit",
+        metavar="EDIT",
+        help="A saved edit, a folder of many, or one on the hub, hf://organisation/name[@revision]; repeatable, "
+        "attached in order.",
+    ),
+]
+Encoder = Annotated[
+    str | None, typer.Option(help="A sentence encoder that the edit may load.", show_default="the one that ships")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
@@ -114,27 +127,49 @@ def check_loading(device: str, dtype: str, quantize: str | None, template: str |
         written(template)
 
 
-def load_edits(folders: Iterable[Path], encoder: str | None = None) -> "list[Edit]":
-    """Read saved edits.
+def edits_named(names: Iterable[str], encoder: str | None = None) -> "list[tuple[str, Edit]]":
+    """Read saved edits, each with what it is called: a folder, one of a folder of many, or its name on the hub.
 
     Args:
-        folders: Of the edits.
+        names: As they were typed, see `Edits`.
         encoder: A sentence encoder that they may name, beside the one that ships.
 
     Raises:
-        UnikeError: One cannot be read, names another encoder, or holds several independent edits.
+        UnikeError: One cannot be read or fetched, names another encoder, or holds several independent edits.
     """
+    from unike.editors.common.bulk import edits_in
     from unike.edits.edit import Edit
+    from unike.edits.hub import is_on_the_hub, located
 
     edits = []
-    for folder in folders:
-        edit = Edit.from_pretrained(folder, encoder=encoder)
-        if len(edit) != 1:
-            raise UnikeError(
-                f"{folder} holds {len(edit)} independent edits; save one, as in edit[0].save_pretrained(...)"
-            )
-        edits.append(edit)
+    for name in names:
+        folder = located(name if is_on_the_hub(name) else Path(name))
+        for each in edits_in(folder):
+            called = str(each) if each != folder else name
+            edit = Edit.from_pretrained(each, encoder=encoder)
+            if len(edit) != 1:
+                raise UnikeError(
+                    f"{called} holds {len(edit)} independent edits; save one, as in edit[0].save_pretrained(...)"
+                )
+            edits.append((called, edit))
     return edits
+
+
+def confirmed(edits: "Iterable[tuple[str, Edit]]") -> str:
+    """The bundled model: another one, which an edit names, is only loaded for somebody who names it too.
+
+    Raises:
+        UnikeError: An edit was made for another model.
+    """
+    from unike.backbones import MINI
+
+    for name, edit in edits:
+        if edit.source != MINI:
+            raise UnikeError(
+                f"the edit in {name} was made for {edit.source!r}; if you trust that model, name it: "
+                f"--model {shlex.quote(edit.source)}"
+            )
+    return MINI
 
 
 # ---------------------------------------------------------------------- work

@@ -55,7 +55,7 @@ def add(
     facts: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Many facts: JSON lines or CSV with prompt, target, image.")
     ] = None,
-    edit: Annotated[Path | None, typer.Option(metavar="DIR", help="An edit that is saved already.")] = None,
+    edit: shared.Edits = None,
     where: Where = HERE,
     blobs: Blobs = None,
     into: In = "default",
@@ -93,20 +93,20 @@ def add(
         registry.editors.get(editor).config_class.parse(dict(chosen))
         shared.check_loading(device, dtype, quantize, template)
         wanted = [Query(prompt, image, target)] if prompt is not None else read_facts(facts) if facts else []
-        saved = [] if edit is None else shared.load_edits([edit])
+        saved = [each for _, each in shared.edits_named(edit or [])]
         found = opened(where, blobs, make=True)
     backbone, _ = shared.load(model, device, dtype, quantize, trust_remote_code, template)
     tell(found, into, let_in(found, backbone, wanted, saved, editor, chosen, terms), as_json)
 
 
 def check_given(
-    prompt: str | None, target: str | None, image: Path | None, facts: Path | None, edit: Path | None
+    prompt: str | None, target: str | None, image: Path | None, facts: Path | None, edit: list[str] | None
 ) -> None:
     """Refuse anything but a fact, a file of facts, or an edit."""
     given = {"--prompt and --target": prompt or target or image, "--facts": facts, "--edit": edit}
     named = [name for name, value in given.items() if value is not None]
     if len(named) != 1 or (facts is None and edit is None and (prompt is None or target is None)):
-        raise UnikeError("say what is to be edited: --prompt and --target, or --facts FILE, or --edit DIR; one of them")
+        raise UnikeError("say what is to be edited: --prompt and --target, or --facts FILE, or --edit; one of them")
     if prompt is not None and target is not None:
         shared.check_text(prompt, "prompt", "say which question is to be answered differently")
         shared.check_text(target, "target", "say what the answer should be")

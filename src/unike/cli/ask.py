@@ -1,8 +1,5 @@
 """``unike ask``: ask a model a question, with or without saved edits."""
 
-import shlex
-from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -27,17 +24,12 @@ def ask(
             show_default="mini",
         ),
     ] = None,
-    edit: Annotated[
-        list[Path] | None,
-        typer.Option(metavar="DIR", help="A saved edit, or a folder of many; repeatable, attached in order."),
-    ] = None,
+    edit: shared.Edits = None,
     store: Annotated[
         str | None, typer.Option(metavar="DIR|URL", help="A store; what is in force in it is attached.")
     ] = None,
     of: Annotated[str, typer.Option("--in", metavar="SET[:VERSION]", help="Which set of the store.")] = "default",
-    encoder: Annotated[
-        str | None, typer.Option(help="A sentence encoder that the edit may load.", show_default="the one that ships")
-    ] = None,
+    encoder: shared.Encoder = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="The longest answer.")] = 16,
     device: shared.Device = "auto",
     dtype: shared.Dtype = "auto",
@@ -51,12 +43,11 @@ def ask(
     shared.check_image(image)
     with shared.working("starting"):
         from unike.data.queries import Query
-        from unike.editors.common.bulk import edits_in
 
         shared.check_loading(device, dtype, quantize, template)
-        folders = [each for folder in edit or [] for each in edits_in(folder)]
-        edits = [*(in_force(store, of) if store else []), *shared.load_edits(folders, encoder)]
-        source = model or confirmed(edits)
+        named = [*(in_force(store, of) if store else []), *shared.edits_named(edit or [], encoder)]
+        edits = [each for _, each in named]
+        source = model or shared.confirmed(named)
     backbone, _ = shared.load(source, device, dtype, quantize, trust_remote_code, template)
     query = Query(prompt, image)
     with shared.working("asking"):
@@ -68,8 +59,7 @@ def ask(
                 "model": source,
                 "image": None if image is None else str(image),
                 "prompt": prompt,
-                "edits": [str(folder) for folder in folders],
-                **({"store": store, "set": of} if store else {}),
+                "edits": [name for name, _ in named],
                 "answer": answer,
                 "answer_without_edits": without,
             }
@@ -83,8 +73,8 @@ def ask(
         shared.OUT.print(grid)
 
 
-def in_force(where: str, named: str) -> "list[Edit]":
-    """The edits in a set of a store, or in a version of it.
+def in_force(where: str, named: str) -> "list[tuple[str, Edit]]":
+    """The edits in a set of a store, or in a version of it, with their ids.
 
     Raises:
         UnikeError: There is no such store, set or version.
@@ -97,21 +87,5 @@ def in_force(where: str, named: str) -> "list[Edit]":
         raise UnikeError(f"the store {where} has no set {name!r} (it has {', '.join(store.sets()) or 'none'})")
     if version and not version.isdecimal():
         raise UnikeError(f"{version!r} is no version; write SET or SET:7")
-    return store.edits(name, int(version) if version else None)
-
-
-def confirmed(edits: "Sequence[Edit]") -> str:
-    """The bundled model: another one, which an edit names, is only loaded for somebody who names it too.
-
-    Raises:
-        UnikeError: An edit was made for another model.
-    """
-    from unike.backbones import MINI
-
-    for edit in edits:
-        if edit.source != MINI:
-            raise UnikeError(
-                f"the edit {edit.facts[0].prompt!r} was made for {edit.source!r}; if you trust that model, name it: "
-                f"--model {shlex.quote(edit.source)}"
-            )
-    return MINI
+    members = store.members(name, int(version) if version else None)
+    return [(stored.id, store.edit(stored)) for stored in members]

@@ -22,6 +22,7 @@ from unike.editors.common.optimise import optimise
 from unike.edits.edit import Edit, EditorConfig
 from unike.edits.group import Group
 from unike.edits.layout import Layout, declared, matrix_sizes
+from unike.edits.weights import WeightUpdate
 
 
 class FTConfig(EditorConfig):
@@ -68,6 +69,12 @@ class FTEdit(Edit):
         """The sum of all updates, so that a long stack costs one product a matrix."""
         for name, linear in group.backbone.ffn(group.config.layer).matrices.items():
             install_delta(linear, group.added_up(name), hooks)
+
+    @classmethod
+    def weight_updates(cls, group: Group) -> list[WeightUpdate]:
+        """The sum of all updates of each matrix."""
+        matrices = group.backbone.ffn(group.config.layer).matrices
+        return [WeightUpdate(linear, group.added_up(name)[0]) for name, linear in matrices.items()]
 
 
 class FT(Editor[FTConfig]):

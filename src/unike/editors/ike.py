@@ -67,6 +67,8 @@ class IKEConfig(EditorConfig):
         seed: Of the order of the three kinds.
     """
 
+    PLACES: ClassVar[tuple[str, ...]] = ("pool_folder",)
+
     encoder: str = MINILM
     pool: str = "pocket"
     pool_folder: str | None = None

@@ -26,6 +26,7 @@ from unike.edits.layout import WIDTH, Layout
 
 if TYPE_CHECKING:
     from unike.edits.group import Group
+    from unike.edits.weights import WeightUpdate
 
 
 class EditorConfig(Settings):
@@ -34,6 +35,9 @@ class EditorConfig(Settings):
     Attributes:
         max_target_tokens: A longer target is refused.
     """
+
+    PLACES: ClassVar[tuple[str, ...]] = ()
+    """Settings that name a folder of whoever made the edit; it is shared without them."""
 
     max_target_tokens: int = 64
 
@@ -159,6 +163,11 @@ class Edit(ABC):
         return
 
     @classmethod
+    def weight_updates(cls, group: "Group") -> "list[WeightUpdate] | None":
+        """What single edits with one config add to weights; None for a method that does anything else, as most do."""
+        return None
+
+    @classmethod
     def told(cls, group: "Group", queries: Sequence[Query]) -> list[Query | None]:
         """Queries as the unedited model is to be asked in place of the edited one; None, by default, for all of them.
 
@@ -225,18 +234,51 @@ class Edit(ABC):
 
         write(self, given_folder(folder))
 
+    def push_to_hub(
+        self,
+        repo: str,
+        *,
+        model: Backbone | None = None,
+        private: bool = False,
+        with_pictures: bool = False,
+        message: str | None = None,
+    ) -> str:
+        """Write the edit to a repository of the Hugging Face hub, with a card that shows the fact.
+
+        Args:
+            repo: ``"organisation/name"``; made if it is not there, and replaced if an edit is.
+            model: Asked the edit's questions first, without it and with it, for the card.
+            private: Whether a new repository is.
+            with_pictures: Whether the files of the pictures go along, metadata and all; else their SHA-256 alone does.
+            message: Of the commit.
+
+        Returns:
+            Where the hub shows it.
+
+        Raises:
+            UnikeError: The hub refuses or cannot be reached, or the repository holds something else.
+        """
+        from unike.edits.edited import checks_of
+        from unike.edits.hub import push
+
+        checks = () if model is None else checks_of(model, self)
+        return push(self, repo, private=private, with_pictures=with_pictures, checks=checks, message=message)
+
     @staticmethod
-    def from_pretrained(folder: str | Path, *, encoder: str | None = None) -> "Edit":
+    def from_pretrained(folder: str | Path, *, encoder: str | None = None, revision: str | None = None) -> "Edit":
         """Read an edit of whatever editor made it.
 
         Args:
-            folder: Of the edit.
+            folder: Of the edit; or a name on the hub, ``"organisation/name"`` if there is no such folder, and
+                ``"hf://organisation/name"`` in any case.
             encoder: A folder or hub id of a sentence encoder that the edit may name; the one that ships it always may.
+            revision: A branch, tag or commit of an edit on the hub.
 
         Raises:
             UnikeError: No edit there, or one that was changed, cut short, or made by a newer version; or it names
                 another encoder.
         """
         from unike.edits.files import read
+        from unike.edits.hub import located
 
-        return read(given_folder(folder), encoder)
+        return read(located(folder, revision), encoder)

@@ -1,9 +1,9 @@
 """A model under edits: the one way to ask, whatever the methods do."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -18,12 +18,15 @@ from unike.backbones.given import given_queries
 from unike.core.errors import UnikeError
 from unike.core.images import picture
 from unike.data.queries import Query
+from unike.edits.card import Check
 from unike.edits.conflicts import in_force, question_of
 from unike.edits.edit import Edit
 from unike.edits.given import given_edits, given_model
 from unike.edits.group import Group
 from unike.edits.routing import RoutingEdit
 from unike.edits.stack import Stack, attached, edits_on
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,6 +167,28 @@ class EditedModel:
         """Let the edits act in the backbone's methods and the ``transformers`` model's own, see `stack.attached`."""
         with attached(self.backbone, self.edits):
             yield
+
+    def call(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Call a function with the edits attached, in whatever thread this runs: what is attached is a thread's own.
+
+        Args:
+            function: As a rule the model's own ``generate``.
+            *args: Its arguments.
+            **kwargs: The same, by name.
+
+        Example:
+            >>> Thread(target=edited.call, args=(model.generate,), kwargs={**inputs, "streamer": streamer}).start()
+        """
+        with self.attached():
+            return function(*args, **kwargs)
+
+
+def checks_of(backbone: Backbone, edit: Edit) -> list[Check]:
+    """What a model answers to an edit's own questions, without the edit and with it."""
+    asked, room = [fact.question for fact in edit.facts], backbone.room([fact.target or "" for fact in edit.facts])
+    before, after = (EditedModel(backbone, made).generate(asked, max_new_tokens=room) for made in ([], [edit]))
+    rows = zip(edit.facts, before, after, strict=True)
+    return [Check(fact.prompt, old, new, fact.accepts(new)) for fact, old, new in rows]
 
 
 class RowsEdited:

@@ -27,6 +27,7 @@ from unike.editors.trained.token_gradients import TokenGradients, token_gradient
 from unike.edits.edit import Edit, EditorConfig
 from unike.edits.group import Group
 from unike.edits.layout import Layout, declared, matrix_sizes
+from unike.edits.weights import WeightUpdate
 
 PARTS = ("reads", "writes")
 """The factors of an update, as an edit's tensors are called."""
@@ -38,6 +39,8 @@ class TrainedConfig(EditorConfig):
     Attributes:
         trained: Folder of `unike train`; None for the one that is found for the backbone.
     """
+
+    PLACES: ClassVar[tuple[str, ...]] = ("trained",)
 
     trained: str | None = None
 
@@ -186,9 +189,18 @@ class LowRankEdit(Edit):
     @classmethod
     def install_group(cls, group: Group, hooks: Hooks, prefill: Prefill) -> None:
         """The factors of all edits side by side, one product a matrix; networks may edit different layers."""
-        for name in dict.fromkeys(name.rpartition(".")[0] for edit in group.edits for name in edit.tensors):
+        for name in matrices_of_group(group):
             reads, writes = (group.side_by_side(f"{name}.{part}") for part in PARTS)
             install_low_rank(matrix(group.backbone, name), reads, writes, hooks)
+
+    @classmethod
+    def weight_updates(cls, group: Group) -> list[WeightUpdate]:
+        """The factors of all edits, side by side."""
+        found = []
+        for name in matrices_of_group(group):
+            reads, writes = (group.side_by_side(f"{name}.{part}")[0] for part in PARTS)
+            found.append(WeightUpdate(matrix(group.backbone, name), writes, reads))
+        return found
 
 
 class LowRankEditor(TrainedEditor[TrainedConfigT]):
@@ -252,6 +264,11 @@ class FrozenCases:
     def nbytes(self) -> int:
         """Memory, in bytes; conditions are small beside the questions."""
         return self.questions.nbytes
+
+
+def matrices_of_group(group: Group) -> list[str]:
+    """The matrices that edits of a group change, ``{layer}.{matrix}``."""
+    return list(dict.fromkeys(name.rpartition(".")[0] for edit in group.edits for name in edit.tensors))
 
 
 def lowest(backbone: Backbone, network: Hypernetwork) -> int:

@@ -1,6 +1,6 @@
 """Settings of UniKE, in the parts of the method that they belong to."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, TypeAdapter, model_validator
 
@@ -127,6 +127,8 @@ class UniKEConfig(EditorConfig):
         gate: What keeps both from other inputs.
         tells: Whether the model is told the fact where what is asked follows from it (`follows`); needs a gate.
     """
+
+    PLACES: ClassVar[tuple[str, ...]] = ("knowledge",)
 
     paper: bool = False
     ablation: Literal["none", "only_intrinsic", "only_latent", "no_collaboration"] = "none"
