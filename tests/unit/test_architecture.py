@@ -25,6 +25,7 @@ LAYERS = [
     {"bench"},
     {"report"},
     {"studies"},
+    {"serve"},
     {"cli"},
     {"__main__"},
 ]
