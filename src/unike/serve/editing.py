@@ -88,20 +88,20 @@ class Clerk:
         """
         request = await run_in_threadpool(parsed, EditRequest, read_body(body))
         image = await run_in_threadpool(self._keep, request)
-        fact = Query(request.prompt, image, request.target)
         try:
-            future = self.engine.between(lambda: self._admit(fact, request))
-            return await asyncio.wait_for(asyncio.wrap_future(future), self.desk.settings.edit_timeout)
+            future = self.engine.between(lambda: self._admit(Query(request.prompt, image, request.target), request))
         except Full as error:
+            self.desk.drop(image)
             raise too_many(str(error)) from None
+        future.add_done_callback(lambda _: self.desk.drop(image))  # and not before: it may go on when nobody waits
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(future), self.desk.settings.edit_timeout)
         except asyncio.TimeoutError:
             raise ApiError(504, "the edit was not made in time; it may still come into force", code="timeout") from None
         except asyncio.CancelledError:
-            if asyncio.current_task() is not None and future.cancelled():
-                raise ApiError(503, "the server is shutting down; try again") from None
-            raise
-        finally:
-            self.desk.drop(image)
+            if not future.cancelled():
+                raise
+            raise ApiError(503, "the server is shutting down; try again") from None
 
     def _keep(self, request: EditRequest) -> Any:
         url = request.image.url if isinstance(request.image, ImageURL) else request.image
@@ -186,6 +186,13 @@ def edit_routes(clerk: Clerk) -> APIRouter:
         stored = clerk.find(name)
         return clerk.shown(stored) | {"in_force_in": clerk.in_force_in(stored)}
 
+    _add_changes(router, clerk)
+    return router
+
+
+def _add_changes(router: APIRouter, clerk: Clerk) -> None:
+    """What needs an admin's key, where keys are asked for."""
+
     @router.post("")
     async def add(request: Request) -> JSONResponse:
         found = await clerk.add(await request.body())
@@ -224,8 +231,6 @@ def edit_routes(clerk: Clerk) -> APIRouter:
             )
 
         return await run_in_threadpool(work)
-
-    return router
 
 
 def set_routes(clerk: Clerk) -> APIRouter:
