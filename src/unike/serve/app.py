@@ -16,8 +16,9 @@ from starlette.exceptions import HTTPException
 
 from unike.core.errors import UnikeError
 from unike.core.version import __version__
+from unike.data.queries import Query
 from unike.serve.asked import Asked, Desk
-from unike.serve.chat import ChatRequest
+from unike.serve.chat import ChatRequest, named
 from unike.serve.editing import Clerk, edit_routes, set_routes
 from unike.serve.engine import Engine, Full
 from unike.serve.errors import ApiError, invalid, told, too_many
@@ -54,6 +55,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        engine.backbone.check(Query("?"))  # a tokenizer settles with its first text, and then serves several threads
         engine.start()
         yield
         await anyio.to_thread.run_sync(engine.close)
@@ -113,13 +115,14 @@ def _body_of(schema: type[Any]) -> dict[str, Any]:
 def _add_chat(app: FastAPI, engine: Engine, desk: Desk, meter: Meter) -> None:
     """``POST /v1/chat/completions``."""
     readers = anyio.CapacityLimiter(READERS)
+    fingerprint = engine.backbone.fingerprint()
 
     @app.post("/v1/chat/completions", openapi_extra=_body_of(ChatRequest))
     async def chat(request: Request) -> Response:
         body = await request.body()
         sent, jobs, edits = await anyio.to_thread.run_sync(desk.read, body, limiter=readers)
         note(request, edits=edits.label or "none", rows=len(jobs))
-        asked = Asked(sent, jobs, edits, engine.backbone.fingerprint())
+        asked = Asked(sent, jobs, edits, fingerprint)
         asked.on_end = lambda: desk.drop(jobs[0].query.image)
         try:
             engine.submit(jobs)
@@ -208,5 +211,7 @@ def _add_models(app: FastAPI, desk: Desk, store: Store) -> None:
 
     @app.get("/v1/models/{name:path}")
     def one(name: str) -> dict[str, Any]:
-        desk.edits(ChatRequest.model_construct(model=name, edits=None))
+        chosen = named(name, None, desk.settings)
+        if isinstance(chosen, tuple):
+            desk.sets.version(chosen[0])
         return model(name)

@@ -42,6 +42,9 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 SEEDS = 1 << 63
 
+MOST_IDS = 100
+"""Edits that a request may name one by one."""
+
 
 class Strict(BaseModel):
     """A JSON object that says nothing else."""
@@ -268,8 +271,8 @@ def named(model: str, edits: str | list[str] | None, settings: Settings) -> tupl
     if at and edits is not None:
         raise invalid("edits are named by the model and by the field 'edits'; leave one of them out", "edits")
     if isinstance(edits, list):
-        if len(edits) > 1000:
-            raise invalid(f"{len(edits)} edits are named; make a set of more than 1000", "edits")
+        if len(edits) > MOST_IDS:
+            raise invalid(f"{len(edits)} edits are named; make a set of more than {MOST_IDS}", "edits")
         return edits
     if edits is None and not at:
         return None

@@ -149,8 +149,7 @@ class Clerk:
         Raises:
             ApiError: There is no such set or version.
         """
-        if name != DEFAULT and self.store.version(name) == 0:
-            raise ApiError(404, f"there is no set {name[:80]!r} of edits")
+        self.desk.sets.version(name)
         try:
             return self.store.members(name, version)
         except UnikeError as error:

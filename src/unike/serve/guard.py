@@ -24,8 +24,8 @@ LOG = logging.getLogger("unike.serve")
 OPEN_TO_ALL = ("/healthz",)
 """Paths that are answered without a key: they tell nothing."""
 
-ADMIN = ("/v1/edits", "/v1/sets")
-"""Where whatever is no reading needs an admin's key."""
+ASKING = ("/v1/chat/completions",)
+"""Where users send something; whatever else is no reading needs an admin's key."""
 
 LOCAL = ("localhost", "127.0.0.1", "::1")
 
@@ -99,7 +99,7 @@ class Guard:
                     code="invalid_api_key",
                     headers={"www-authenticate": "Bearer"},
                 )
-            if role != "admin" and scope["method"] not in ("GET", "HEAD") and path.startswith(ADMIN):
+            if role != "admin" and scope["method"] not in ("GET", "HEAD") and path not in ASKING:
                 raise ApiError(403, "edits are changed with an admin's key, and this is a user's")
         elif not self.settings.any_host:
             self._check_near(headers)

@@ -62,12 +62,25 @@ class Sets:
         limit: Keep so many sets.
     """
 
-    def __init__(self, store: Store, backbone: Backbone, limit: int = 64) -> None:
+    def __init__(self, store: Store, backbone: Backbone, limit: int = 256) -> None:
         self.store, self.backbone, self.limit = store, backbone, limit
         self._kept: OrderedDict[Hashable, EditSet] = OrderedDict()
         self._edits: WeakValueDictionary[str, Edit] = WeakValueDictionary()
+        self._alive: dict[str, tuple[int, frozenset[str]]] = {}
         self._lock = Lock()
         self._reading: defaultdict[str, Lock] = defaultdict(Lock)
+
+    def version(self, name: str) -> int:
+        """The newest version of a set.
+
+        Raises:
+            ApiError: There is no such set.
+        """
+        newest = self.store.version(name)
+        if newest == 0 and name != DEFAULT:
+            known = ", ".join([DEFAULT, *(each for each in self.store.sets() if each != DEFAULT)][:20])
+            raise ApiError(404, f"there is no set {name[:80]!r} of edits (known: {known})", code="model_not_found")
+        return newest
 
     def named(self, name: str, version: int | None = None) -> EditSet:
         """What is in force in a set, or was in a version of it.
@@ -75,10 +88,7 @@ class Sets:
         Raises:
             ApiError: There is no such set or version.
         """
-        newest = self.store.version(name)
-        if newest == 0 and name != DEFAULT:
-            known = ", ".join([DEFAULT, *(each for each in self.store.sets() if each != DEFAULT)][:20])
-            raise ApiError(404, f"there is no set {name[:80]!r} of edits (known: {known})", code="model_not_found")
+        newest = self.version(name)
         version = newest if version is None else version
         if not 0 <= version <= newest:
             raise ApiError(404, f"the set {name!r} has the versions 0 to {newest}, and no {version}")
@@ -97,18 +107,27 @@ class Sets:
             stored = [self.store.find(each) for each in ids]
         except UnikeError as error:
             raise told(error, 404) from None
-        alive = {each for name in self.store.sets() for each in self.named(name).ids} if stored else set()
+        alive = frozenset[str]().union(*map(self._ids, self.store.sets())) if stored else frozenset()
         for each in stored:
             if not self.fits(each):
                 raise ApiError(409, f"the edit {each.id} was made for {each.source!r}, another model than this one")
             if each.id not in alive:
                 raise ApiError(404, f"the edit {each.id} is revoked in every set; restore it first")
         key = tuple(dict.fromkeys(each.id for each in stored))
-        return self._get(key) or self._keep(key, ",".join(key), stored)
+        label = ",".join(key) if len(key) <= 4 else f"{len(key)} edits"
+        return self._get(key) or self._keep(key, label, stored)
 
     def fits(self, stored: Stored) -> bool:
         """Whether an edit was made for this model."""
         return self.backbone.is_known_as(stored.fingerprint)
+
+    def _ids(self, name: str) -> frozenset[str]:
+        """The edits that are in force in a set, of whichever model."""
+        version = self.store.version(name)
+        found = self._alive.get(name)
+        if found is None or found[0] != version:
+            found = self._alive[name] = version, frozenset(each.id for each in self.store.members(name, version))
+        return found[1]
 
     def _get(self, key: Hashable) -> EditSet | None:
         with self._lock:

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,12 +13,10 @@ from typing import Any
 
 import httpx
 import pytest
-from conversing import told, user
-from tinies import tiny_backbone
+from conversing import Serve, told, user
 
 import unike.serve
-from unike.core import registry
-from unike.data.queries import Query
+from unike.edits.edit import Edit
 from unike.serve.run import listen
 from unike.store import Store
 
@@ -28,23 +27,18 @@ KEY = "k" * 20
 
 
 @pytest.fixture
-def start(tiny_folder: Path, home: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start ``unike serve`` with a tiny model."""
-    started: list[subprocess.Popen[str]] = []
-
-    def begin(*args: object) -> subprocess.Popen[str]:
-        words = ["serve", "--model", tiny_folder, "--name", "tiny", "--port", 0, "--editor", "ft", "--json", *args]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "UNIKE_HOME": str(home)}
-        command = [sys.executable, "-m", "unike", *map(str, words)]
-        pipe = subprocess.PIPE
-        started.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment))
-        return started[-1]
-
-    yield begin
-    for process in started:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
+def process(tiny_folder: Path, home: Path, tmp_path: Path) -> Iterator["subprocess.Popen[str]"]:
+    """``unike serve`` with a tiny model and keys."""
+    (tmp_path / "keys").write_text(KEY)
+    words = ["serve", "--model", tiny_folder, "--name", "tiny", "--port", 0, "--editor", "ft", "--json"]
+    words += ["--store", tmp_path / "store", "--api-key-file", tmp_path / "keys"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "UNIKE_HOME": str(home)}
+    command = [sys.executable, "-m", "unike", *map(str, words)]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) as started:
+        yield started
+        if started.poll() is None:
+            started.kill()
 
 
 def address(process: "subprocess.Popen[str]") -> str:
@@ -58,50 +52,66 @@ def address(process: "subprocess.Popen[str]") -> str:
     return str(json.loads(text)["url"])
 
 
-def test_two_servers_of_one_store_and_their_ends(start: Callable[..., "subprocess.Popen[str]"], tmp_path: Path) -> None:
-    (tmp_path / "keys").write_text(KEY)
-    one = start("--store", tmp_path / "store")
-    other = start("--store", tmp_path / "store", "--api-key-file", tmp_path / "keys")
-    url, other_url, key = address(one), address(other), {"authorization": f"Bearer {KEY}"}
+def test_two_processes_of_one_store_and_an_end(
+    process: "subprocess.Popen[str]", serving: Serve, edits: dict[str, Edit], tmp_path: Path
+) -> None:
+    url, key = address(process), {"authorization": f"Bearer {KEY}"}
+    store = Store.open(tmp_path / "store")
+    here = serving(store=store)
 
-    def said(at: str) -> str:
+    def said() -> str:
         body = {"model": "tiny@default", "messages": user("Who?")}
-        found = httpx.post(f"{at}/chat/completions", json=body, headers=key, timeout=30)
+        found = httpx.post(f"{url}/chat/completions", json=body, headers=key, timeout=30)
         return str(found.json()["choices"][0]["message"]["content"])
 
-    before = said(url)
-    model = tiny_backbone("llava")
-    edit = registry.editors.get("ft")(lr=3e-2, steps=3).edit(model, Query("What is this?", None, "zebra zebra"))
-    store = Store.open(tmp_path / "store")
-    added = store.add(edit, author="t")
-    store.close()
+    before = said()
     changed = time.monotonic()
-    assert said(url) == said(other_url) != before
-    assert httpx.delete(f"{url}/edits/{added.id}").status_code == 200
-    assert said(other_url) == before and time.monotonic() - changed < 2
+    added = here.store.add(edits["a"], author="t")
+    assert said() == here.say("Who?", "tiny@default") != before
+    assert here.http.delete(f"/edits/{added.id}").status_code == 200
+    assert said() == before and time.monotonic() - changed < 4
 
-    assert "a key is needed" in told(httpx.get(f"{other_url}/models"), 401)
-    assert "an admin's key" in told(httpx.delete(f"{other_url}/edits/x", headers=key), 403)
+    assert "a key is needed" in told(httpx.get(f"{url}/models"), 401)
+    assert "an admin's key" in told(httpx.delete(f"{url}/edits/x", headers=key), 403)
 
-    code, err = end(one, signal.SIGINT)
-    assert code == 130 and "Traceback" not in err and "POST /v1/chat/completions 200" in err
     body = {"model": "tiny", "messages": user("Who?"), "max_tokens": 400, "stream": True}
-    with httpx.stream("POST", f"{other_url}/chat/completions", json=body, headers=key, timeout=30) as response:
+    with httpx.stream("POST", f"{url}/chat/completions", json=body, headers=key, timeout=30) as response:
         lines = response.iter_lines()
         next(lines)
-        other.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)
         assert "[DONE]" in "".join(lines)  # what is being written has some seconds left
-    _, err = other.communicate(timeout=20)
-    assert other.returncode == 0 and "Traceback" not in err
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 0 and "Traceback" not in err and "POST /v1/chat/completions 200" in err
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{url}/models")
+    store.close()
 
 
-def end(process: "subprocess.Popen[str]", number: int) -> tuple[int, str]:
-    """The exit code, and what it wrote to stderr."""
-    process.send_signal(number)
-    _, err = process.communicate(timeout=20)
-    return process.returncode, err
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_it_ends_when_it_is_told_to(cli: Cli, tiny_folder: Path, number: int, code: int) -> None:
+    with listen("127.0.0.1", 0) as free:
+        port = free.getsockname()[1]
+    said: list[int] = []
+
+    def ask_and_end() -> None:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+            for _ in range(200):
+                try:
+                    said.append(client.get("/healthz").status_code)
+                    break
+                except httpx.TransportError:
+                    time.sleep(0.1)
+            body = {"model": "m", "messages": user("a secret")}
+            said.append(client.post("/v1/chat/completions", json=body, timeout=30).status_code)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=ask_and_end)
+    thread.start()
+    result = cli("serve", "--model", tiny_folder, "--name", "m", "--port", port, "--editor", "ft", "--log-prompts")
+    thread.join()
+    assert (result.code, said) == (code, [200, 200])
+    assert result.out == f"serving m at http://127.0.0.1:{port}/v1; stop with Ctrl-C\n"
+    assert "prompt='a secret'" in result.err and "Traceback" not in result.err and "healthz" not in result.err
 
 
 @pytest.mark.parametrize(
