@@ -51,7 +51,7 @@ def serve(
 ) -> None:
     """Serve a model under the edits of a store: OpenAI's chat API, and a REST API for the edits."""
     loading = (model, device, dtype, quantize, trust_remote_code, template)
-    allowed = Settings(**{"name": model, **read_options(Settings, given)})
+    allowed = Settings(**read_options(Settings, given))
     check_folders(allowed)
     with shared.working("starting"):
         with needing("serve"):
@@ -61,7 +61,7 @@ def serve(
         shared.check_loading(device, dtype, quantize, template)
         method = make_method(editor, parse_settings(settings or []))
         listening = run.listen(host, port)
-    allowed = replace(allowed, any_host=bool(known) or no_auth)
+    allowed = replace(allowed, name=allowed.name or model, any_host=bool(known) or no_auth)
     with listening, run.ending_cleanly():
         app = make_app(loading, (where, blobs), method, allowed, known)
         with run.logging_to_stderr():

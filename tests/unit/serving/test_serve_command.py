@@ -101,16 +101,16 @@ def test_it_ends_when_it_is_told_to(cli: Cli, tiny_folder: Path, number: int, co
                     break
                 except httpx.TransportError:
                     time.sleep(0.1)
-            body = {"model": "m", "messages": user("a secret")}
+            body = {"model": str(tiny_folder), "messages": user("a secret")}
             said.append(client.post("/v1/chat/completions", json=body, timeout=30).status_code)
         os.kill(os.getpid(), number)
 
     thread = threading.Thread(target=ask_and_end)
     thread.start()
-    result = cli("serve", "--model", tiny_folder, "--name", "m", "--port", port, "--editor", "ft", "--log-prompts")
+    result = cli("serve", "--model", tiny_folder, "--port", port, "--editor", "ft", "--log-prompts")
     thread.join()
     assert (result.code, said) == (code, [200, 200])
-    assert result.out == f"serving m at http://127.0.0.1:{port}/v1; stop with Ctrl-C\n"
+    assert result.out == f"serving {tiny_folder} at http://127.0.0.1:{port}/v1; stop with Ctrl-C\n"
     assert "prompt='a secret'" in result.err and "Traceback" not in result.err and "healthz" not in result.err
 
 
