@@ -26,6 +26,7 @@ LAYERS = [
     {"report"},
     {"export"},
     {"studies"},
+    {"serve"},
     {"cli"},
     {"__main__"},
 ]

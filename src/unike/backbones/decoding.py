@@ -31,6 +31,7 @@ class Decoding:
         stop: Texts that end the answer, and are left out of it.
         tell: Called with each piece of the answer as soon as it is certain.
         cancelled: Asked after each token whether anybody still wants the answer.
+        ended: Called once the answer is over, while others of its batch may still be written.
     """
 
     max_new_tokens: int = 16
@@ -40,6 +41,7 @@ class Decoding:
     stop: tuple[str, ...] = ()
     tell: Callable[[str], None] = lambda piece: None
     cancelled: Callable[[], bool] = lambda: False
+    ended: Callable[[], None] = lambda: None
 
     prompt_tokens: int = field(default=0, init=False)
     tokens: list[int] = field(default_factory=list, init=False)
@@ -86,6 +88,8 @@ class Decoding:
         if len(certain) > self._told:
             self._told, piece = len(certain), certain[self._told :]
             self.tell(piece)
+        if reason is not None:
+            self.ended()
 
 
 def begun(text: str, stop: str) -> int:

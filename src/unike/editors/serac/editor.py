@@ -134,7 +134,8 @@ class SERACEdit(RoutingEdit):
             )
         routed = cls.routed(edits, backbone, queries)
         others = [row for row in range(len(queries)) if row not in routed]
-        answers = dict(zip(others, model.generate([queries[row] for row in others], **kwargs), strict=True))
+        own = model.generate([queries[row] for row in others], **kwargs) if others else []
+        answers = dict(zip(others, own, strict=True))
         if routed:
             network, _ = networks_of(backbone, cast(SERACConfig, edits[0].config))
             found = network.counterfactual.generate(list(routed.values()), **kwargs)

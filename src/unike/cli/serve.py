@@ -1,0 +1,117 @@
+"""``unike serve``: a model with its edits as a service, behind OpenAI's API."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from unike.cli import _shared as shared
+from unike.cli._options import takes
+from unike.cli._store import HERE, Blobs, Where, opened
+from unike.core.errors import UnikeError
+from unike.core.extras import needing
+from unike.core.options import parse_settings, read_options
+from unike.serve.settings import Settings
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from unike.serve.keys import Keys
+
+ORDER = 85
+
+
+@takes(Settings)
+def serve(
+    given: Mapping[str, Any],
+    where: Where = HERE,
+    blobs: Blobs = None,
+    model: shared.Model = "mini",
+    host: Annotated[str, typer.Option(help="Where to listen; for other machines only with keys.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="On which port; 0 takes a free one.")] = 8000,
+    api_key_file: Annotated[
+        Path | None,
+        typer.Option(help="Keys of those who may ask, one a line.", show_default="those in UNIKE_API_KEYS"),
+    ] = None,
+    admin_key_file: Annotated[
+        Path | None,
+        typer.Option(help="Keys of those who may change edits.", show_default="those in UNIKE_ADMIN_KEYS"),
+    ] = None,
+    no_auth: Annotated[bool, typer.Option("--no-auth", help="Listen for other machines without keys.")] = False,
+    editor: Annotated[str, typer.Option(help="The method of edits that are made over the API.")] = "unike",
+    settings: shared.Settings = None,
+    device: shared.Device = "auto",
+    dtype: shared.Dtype = "auto",
+    quantize: shared.Quantize = None,
+    template: shared.Template = None,
+    trust_remote_code: shared.Trust = False,
+    as_json: shared.Json = False,
+) -> None:
+    """Serve a model under the edits of a store: OpenAI's chat API, and a REST API for the edits."""
+    loading = (model, device, dtype, quantize, trust_remote_code, template)
+    allowed = Settings(**read_options(Settings, given))
+    check_folders(allowed)
+    with shared.working("starting"):
+        with needing("serve"):
+            from unike.serve import keys, run
+        known = keys.read_keys(api_key_file, admin_key_file)
+        run.check_host(host, known, no_auth)
+        shared.check_loading(device, dtype, quantize, template)
+        method = make_method(editor, parse_settings(settings or []))
+        listening = run.listen(host, port)
+    allowed = replace(allowed, name=allowed.name or model, any_host=bool(known) or no_auth)
+    with listening, run.ending_cleanly():
+        app = make_app(loading, (where, blobs), method, allowed, known)
+        with run.logging_to_stderr():
+            run.serve(app, listening, lambda: say(run.address_of(listening), allowed.name, as_json))
+
+
+def check_folders(settings: Settings) -> None:
+    """Refuse what could serve no picture, or no answer.
+
+    Raises:
+        UnikeError: With the option.
+    """
+    for folder in settings.image_folders:
+        if not folder.is_dir():
+            raise UnikeError(f"{folder} is no folder; --allow-images names one with pictures")
+    if settings.max_new_tokens > settings.most_tokens:
+        raise UnikeError(
+            f"--max-new-tokens {settings.max_new_tokens} is more than --most-tokens {settings.most_tokens}; raise that"
+        )
+
+
+def make_method(editor: str, settings: dict[str, Any]) -> Callable[[], Any]:
+    """What makes the editor, once its name and settings are known to be right.
+
+    Raises:
+        UnikeError: They are not.
+    """
+    from unike import api
+    from unike.core import registry
+
+    registry.editors.get(editor).config_class.parse(settings)
+    return lambda: api.make_editor(editor, **settings)
+
+
+def make_app(
+    loading: shared.Loading, place: tuple[str, str | None], method: Callable[[], Any], settings: Settings, keys: "Keys"
+) -> "FastAPI":
+    """The service, its model loaded and its store open."""
+    from unike.serve.app import create_app
+    from unike.serve.engine import Engine
+
+    store = opened(*place)
+    backbone, _ = shared.load(*loading)
+    engine = Engine(backbone, max_batch=settings.max_batch, max_waiting=settings.max_waiting)
+    return create_app(engine, store, settings, editor=method(), keys=keys)
+
+
+def say(address: str, model: str, as_json: bool) -> None:
+    """That it is ready, and where."""
+    if as_json:
+        shared.print_json({"url": address, "model": model})
+    else:
+        typer.echo(f"serving {model} at {address}; stop with Ctrl-C")
