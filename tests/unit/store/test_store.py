@@ -198,7 +198,7 @@ def test_a_log_that_was_tampered_with_is_noticed(made: list[Edit], change: str, 
 
 def test_blobs_that_are_missing_or_changed_are_named(store: Store, opened: Open, made: list[Edit]) -> None:
     first, second = store.add(made[0]), store.add(made[1])
-    tensors, picture = (Path(store.blobs._place(name)) for name in (second.tensors, str(first.picture)))
+    tensors, picture = (store.blobs.path(name) for name in (second.tensors, str(first.picture)))
     tensors.write_bytes(tensors.read_bytes()[:-1] + b"x")
     picture.unlink()
     store = opened()
@@ -274,7 +274,7 @@ def test_blobs_lie_wherever_fsspec_reaches(made: list[Edit], tmp_path: Path, mon
     store = Store.open(tmp_path / "store", blobs=f"memory://{tmp_path.name}")
     stored = store.add(made[0])
     assert not (tmp_path / "store" / "blobs").exists()
-    store._edits.clear()
+    store = Store.open(tmp_path / "store", blobs=f"memory://{tmp_path.name}")
     assert same(store.edits()[0], made[0])
     assert store.picture(str(stored.picture)).parent == tmp_path / "home" / "blobs"
     left = store.blobs.put(b"left")
