@@ -49,6 +49,13 @@ def test_what_is_told_is_the_answer(backbone: Backbone, pictures: list[Path]) ->
     assert "".join(told) == answer and (len(told) > 1 or len(answer) < 3)
 
 
+def test_each_answer_says_when_it_is_over(backbone: Backbone, pictures: list[Path]) -> None:
+    over: list[str] = []
+    ways = [Decoding(n, ended=lambda n=n: over.append(f"{n} {ways[1].reason}")) for n in (2, 9)]
+    write(backbone, asked(pictures)[:2], *ways)
+    assert over == ["2 None", f"9 {ways[1].reason}"]
+
+
 def test_a_stop_ends_an_answer_before_it(backbone: Backbone, pictures: list[Path]) -> None:
     (whole,) = write(backbone, asked(pictures)[:1], free := Decoding(12))
     stop = whole[len(whole) // 2 :][:3]

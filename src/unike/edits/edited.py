@@ -222,11 +222,15 @@ class RowsEdited:
         def chosen(rows: Sequence[int]) -> dict[str, Any]:
             return kwargs if decoding is None else kwargs | {"decoding": [decoding[row] for row in rows]}
 
-        for rows in self._together(queries):
-            asked = [queries[row] for row in rows]
-            stack = Stack.of_rows(self.backbone, [self.sets[row] for row in rows])
-            for row, said in zip(rows, stack.answer(self.backbone, asked, **chosen(rows)), strict=True):
-                answers[row] = said
+        # What the unedited model is asked instead is asked in the same batch, in a row without edits.
+        told = self._told(queries)
+        put = [told.get(row, query) for row, query in enumerate(queries)]
+        for rows in self._together(put):
+            stack = Stack.of_rows(self.backbone, [() if row in told else self.sets[row] for row in rows])
+            asked = [put[row] for row in rows]
+            said = self.backbone.generate(asked, acting=stack, **chosen(rows))
+            for row, answer in zip(rows, said, strict=True):
+                answers[row] = answer
         for row in self.routed:
             answers[row] = EditedModel(self.backbone, self.sets[row]).generate([queries[row]], **chosen([row]))[0]
         return answers
@@ -248,6 +252,18 @@ class RowsEdited:
             found[row] = EditedModel(self.backbone, self.sets[row]).target_logits([queries[row]])
         nothing = self.backbone.head.weight.new_zeros(0, self.backbone.vocab_size)
         return torch.cat([nothing, *(found[row] for row in range(len(queries)))])
+
+    def _told(self, queries: Sequence[Query]) -> dict[int, Query]:
+        """What is asked of the unedited model instead, row by row: each under its own edits, as if it were alone."""
+        alike: dict[tuple[int, ...], list[int]] = {}
+        for row, edits in enumerate(self.sets):
+            if edits and row not in self.routed:
+                alike.setdefault(tuple(map(id, edits)), []).append(row)
+        found: dict[int, Query] = {}
+        for rows in alike.values():
+            told = Stack(self.backbone, self.sets[rows[0]]).told([queries[row] for row in rows])
+            found |= {row: query for row, query in zip(rows, told, strict=True) if query is not None}
+        return found
 
     def _together(self, queries: Sequence[Query]) -> Iterator[list[int]]:
         """Rows that may share a batch."""

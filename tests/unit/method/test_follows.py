@@ -157,6 +157,9 @@ def test_the_answer_is_the_unedited_models(
     assert EditedModel(backbone, [edits]).generate(asked) == [told, own]
     assert RowsEdited(backbone, [[edits[0]], [edits[0], edits[1]]]).generate(asked) == [told, own]
     assert RowsEdited(backbone, [[edits[1]], []]).generate(asked)[0] != told
+    other = FT(steps=1).edit(backbone, facts[1])
+    beside = RowsEdited(backbone, [[edits[0]], [other]]).generate(asked)
+    assert beside == [told, *EditedModel(backbone, [other]).generate(asked[1:])], "whatever others' methods are"
 
 
 def test_it_is_read_once_and_only_where_something_may_follow(
