@@ -39,7 +39,7 @@ class Engine:
         backbone: The model; nobody else uses it while the engine runs.
         max_batch: Answers that are written together.
         max_waiting: Answers that wait; further ones are refused.
-        gather: Seconds that the first of a batch waits for others.
+        gather: Seconds that a batch waits for others, if there were more of them lately.
         keep: So many stacks are kept.
         on_batch: Told of each batch: its rows, its sets, and the seconds it took.
     """
@@ -50,7 +50,7 @@ class Engine:
         *,
         max_batch: int = 16,
         max_waiting: int = 128,
-        gather: float = 0.005,
+        gather: float = 0.03,
         keep: int = 32,
         on_batch: Callable[[int, int, float], None] = lambda rows, sets, seconds: None,
     ) -> None:
@@ -61,6 +61,7 @@ class Engine:
         self._running: Sequence[Job] = ()
         self._work: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._changed = Condition()
+        self._expected = 1
         self._closed = False
         self._thread = Thread(target=self._run, name="unike-engine", daemon=True)
 
@@ -145,16 +146,20 @@ class Engine:
             future.cancel()
 
     def _next(self) -> list[Job]:
-        """The next batch, once others had a moment to come."""
-        until = self._waiting[0].since + self.gather
+        """The next batch.
+
+        Those who were answered just now may ask again: for a moment as many are waited for as there were then. Whoever
+        asks alone does not wait.
+        """
 
         def enough() -> bool:
-            return self._closed or len(self._waiting) >= self.max_batch
+            return self._closed or len(self._waiting) >= min(self.max_batch, self._expected)
 
-        self._changed.wait_for(enough, max(0.0, until - time.monotonic()))
+        self._changed.wait_for(enough, self.gather)
         self._drop_unwanted()
         if not self._waiting or self._closed:
             return []
+        self._expected = len(self._waiting)
         batch = together(self._waiting, self.max_batch)
         chosen = set(batch)
         self._waiting = deque(job for job in self._waiting if job not in chosen)

@@ -47,7 +47,6 @@ class Job:
     is_over: bool = field(default=False, init=False)
     is_gone: bool = field(default=False, init=False)
     """Set by whoever no longer waits for it."""
-    since: float = field(default_factory=time.monotonic, init=False)
 
     def __post_init__(self) -> None:
         """Let the decoding say when it is over, and ask whether it is wanted."""

@@ -1,6 +1,7 @@
 """The engine: what waits is answered in batches, in order, and one request cannot spoil another's answer."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,29 @@ def test_what_waits_is_one_batch_and_each_row_has_its_own_edits(
         )
         assert [each.decoding.text] == alone
     assert len({each.decoding.text[:2] for each in jobs[:3]}) == 3
+
+
+def test_those_who_were_answered_are_waited_for_a_moment(engines: Callable[..., Engine]) -> None:
+    seen: list[int] = []
+    engine = engines(gather=5.0, on_batch=lambda rows, sets, seconds: seen.append(rows))
+    engine.start()
+    first = [job(tokens=1) for _ in range(3)]
+    with Blocked(engine):
+        engine.submit(first)
+    assert answered(*first)
+    second = [job(tokens=1) for _ in range(3)]
+    engine.submit(second[:1])
+    time.sleep(0.05)
+    engine.submit(second[1:])
+    assert answered(*second) and seen == [3, 3]
+    engine.gather = 0.01
+    alone = [job(tokens=1) for _ in range(2)]
+    for each in alone:
+        engine.submit([each])
+        assert answered(each)
+    engine.gather = 60.0  # who asks alone does not wait
+    engine.submit([last := job(tokens=1)])
+    assert answered(last) and seen == [3, 3, 1, 1, 1]
 
 
 def test_a_short_answer_does_not_wait_for_a_long_one(engines: Callable[..., Engine]) -> None:
