@@ -45,10 +45,12 @@ def ask(
         from unike.data.queries import Query
 
         shared.check_loading(device, dtype, quantize, template)
-        named = [*(in_force(store, of) if store else []), *shared.edits_named(edit or [], encoder)]
-        edits = [each for _, each in named]
+        stored = in_force(store, of) if store else []
+        named = shared.edits_named(edit or [], encoder)
         source = model or shared.confirmed(named)
     backbone, _ = shared.load(source, device, dtype, quantize, trust_remote_code, template)
+    named = [*(each for each in stored if backbone.is_known_as(each[1].fingerprint)), *named]  # not of other models
+    edits = [each for _, each in named]
     query = Query(prompt, image)
     with shared.working("asking"):
         (answer,) = shared.answers(backbone, [query], edits, max_new_tokens)

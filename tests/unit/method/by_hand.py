@@ -170,7 +170,7 @@ def by_hand(
         for number, edit in enumerate(edits if config.memory.own_entry else []):
             if row in gates and not gates[row][number][2]:
                 continue  # what is about something else is not there
-            entries += zip(edit[f"{layer}.own_keys"], edit[f"{layer}.own_values"], strict=True)
+            entries += [(edit[f"{layer}.own_key"][0], value) for value in edit[f"{layer}.own_values"]]
         mean = known.mean if config.memory.centred else 0
         likeness = [cosine(key - mean, x[p] - mean) for key, _ in entries]
         best = sorted(range(len(entries)), key=lambda i: -likeness[i])[: config.memory.k]

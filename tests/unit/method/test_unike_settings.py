@@ -26,7 +26,7 @@ from unike.edits.stack import edits_on
 # ---------------------------------------------------------------------- settings: which parts there are
 
 
-PAIRS, OWN = {"keys", "bias", "values"}, {"own_keys", "own_values"}
+PAIRS, OWN = {"keys", "bias", "values"}, {"own_key", "own_values"}
 OF_GATE = {"gate.picture", "gate.usual", "gate.asked", "gate.said", "gate.rare"}
 TRAINED = PAIRS | {"own_values"}
 

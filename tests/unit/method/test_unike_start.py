@@ -89,7 +89,7 @@ def test_own_entries_are_states_of_the_answer(llava: Backbone, editor: Any, fact
                 answer = (batch.labels[row] != -100).nonzero()[:, 0].tolist()
                 positions = {"last": [answer[-2]], "every": [answer[i % len(answer)] - 1 for i in range(4)]}
                 for entry, edit in edits.items():
-                    keys, values = (edit.tensors[f"{layer}.{part}"][row] for part in ("own_keys", "own_values"))
+                    keys, values = (edit.tensors[f"{layer}.{part}"][row] for part in ("own_key", "own_values"))
                     assert torch.allclose(values, content[row, positions[entry]], atol=1e-4)
                     at_p = record.input[row, batch.prompt_last[row]]
                     assert torch.allclose(keys, at_p.expand_as(keys), atol=1e-4)

@@ -21,6 +21,7 @@ Note:
     input about something else keeps the unedited model's answer, bit for bit.
 """
 
+import hashlib
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import ClassVar
@@ -56,7 +57,7 @@ from unike.editors.unike.knowledge import Knowledge, knowledge_of
 from unike.editors.unike.memory import LatentMemory, entries_of, last_answer_token
 from unike.editors.unike.pairs import blurred, install_pairs, keys_firing_at
 from unike.editors.unike.training import as_the_first, asked_otherwise, train
-from unike.editors.unike.words import ASKED_WIDTH, NAMED_WIDTH
+from unike.editors.unike.words import ASKED_WIDTH, NAMED_WIDTH, words_fingerprint
 from unike.edits.edit import Edit
 from unike.edits.group import Group
 from unike.edits.layout import FINGERPRINT, WIDTH, Declared, Layout, declared
@@ -68,10 +69,11 @@ class UniKEEdit(Edit):
     """What an edit adds to a backbone and its knowledge.
 
     For each edited layer ``{layer}.keys [B, N, D]``, ``{layer}.bias [B, N]``, ``{layer}.values [B, N, D]``: the pairs;
-    ``{layer}.shift [B, 1, D]``: ``beta zeta'``; ``{layer}.own_keys``, ``{layer}.own_values [B, E, D]``: its entries in
-    the memory. And ``gate.picture``, ``gate.usual``, ``gate.asked``, ``gate.said``, ``gate.rare``, ``[B, 1, n]``: what
-    relevance compares with, see `Reading`; and ``knowledge [B, 8]`` uint8: the fingerprint of
-    the knowledge that the edit was made with, because it acts only together with that.
+    ``{layer}.shift [B, 1, D]``: ``beta zeta'``; ``{layer}.own_key [B, 1, D]``, ``{layer}.own_values [B, E, D]``: its
+    entries in the memory, which share a key. And ``gate.picture``, ``gate.usual``, ``gate.asked``, ``gate.said``,
+    ``gate.rare``, ``[B, 1, n]``: what relevance compares with, see `Reading`; and ``knowledge [B, 8]`` uint8: the
+    fingerprint of what the edit was made with, because it acts only together with that (`fingerprint_of`). All but
+    the bias is as fine as bfloat16, in which files keep it.
     """
 
     editor = "unike"
@@ -89,8 +91,9 @@ class UniKEEdit(Edit):
             found |= {GATE_PICTURE: declared(1, "P"), GATE_USUAL: declared(1, 1), GATE_ASKED: declared(1, ASKED_WIDTH)}
             found |= dict.fromkeys((GATE_SAID, GATE_RARE), declared(1, NAMED_WIDTH))
         if config.has_memory and config.memory.own_entry:
-            entries = declared(config.pairs.n if config.memory.entry == "every" else 1, WIDTH)
-            found |= {f"{layer}.{part}": entries for layer in config.layers for part in ("own_keys", "own_values")}
+            values = declared(config.pairs.n if config.memory.entry == "every" else 1, WIDTH)
+            found |= {f"{layer}.own_key": declared(1, WIDTH) for layer in config.layers}
+            found |= {f"{layer}.own_values": values for layer in config.layers}
         if config.has_pairs:
             found |= pairs_layout(config.layers, config.pairs.n)
             moved = config.has_zeta and config.needs_knowledge
@@ -148,14 +151,20 @@ def checked_knowledge(group: Group) -> Knowledge:
         if made_with is None or not (made_with.cpu() == fingerprint_of(knowledge)).all():
             raise UnikeError(
                 f"the edit {edit.facts[0].prompt!r} was made with other knowledge of {edit.source!r} than there is now "
-                f"({knowledge.fingerprint}); bring that back, or make the edit anew"
+                f"({knowledge.fingerprint}), or by another version; bring that back, or make the edit anew"
             )
     return knowledge
 
 
 def fingerprint_of(knowledge: Knowledge) -> Tensor:
-    """Eight bytes, ``[8]`` uint8."""
-    return torch.tensor(list(bytes.fromhex(knowledge.fingerprint)), dtype=torch.uint8)
+    """Eight bytes, ``[8]`` uint8: of the knowledge, and of the map of words that its gate reads questions with."""
+    read_with = f"{knowledge.fingerprint} {words_fingerprint() if knowledge.gate is not None else ''}"
+    return torch.tensor(list(hashlib.sha256(read_with.encode()).digest()[:8]), dtype=torch.uint8)
+
+
+def rounded(tensor: Tensor) -> Tensor:
+    """As fine as bfloat16, which files keep in half the bytes."""
+    return tensor.bfloat16().float() if tensor.is_floating_point() else tensor
 
 
 def gate_of(knowledge: Knowledge | None) -> Gate:
@@ -226,9 +235,10 @@ def own_entries(group: Group, layer: int, prefill: Prefill, gate: Callable[[], O
         if not called:
             return None
         group, eligible = group.part(called), gate().gate[:, list(called)] > 0
-    keys, values = (group.side_by_side(f"{layer}.{part}") for part in ("own_keys", "own_values"))
-    each = keys.shape[1] // len(group)
-    return OwnEntries(keys, values, None if eligible is None else eligible.repeat_interleave(each, dim=1))
+    keys, values = (group.side_by_side(f"{layer}.{part}") for part in ("own_key", "own_values"))
+    each = values.shape[1] // len(group)
+    eligible = None if eligible is None else eligible.repeat_interleave(each, dim=1)
+    return OwnEntries(keys.repeat_interleave(each, dim=1), values, eligible)
 
 
 class UniKE(Editor[UniKEConfig]):
@@ -280,7 +290,7 @@ class UniKE(Editor[UniKEConfig]):
         if trained:
             edit = UniKEEdit(config, tensors, facts, fingerprint=backbone.fingerprint(), source=backbone.source)
             train(backbone, edit, trained, self._frozen(backbone, as_the_first(read, len(facts))), anchors)
-        return tensors
+        return {name: tensor if name.endswith("bias") else rounded(tensor) for name, tensor in tensors.items()}
 
     def _frozen(self, backbone: Backbone, state: SplitState) -> SplitState:
         """What comes before the prompts' ends is finished, where an edit leaves it as it is."""
@@ -325,7 +335,7 @@ class UniKE(Editor[UniKEConfig]):
                 at = cycle(positions, config.pairs.n)[1]
             entries = entries_of(state, dict(zip(layers, records, strict=False)), at, config.memory.site)
             for layer, (keys, values) in entries.items():
-                tensors |= {f"{layer}.own_keys": keys, f"{layer}.own_values": values}
+                tensors |= {f"{layer}.own_key": keys[:, :1], f"{layer}.own_values": values}
         if config.has_pairs:
             where = cycle(wrong_predictions(logits, state.labels), config.pairs.n)[1]  # [B, N]
             rows = torch.arange(len(where), device=where.device).unsqueeze(1)

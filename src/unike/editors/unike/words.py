@@ -11,6 +11,7 @@ of questions in many styles (``scripts/gate/words.py``). Nothing of it depends o
   of the edit's prompt, and names nobody else.
 """
 
+import hashlib
 import json
 import re
 import zlib
@@ -81,6 +82,12 @@ def word_map() -> WordMap:
     ):
         inner, bias, outer, skip = (file.get_tensor(name).float() for name in WordMap._fields[:-1])
         return WordMap(inner, bias, outer, skip, json.loads(file.metadata()["counts"]))
+
+
+@cache
+def words_fingerprint() -> str:
+    """What tells the map that ships from others: an edit keeps what its question asks as that map says it."""
+    return hashlib.sha256(resources.files("unike.editors.unike").joinpath("gate_data", FILE).read_bytes()).hexdigest()
 
 
 @torch.no_grad()
