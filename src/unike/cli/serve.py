@@ -103,7 +103,7 @@ def make_app(
     from unike.serve.app import create_app
     from unike.serve.engine import Engine
 
-    store = opened(*place)
+    store = opened(*place, make=True)
     backbone, _ = shared.load(*loading)
     engine = Engine(backbone, max_batch=settings.max_batch, max_waiting=settings.max_waiting)
     return create_app(engine, store, settings, editor=method(), keys=keys)
