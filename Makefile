@@ -25,8 +25,9 @@ test-slow: $(READY)  ## what takes minutes
 	$(BIN)/pytest -q -m slow
 	KILLS=200 OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/unit/store/test_kills.py
 
-test-service: $(READY)  ## what needs PostgreSQL or Chromium; installs them from Debian where it may
+test-service: $(READY)  ## what needs PostgreSQL, Chromium or Ray; installs them where it may
 	sh scripts/service/install.sh
+	$(BIN)/pip install --quiet -e ".[ray]" -c constraints.txt || echo "left out what needs Ray: it could not be installed"
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m service -rs
 
 fuzz: $(READY)  ## 10,000 damaged inputs of every class; about 15 minutes

@@ -1,7 +1,9 @@
 """``unike serve``: a model with its edits as a service, behind OpenAI's API."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +19,7 @@ from unike.serve.settings import Settings
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+    from starlette.types import ASGIApp
 
     from unike.serve.keys import Keys
 
@@ -40,6 +43,9 @@ def serve(
         typer.Option(help="Keys of those who may change edits.", show_default="those in UNIKE_ADMIN_KEYS"),
     ] = None,
     no_auth: Annotated[bool, typer.Option("--no-auth", help="Listen for other machines without keys.")] = False,
+    replicas: Annotated[
+        int, typer.Option(min=1, help="So many processes with a model each, by Ray; on its cluster, if there is one.")
+    ] = 1,
     editor: Annotated[str, typer.Option(help="The method of edits that are made over the API.")] = "unike",
     settings: shared.Settings = None,
     device: shared.Device = "auto",
@@ -63,8 +69,9 @@ def serve(
         listening = run.listen(host, port)
     allowed = replace(allowed, name=allowed.name or model, any_host=bool(known) or no_auth)
     with listening, run.ending_cleanly():
-        app = make_app(loading, (where, blobs), method, allowed, known)
-        with run.logging_to_stderr():
+        starting = one_process if replicas == 1 else partial(several, replicas)
+        served = starting(loading, (where, blobs), method, allowed, known)
+        with served as app, run.ending_cleanly(), run.logging_to_stderr():
             run.serve(app, listening, lambda: say(run.address_of(listening), allowed.name, as_json))
 
 
@@ -107,6 +114,49 @@ def make_app(
     backbone, _ = shared.load(*loading)
     engine = Engine(backbone, max_batch=settings.max_batch, max_waiting=settings.max_waiting)
     return create_app(engine, store, settings, editor=method(), keys=keys)
+
+
+@contextmanager
+def one_process(*args: Any) -> "Iterator[ASGIApp]":
+    """The service in this process; arguments are those of `make_app`."""
+    yield make_app(*args)
+
+
+@contextmanager
+def several(
+    size: int,
+    loading: shared.Loading,
+    place: tuple[str, str | None],
+    method: Callable[[], Any],
+    settings: Settings,
+    keys: "Keys",
+) -> "Iterator[ASGIApp]":
+    """The door before so many processes with the service; other arguments are those of `make_app`.
+
+    Raises:
+        UnikeError: Ray is not installed, or what `replicated` says.
+    """
+    with needing("ray"):
+        import ray.serve  # noqa: F401
+
+        from unike.serve.replicas import replicated
+    opened(*place, make=True).close()  # one that cannot be opened is known before anything starts
+    shared.build(loading[0])  # once, and not in each of them
+    # Replicas have working folders of their own.
+    loading = (from_anywhere(loading[0]), *loading[1:])
+    place = (from_anywhere(place[0]), None if place[1] is None else from_anywhere(place[1]))
+    settings = replace(settings, image_folders=tuple(folder.absolute() for folder in settings.image_folders))
+    make = partial(make_app, loading, place, method, settings, keys)
+    with shared.working(f"starting {size} replicas"), ExitStack() as stack:
+        door = stack.enter_context(replicated(make, size, settings, keys, device=loading[1], store=place[0]))
+        rest = stack.pop_all()
+    with rest:
+        yield door
+
+
+def from_anywhere(name: str) -> str:
+    """A name that means the same in every working folder: of a path, the absolute one."""
+    return str(Path(name).absolute()) if "://" not in name and Path(name).exists() else name
 
 
 def say(address: str, model: str, as_json: bool) -> None:

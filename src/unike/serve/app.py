@@ -62,6 +62,7 @@ def create_app(
         pictures.close()
 
     app = FastAPI(title="unike", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.state.engine, app.state.meter = engine, meter
     app.add_middleware(Guard, keys=keys or Keys(), settings=settings, meter=meter)
     _tell_errors(app)
     _add_chat(app, engine, desk, meter)

@@ -15,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from unike.core.errors import UnikeError
 from unike.serve.keys import Keys
@@ -91,7 +91,7 @@ class Server(uvicorn.Server):
         self.ready()
 
 
-def serve(app: FastAPI, listening: socket.socket, ready: Callable[[], None]) -> None:
+def serve(app: ASGIApp, listening: socket.socket, ready: Callable[[], None]) -> None:
     """Answer requests until the process is told to end; those that run have `GRACE` seconds.
 
     Raises:
