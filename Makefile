@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow test-service lint types unit fuzz format mini-train mini-report words pocket clean
+.PHONY: demo test test-slow test-service test-vllm lint types unit fuzz format mini-train mini-report words pocket clean
 
 demo: $(READY)  ## edit one fact in a real vision-language model
 	$(BIN)/unike demo
@@ -29,6 +29,10 @@ test-service: $(READY)  ## what needs PostgreSQL, Chromium or Ray; installs them
 	sh scripts/service/install.sh
 	$(BIN)/pip install --quiet -e ".[ray]" -c constraints.txt || echo "left out what needs Ray: it could not be installed"
 	OMP_NUM_THREADS=1 $(BIN)/pytest -q -m service -rs
+
+test-vllm:  ## edits in vLLM against transformers, on a CPU, in an environment of its own (3.5 GB); some minutes
+	PYTHON=$(PYTHON) sh scripts/vllm/install.sh .cache/vllm
+	VLLM_LOGGING_LEVEL=ERROR OMP_NUM_THREADS=1 .cache/vllm/bin/python scripts/vllm/compare.py --out .cache/vllm-compared
 
 fuzz: $(READY)  ## 10,000 damaged inputs of every class; about 15 minutes
 	FUZZ=10000 OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/fuzz
