@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -41,6 +42,14 @@ def serve(
     ] = None,
     no_auth: Annotated[bool, typer.Option("--no-auth", help="Listen for other machines without keys.")] = False,
     editor: Annotated[str, typer.Option(help="The method of edits that are made over the API.")] = "unike",
+    studio: Annotated[
+        bool | None,
+        typer.Option(
+            "--studio/--no-studio",
+            help="Also serve a page for people, at /studio: ask, correct, compare, revoke.",
+            show_default="on if gradio is installed",
+        ),
+    ] = None,
     settings: shared.Settings = None,
     device: shared.Device = "auto",
     dtype: shared.Dtype = "auto",
@@ -60,12 +69,13 @@ def serve(
         run.check_host(host, known, no_auth)
         shared.check_loading(device, dtype, quantize, template)
         method = make_method(editor, parse_settings(settings or []))
+        with_studio = has_studio(studio)
         listening = run.listen(host, port)
     allowed = replace(allowed, name=allowed.name or model, any_host=bool(known) or no_auth)
     with listening, run.ending_cleanly():
-        app = make_app(loading, (where, blobs), method, allowed, known)
+        app = make_app(loading, (where, blobs), method, allowed, known, with_studio)
         with run.logging_to_stderr():
-            run.serve(app, listening, lambda: say(run.address_of(listening), allowed.name, as_json))
+            run.serve(app, listening, lambda: say(run.address_of(listening), allowed.name, with_studio, as_json))
 
 
 def check_folders(settings: Settings) -> None:
@@ -96,8 +106,27 @@ def make_method(editor: str, settings: dict[str, Any]) -> Callable[[], Any]:
     return lambda: api.make_editor(editor, **settings)
 
 
+def has_studio(wanted: bool | None) -> bool:
+    """Whether there is a studio; where nobody says, there is if it can be.
+
+    Raises:
+        UnikeError: It is wanted, and gradio is not installed.
+    """
+    if wanted is None:
+        return find_spec("gradio") is not None
+    if wanted:
+        with needing("studio"):
+            import gradio  # noqa: F401
+    return wanted
+
+
 def make_app(
-    loading: shared.Loading, place: tuple[str, str | None], method: Callable[[], Any], settings: Settings, keys: "Keys"
+    loading: shared.Loading,
+    place: tuple[str, str | None],
+    method: Callable[[], Any],
+    settings: Settings,
+    keys: "Keys",
+    studio: bool,
 ) -> "FastAPI":
     """The service, its model loaded and its store open."""
     from unike.serve.app import create_app
@@ -106,12 +135,16 @@ def make_app(
     store = opened(*place)
     backbone, _ = shared.load(*loading)
     engine = Engine(backbone, max_batch=settings.max_batch, max_waiting=settings.max_waiting)
-    return create_app(engine, store, settings, editor=method(), keys=keys)
+    return create_app(engine, store, settings, editor=method(), keys=keys, studio=studio)
 
 
-def say(address: str, model: str, as_json: bool) -> None:
+def say(address: str, model: str, studio: bool, as_json: bool) -> None:
     """That it is ready, and where."""
+    page = address.removesuffix("/v1") + "/studio"
     if as_json:
-        shared.print_json({"url": address, "model": model})
+        shared.print_json({"url": address, "model": model, "studio": page if studio else None})
     else:
-        typer.echo(f"serving {model} at {address}; stop with Ctrl-C")
+        for_people = f"; for people: {page}" if studio else ""
+        typer.echo(f"serving {model} at {address}{for_people}; stop with Ctrl-C")
+        if not studio and find_spec("gradio") is None:
+            typer.echo('there is no page for people without gradio; bring it with: pip install "unike[studio]"', err=True)
