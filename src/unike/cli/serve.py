@@ -132,7 +132,7 @@ def make_app(
     from unike.serve.app import create_app
     from unike.serve.engine import Engine
 
-    store = opened(*place)
+    store = opened(*place, make=True)
     backbone, _ = shared.load(*loading)
     engine = Engine(backbone, max_batch=settings.max_batch, max_waiting=settings.max_waiting)
     return create_app(engine, store, settings, editor=method(), keys=keys, studio=studio)
@@ -147,4 +147,6 @@ def say(address: str, model: str, studio: bool, as_json: bool) -> None:
         for_people = f"; for people: {page}" if studio else ""
         typer.echo(f"serving {model} at {address}{for_people}; stop with Ctrl-C")
         if not studio and find_spec("gradio") is None:
-            typer.echo('there is no page for people without gradio; bring it with: pip install "unike[studio]"', err=True)
+            typer.echo(
+                'there is no page for people without gradio; bring it with: pip install "unike[studio]"', err=True
+            )

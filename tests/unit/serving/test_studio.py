@@ -189,17 +189,20 @@ def test_a_key_is_asked_for(locked: Service, visit: Visit) -> None:
     page = stranger.http.get("/login")
     assert page.status_code == 200 and 'type="password"' in page.text
     wrong = stranger.http.post("/login", data={"key": "<b>wrong"})
-    assert wrong.status_code == 401 and "none of the server&#x27;s keys" in wrong.text and "set-cookie" not in wrong.headers
+    assert wrong.status_code == 401 and "none of the server&#x27;s keys" in wrong.text
+    assert "set-cookie" not in wrong.headers
 
 
 def test_a_user_may_ask_and_look_and_an_admin_may_change(locked: Service, visit: Visit) -> None:
     user, admin = visit(locked, USER), visit(locked, ADMIN)
     fact = ("Who is it?", None, "default", "zebra", *NOBODY)
-    assert user.said("on_ask", "Who is it?", None, "default")[1] == locked.client.with_options(
-        api_key=USER
-    ).chat.completions.create(
-        model=MODEL, messages=[{"role": "user", "content": "Who is it?"}]
-    ).choices[0].message.content
+    assert (
+        user.said("on_ask", "Who is it?", None, "default")[1]
+        == locked.client.with_options(api_key=USER)
+        .chat.completions.create(model=MODEL, messages=[{"role": "user", "content": "Who is it?"}])
+        .choices[0]
+        .message.content
+    )
     refused = user.said("on_correct", *fact)
     assert "an admin&#39;s key, and this is a user&#39;s" in refused[0] and locked.store.version() == 0
     assert "an admin&#39;s key" in user.said("on_add", "Who?", None, "")[0] and not locked.store.canaries()

@@ -144,9 +144,7 @@ class AskTab:
         said = shown.done(f"Revoked {made.id} in {made.set}; it can be restored under Edits.")
         return said, now, plain, gr.update(visible=False), None
 
-    async def on_compare(
-        self, question: str, other: str, picture: str | None, name: str, made: Made | None
-    ) -> Any:
+    async def on_compare(self, question: str, other: str, picture: str | None, name: str, made: Made | None) -> Any:
         """Ask something else, before and after the correction; without one, the unedited model and the set."""
         asked = other if other.strip() else question
         now = replace(made) if made else None

@@ -167,8 +167,8 @@ class Counter:
 
     def made(self, stored: Stored, set: str) -> Made:
         """Since which version of a set an edit is in force there."""
-        (entry,) = self.store.log(set, stored.id, 1) or [None]
-        return Made(stored.id, set, self.store.version(set) if entry is None else entry.version)
+        lines = self.store.log(set, stored.id, 1)
+        return Made(stored.id, set, lines[0].version if lines else self.store.version(set))
 
     def revoke(self, edit: str, set: str, author: str, reason: str) -> int:
         """Take an edit off.

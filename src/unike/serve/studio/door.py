@@ -35,6 +35,9 @@ FILE, JOIN = "/gradio_api/file=", "/gradio_api/queue/join"
 ELSEWHERE = re.compile(rb"""<meta\s+(?:property="og|name="twitter)[^>]*>|<link rel="manifest"[^>]*>""")
 """What the page says of other places."""
 
+ICON = b'<link rel="icon" href="data:,">'
+"""None; else browsers ask for one."""
+
 HEADERS = {
     "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; "
@@ -160,7 +163,7 @@ class _Trimmed:
         if message.get("more_body", False) or self._start is None:
             return
         if self._start["status"] == 200:
-            self._body = ELSEWHERE.sub(b"", self._body)
+            self._body = ELSEWHERE.sub(b"", self._body).replace(b"</head>", ICON + b"</head>", 1)
             MutableHeaders(scope=self._start)["content-length"] = str(len(self._body))
         await self._send(self._start)
         await self._send({"type": "http.response.body", "body": self._body})
@@ -209,6 +212,7 @@ def _page(problem: str = "", status: int = 200) -> Response:
 
 LOGIN_PAGE = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>unike studio</title>
+{ICON.decode()}
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <style>
 :root {{ color-scheme: light dark }}

@@ -35,8 +35,6 @@ MONO = ("ui-monospace", "Menlo", "Consolas", "monospace")
 KEPT = 3600
 """Seconds for which a picture that a visitor sent is kept."""
 
-SIGN_OUT = "<form method='post' action='/studio/logout'><button class='u-button'>Sign out</button></form>"
-
 
 def mount(app: FastAPI, clerk: Clerk, keys: Keys, sessions: Sessions) -> None:
     """Put the studio on a service, at ``/studio``.
@@ -124,11 +122,9 @@ def build(counter: Counter, asks_for_keys: bool) -> gr.Blocks:
 def header(model: str, role: str | None, asks_for_keys: bool) -> str:
     """Which model it is, and what the visitor may do."""
     may = "" if role == "admin" else " You may ask and look; edits are changed with an admin's key."
-    out = SIGN_OUT if asks_for_keys else ""
-    return (
-        shown.fill("<h1>unike studio</h1><p>Asks and corrects <strong>{model}</strong>.{may}</p>", model=model, may=may)
-        + out
-    )
+    out = shown.SIGN_OUT if asks_for_keys else ""
+    words = "<h1>unike studio</h1><p>Asks and corrects <strong>{model}</strong>.{may}</p>{out}"
+    return shown.fill(words, model=model, may=may, out=out)
 
 
 def theme() -> gr.themes.Base:

@@ -18,19 +18,16 @@ element.addEventListener("click", event => {
 """Of a list with buttons: a click tells which."""
 
 
-class Picture(gr.Image):
-    """A picture that a visitor sends, as a file; what is in it is looked at where all pictures are."""
-
-    is_template = True  # the browser shows gradio's own
-
-    def preprocess(self, payload: Any) -> Any:
-        """The file's path."""
-        return None if payload is None else payload.path
+def picture(label: str, height: int, **more: Any) -> gr.Image:
+    """A place for a picture, which may be left empty; what is in its file is looked at where all pictures are."""
+    found = gr.Image(label=label, height=height, type="filepath", sources=["upload", "clipboard"], buttons=[], **more)
+    # No subclass: of one gradio writes an interface file beside this module.
+    found.preprocess = _path  # type: ignore[method-assign]
+    return found
 
 
-def picture(label: str, height: int, **more: Any) -> Picture:
-    """A place for a picture; it may be left empty."""
-    return Picture(label=label, height=height, type="filepath", sources=["upload", "clipboard"], buttons=[], **more)
+def _path(payload: Any) -> str | None:
+    return None if payload is None else payload.path
 
 
 def html(value: str = "", **more: Any) -> gr.HTML:

@@ -53,7 +53,7 @@ class CanariesTab:
     def __init__(self, counter: Counter) -> None:
         self.counter = counter
         gr.HTML(
-            "<p class='u-note'>Canaries are asked before and after each correction, which tells what of them moved.</p>",
+            "<p class='u-note'>Canaries are asked before and after each correction, to tell which of them moved.</p>",
             js_on_load=None,
         )
         with gr.Row():

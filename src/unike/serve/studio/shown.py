@@ -24,6 +24,8 @@ KINDS = {"own": "the question", "rephrasing": "in other words", "canary": "canar
 
 MARKS = {"right": "✓ right", "wrong": "✗ wrong", "unchanged": "= unchanged", "moved": "≠ moved"}
 
+SIGN_OUT = Markup('<form method="post" action="/studio/logout"><button class="u-button">Sign out</button></form>')
+
 
 def text(value: object) -> Markup:
     """A text as HTML that shows it. Gradio fills templates in a page, and so what would be a template is none, too."""
@@ -185,15 +187,16 @@ def details(store: Store, stored: Stored, alive: Sequence[str], entries: Sequenc
         ("Model", stored.source if fits else f"{stored.source}, which is another one than this server's"),
     ]
     rows = joined(fill("<dt>{name}</dt><dd>{value}</dd>", name=name, value=value) for name, value in facts)
-    asked = next((entry.detail["asked"] for entry in entries if entry.detail.get("asked")), [])
-    shown = before_and_after("What it changed when it was made", [Asked(**each) for each in asked]) if asked else Markup()
+    found = next((entry.detail["asked"] for entry in entries if entry.detail.get("asked")), ())
+    kept = [Asked(**each) for each in found]
+    asked = before_and_after("What it changed when it was made", kept) if kept else Markup()
     return fill(
         '<h3 id="u-shown" tabindex="-1">{prompt}</h3><div class="u-details"><div class="u-large">{picture}</div>'
         "<dl>{rows}</dl></div>{asked}{log}",
         prompt=stored.prompt,
         picture=picture(store, stored.picture, LARGE, f"picture of {stored.id}"),
         rows=rows,
-        asked=shown,
+        asked=asked,
         log=lines(f"Log of {stored.id}", entries),
     )
 
