@@ -1,13 +1,16 @@
-# Two commands for newcomers: `make demo` and `make test`. Both set up .venv by themselves; both work twice.
+# Three commands for newcomers: `make demo`, `make serve` and `make test`. Each sets up .venv by itself, and works twice.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow test-service test-vllm lint types unit fuzz format mini-train mini-report words pocket clean
+.PHONY: demo serve test test-slow test-service test-vllm lint types unit fuzz format mini-train mini-report words pocket clean
 
 demo: $(READY)  ## edit one fact in a real vision-language model
 	$(BIN)/unike demo
+
+serve: $(READY)  ## the studio and OpenAI's API, with the bundled model; builds it on first use
+	$(BIN)/unike serve --model mini --store store --studio
 
 test: lint types unit  ## lint, types and tests
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,6 +48,14 @@ def serve(
         int, typer.Option(min=1, help="So many processes with a model each, by Ray; on its cluster, if there is one.")
     ] = 1,
     editor: Annotated[str, typer.Option(help="The method of edits that are made over the API.")] = "unike",
+    studio: Annotated[
+        bool | None,
+        typer.Option(
+            "--studio/--no-studio",
+            help="Also serve a page for people, at /studio: ask, correct, compare, revoke.",
+            show_default="on if gradio is installed, and without --replicas",
+        ),
+    ] = None,
     settings: shared.Settings = None,
     device: shared.Device = "auto",
     dtype: shared.Dtype = "auto",
@@ -66,13 +75,14 @@ def serve(
         run.check_host(host, known, no_auth)
         shared.check_loading(device, dtype, quantize, template)
         method = make_method(editor, parse_settings(settings or []))
+        with_studio = has_studio(studio, replicas)
         listening = run.listen(host, port)
     allowed = replace(allowed, name=allowed.name or model, any_host=bool(known) or no_auth)
     with listening, run.ending_cleanly():
         starting = one_process if replicas == 1 else partial(several, replicas)
-        served = starting(loading, (where, blobs), method, allowed, known)
+        served = starting(loading, (where, blobs), method, allowed, known, with_studio)
         with served as app, run.ending_cleanly(), run.logging_to_stderr():
-            run.serve(app, listening, lambda: say(run.address_of(listening), allowed.name, as_json))
+            run.serve(app, listening, lambda: say(run.address_of(listening), allowed.name, with_studio, as_json))
 
 
 def check_folders(settings: Settings) -> None:
@@ -103,8 +113,30 @@ def make_method(editor: str, settings: dict[str, Any]) -> Callable[[], Any]:
     return lambda: api.make_editor(editor, **settings)
 
 
+def has_studio(wanted: bool | None, replicas: int) -> bool:
+    """Whether there is a studio; where nobody says, there is if it can be.
+
+    Raises:
+        UnikeError: It is wanted, and gradio is not installed; or there are several replicas, and who has signed in at
+            one of them is not known to the others.
+    """
+    if wanted is None:
+        return replicas == 1 and find_spec("gradio") is not None
+    if wanted and replicas > 1:
+        raise UnikeError("the studio is served by one process; leave --studio or --replicas out")
+    if wanted:
+        with needing("studio"):
+            import gradio  # noqa: F401
+    return wanted
+
+
 def make_app(
-    loading: shared.Loading, place: tuple[str, str | None], method: Callable[[], Any], settings: Settings, keys: "Keys"
+    loading: shared.Loading,
+    place: tuple[str, str | None],
+    method: Callable[[], Any],
+    settings: Settings,
+    keys: "Keys",
+    studio: bool,
 ) -> "FastAPI":
     """The service, its model loaded and its store open."""
     from unike.serve.app import create_app
@@ -113,7 +145,7 @@ def make_app(
     store = opened(*place, make=True)
     backbone, _ = shared.load(*loading)
     engine = Engine(backbone, max_batch=settings.max_batch, max_waiting=settings.max_waiting)
-    return create_app(engine, store, settings, editor=method(), keys=keys)
+    return create_app(engine, store, settings, editor=method(), keys=keys, studio=studio)
 
 
 @contextmanager
@@ -130,6 +162,7 @@ def several(
     method: Callable[[], Any],
     settings: Settings,
     keys: "Keys",
+    studio: bool,
 ) -> "Iterator[ASGIApp]":
     """The door before so many processes with the service; other arguments are those of `make_app`.
 
@@ -146,7 +179,7 @@ def several(
     loading = (from_anywhere(loading[0]), *loading[1:])
     place = (from_anywhere(place[0]), None if place[1] is None else from_anywhere(place[1]))
     settings = replace(settings, image_folders=tuple(folder.absolute() for folder in settings.image_folders))
-    make = partial(make_app, loading, place, method, settings, keys)
+    make = partial(make_app, loading, place, method, settings, keys, studio)
     with shared.working(f"starting {size} replicas"), ExitStack() as stack:
         door = stack.enter_context(replicated(make, size, settings, keys, device=loading[1], store=place[0]))
         rest = stack.pop_all()
@@ -159,9 +192,15 @@ def from_anywhere(name: str) -> str:
     return str(Path(name).absolute()) if "://" not in name and Path(name).exists() else name
 
 
-def say(address: str, model: str, as_json: bool) -> None:
+def say(address: str, model: str, studio: bool, as_json: bool) -> None:
     """That it is ready, and where."""
+    page = address.removesuffix("/v1") + "/studio"
     if as_json:
-        shared.print_json({"url": address, "model": model})
+        shared.print_json({"url": address, "model": model, "studio": page if studio else None})
     else:
-        typer.echo(f"serving {model} at {address}; stop with Ctrl-C")
+        for_people = f"; for people: {page}" if studio else ""
+        typer.echo(f"serving {model} at {address}{for_people}; stop with Ctrl-C")
+        if not studio and find_spec("gradio") is None:
+            typer.echo(
+                'there is no page for people without gradio; bring it with: pip install "unike[studio]"', err=True
+            )

@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
 from unike.core.errors import UnikeError
+from unike.core.extras import needing
 from unike.core.version import __version__
 from unike.data.queries import Query
 from unike.serve.asked import Asked, Desk
@@ -26,6 +27,7 @@ from unike.serve.guard import Guard, error_response, joined, note
 from unike.serve.keys import Keys
 from unike.serve.metrics import CONTENT_TYPE, Meter
 from unike.serve.pictures import Pictures
+from unike.serve.sessions import Sessions
 from unike.serve.sets import Sets
 from unike.serve.settings import Settings
 
@@ -38,7 +40,13 @@ READERS = 4
 
 
 def create_app(
-    engine: Engine, store: Store, settings: Settings, *, editor: Editor[Any], keys: Keys | None = None
+    engine: Engine,
+    store: Store,
+    settings: Settings,
+    *,
+    editor: Editor[Any],
+    keys: Keys | None = None,
+    studio: bool = False,
 ) -> FastAPI:
     """A service; it starts and ends the engine.
 
@@ -48,6 +56,10 @@ def create_app(
         settings: What is allowed.
         editor: The method that ``POST /v1/edits`` uses.
         keys: Of those who may use it; None for everybody who reaches it.
+        studio: Whether people get a page, too.
+
+    Raises:
+        UnikeError: The studio is wanted, and gradio is not installed.
     """
     meter = Meter(engine)
     pictures = Pictures(settings.max_picture, settings.image_folders)
@@ -63,7 +75,8 @@ def create_app(
 
     app = FastAPI(title="unike", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     app.state.engine, app.state.meter = engine, meter
-    app.add_middleware(Guard, keys=keys or Keys(), settings=settings, meter=meter)
+    keys, sessions = keys or Keys(), Sessions()
+    app.add_middleware(Guard, keys=keys, settings=settings, meter=meter, sessions=sessions)
     _tell_errors(app)
     _add_chat(app, engine, desk, meter)
     _add_models(app, desk, store)
@@ -80,6 +93,10 @@ def create_app(
     async def metrics() -> Response:
         return Response(meter.text(), media_type=CONTENT_TYPE)
 
+    if studio:
+        with needing("studio"):
+            from unike.serve.studio.page import mount
+        mount(app, clerk, keys, sessions)
     return app
 
 

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from unike.serve.errors import ApiError, told, too_many
 from unike.serve.keys import Keys
 from unike.serve.metrics import Meter
+from unike.serve.sessions import LOGIN, STUDIO, Sessions, is_studio
 from unike.serve.settings import Settings
 
 LOG = logging.getLogger("unike.serve")
@@ -43,10 +44,14 @@ class Guard:
         keys: Whose holders may come in; if there are none, everybody who reaches it may.
         settings: Limits.
         meter: Where requests are counted.
+        sessions: Who has signed in to the studio.
     """
 
-    def __init__(self, app: ASGIApp, *, keys: Keys, settings: Settings, meter: Meter) -> None:
+    def __init__(
+        self, app: ASGIApp, *, keys: Keys, settings: Settings, meter: Meter, sessions: Sessions | None = None
+    ) -> None:
         self.app, self.keys, self.settings, self.meter = app, keys, settings, meter
+        self.sessions = sessions or Sessions()
         self._open = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -90,7 +95,9 @@ class Guard:
             return
         if self._open > self.settings.max_open:
             raise too_many(f"{self._open - 1} requests are open; try again later")
-        if self.keys:
+        if self.keys and is_studio(path):
+            self._check_visitor(scope, headers)
+        elif self.keys:
             role = self.keys.role(headers.get("authorization"))
             if role is None:
                 raise ApiError(
@@ -101,8 +108,26 @@ class Guard:
                 )
             if role != "admin" and scope["method"] not in ("GET", "HEAD") and path not in ASKING:
                 raise ApiError(403, "edits are changed with an admin's key, and this is a user's")
-        elif not self.settings.any_host:
-            self._check_near(headers)
+        else:
+            scope["state"]["role"] = "admin"
+            if not self.settings.any_host:
+                self._check_near(headers)
+
+    def _check_visitor(self, scope: Scope, headers: Headers) -> None:
+        """Of the studio's visitors, let in those who have signed in; what they may change is the studio's matter.
+
+        Raises:
+            ApiError: Nobody has signed in, or a page of another site makes the browser send this.
+        """
+        role = self.keys.role(headers.get("authorization")) or self.sessions.role(headers.get("cookie"))
+        scope["state"]["role"] = role
+        origin = headers.get("origin")
+        if scope["method"] not in ("GET", "HEAD") and origin and origin.partition("://")[2] != headers.get("host"):
+            raise ApiError(403, f"a page of {origin[:80]!r} may not use the studio")
+        if role is None and scope["path"] != LOGIN:
+            if scope["method"] == "GET" and scope["path"].rstrip("/") == STUDIO:
+                raise ApiError(303, f"sign in at {LOGIN}", headers={"location": LOGIN})
+            raise ApiError(401, f"sign in at {LOGIN}", code="invalid_api_key")
 
     def _check_near(self, headers: Headers) -> None:
         """Without keys, refuse requests that a page of another site makes a browser send.
@@ -149,11 +174,12 @@ class Guard:
     # ------------------------------------------------------------------ what came of it
 
     def _write_down(self, scope: Scope, status: int | None, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", "other")
+        studio = is_studio(scope["path"])
+        route = STUDIO if studio else getattr(scope.get("route"), "path", "other")
         answered = status or 499  # the client left
         self.meter.requests.labels(route, str(answered)).inc()
         self.meter.seconds.labels(route).observe(seconds)
-        if scope["path"] in OPEN_TO_ALL and answered == 200:
+        if answered < 400 and (scope["path"] in OPEN_TO_ALL or (studio and scope["method"] == "GET")):
             return
         about = [f"{key}={value}" for key, value in scope["state"]["about"].items()]
         line = " ".join([scope["method"], ascii(scope["path"])[1:-1][:200], str(answered), f"{seconds:.3f}s", *about])

@@ -90,6 +90,12 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         self.ready()
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn does, once those have been told that would keep a line open for good."""
+        for tell in getattr(self.config.app.state, "at_shutdown", ()):  # type: ignore[union-attr]
+            tell()
+        await super().shutdown(sockets)
+
 
 def serve(app: ASGIApp, listening: socket.socket, ready: Callable[[], None]) -> None:
     """Answer requests until the process is told to end; those that run have `GRACE` seconds.

@@ -43,14 +43,19 @@ def serving(model: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     with ExitStack() as stack:
 
         def start(
-            store: Store | None = None, keys: Keys | None = None, engine: dict[str, Any] | None = None, **settings: Any
+            store: Store | None = None,
+            keys: Keys | None = None,
+            engine: dict[str, Any] | None = None,
+            studio: bool = False,
+            **settings: Any,
         ) -> Service:
             kept = store or Store.open(tmp_path_factory.mktemp("store") / "s")
             if store is None:
                 stack.callback(kept.close)
             runs = Engine(model, **(engine or {}))
-            method = registry.editors.get("ft")(lr=3e-2, steps=3)
-            app = create_app(runs, kept, Settings(**{"name": MODEL, **settings}), editor=method, keys=keys)
+            method = registry.editors.get("ft")(lr=3e-2, steps=12 if studio else 3)
+            given = Settings(**{"name": MODEL, **settings})
+            app = create_app(runs, kept, given, editor=method, keys=keys, studio=studio)
             url = stack.enter_context(running(app))
             client = stack.enter_context(openai.OpenAI(base_url=url, api_key="none", max_retries=0))
             return Service(url, client, stack.enter_context(httpx.Client(base_url=url, timeout=30)), runs, kept)

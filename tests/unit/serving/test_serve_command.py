@@ -107,7 +107,7 @@ def test_it_ends_when_it_is_told_to(cli: Cli, tiny_folder: Path, number: int, co
 
     thread = threading.Thread(target=ask_and_end)
     thread.start()
-    result = cli("serve", "--model", tiny_folder, "--port", port, "--editor", "ft", "--log-prompts")
+    result = cli("serve", "--model", tiny_folder, "--port", port, "--editor", "ft", "--log-prompts", "--no-studio")
     thread.join()
     assert (result.code, said) == (code, [200, 200])
     assert result.out == f"serving {tiny_folder} at http://127.0.0.1:{port}/v1; stop with Ctrl-C\n"

@@ -1,0 +1,263 @@
+"""What the page's tabs ask for: the same requests that programs send, answered by the same engine and admission."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import anyio
+
+from unike.core.errors import UnikeError
+from unike.data.queries import Query
+from unike.serve.asked import Asked
+from unike.serve.editing import Clerk
+from unike.serve.engine import Full
+from unike.serve.errors import ApiError, invalid, told, too_many
+from unike.serve.sets import DEFAULT
+from unike.store import Canary, Entry, Stored
+from unike.store.admission import Admission
+
+LOG = logging.getLogger("unike.serve")
+
+AUTHOR = "studio"
+"""Who is written down where a visitor does not say."""
+
+PAGE = 20
+"""Edits that are listed at once."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Made:
+    """An edit that came into force in a set, and the version of the set that this made."""
+
+    id: str
+    set: str
+    version: int
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Some of the edits that were looked for.
+
+    Args:
+        edits: The newest first.
+        alive: The sets in which each is in force, by its id.
+        total: How many there are in all.
+        start: The place of the first, from 0 on.
+    """
+
+    edits: list[Stored]
+    alive: dict[str, list[str]]
+    total: int
+    start: int
+
+
+class Counter:
+    """Where visitors of the studio are served.
+
+    Args:
+        clerk: Who changes the store.
+        uploads: The folder below which pictures of visitors lie.
+    """
+
+    def __init__(self, clerk: Clerk, uploads: Path) -> None:
+        self.clerk, self.uploads = clerk, uploads.resolve()
+        self.desk, self.store, self.engine = clerk.desk, clerk.store, clerk.engine
+        self.name = clerk.desk.settings.name
+
+    # ------------------------------------------------------------------ asking
+
+    async def say(self, question: str, picture: str | None, edits: str = "") -> str:
+        """The answer to a question.
+
+        Args:
+            question: What is asked.
+            picture: The file that a visitor sent, or None.
+            edits: Under which: a set, or ``"set:version"``; nothing for the unedited model.
+
+        Raises:
+            ApiError: It cannot be answered.
+        """
+        if not question.strip():
+            raise invalid("the question is empty; write what is to be asked")
+        parts: list[dict[str, Any]] = [{"type": "text", "text": question}]
+        if picture is not None:
+            parts.append({"type": "image_url", "image_url": {"url": await in_thread(self.url, picture)}})
+        model = f"{self.name}@{edits}" if edits else self.name
+        body = json.dumps({"model": model, "messages": [{"role": "user", "content": parts}]}).encode()
+        sent, jobs, chosen = await in_thread(self.desk.read, body)
+        asked = Asked(sent, jobs, chosen, "")
+        asked.on_end = lambda: self.desk.drop(jobs[0].query.image)
+        try:
+            self.engine.submit(jobs)
+        except Full as error:
+            asked.on_end()
+            raise too_many(str(error)) from None
+        try:
+            await asyncio.wait_for(asked.all_over(), self.desk.settings.timeout + 1)
+        except asyncio.TimeoutError:
+            raise ApiError(504, "the answer was not there in time; try again", code="timeout") from None
+        finally:
+            asked.give_up()
+        for kind, count in zip(("read", "written"), list(asked.usage.values())[:2], strict=True):
+            self.clerk.meter.tokens.labels(kind).inc(count)
+        return jobs[0].decoding.text
+
+    async def both(self, question: str, picture: str | None, first: str, second: str) -> tuple[str, str]:
+        """The answers under two choices of edits; they are written together.
+
+        Raises:
+            ApiError: One of them cannot be given.
+        """
+        answers = await asyncio.gather(
+            *(self.say(question, picture, edits) for edits in (first, second)), return_exceptions=True
+        )
+        for each in answers:
+            if isinstance(each, BaseException):
+                raise each
+        before, after = answers
+        return str(before), str(after)
+
+    def url(self, picture: str) -> str:
+        """A visitor's picture as a data URL.
+
+        Raises:
+            ApiError: It is no file that was sent here, or too large.
+        """
+        path = Path(picture).resolve()
+        if not path.is_relative_to(self.uploads) or not path.is_file():
+            raise invalid("the picture is no longer there; choose it again")
+        most = self.desk.settings.max_picture
+        if path.stat().st_size > most:
+            raise ApiError(413, f"a picture has at most {most:,} bytes here; scale it down")
+        return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+    # ------------------------------------------------------------------ changing
+
+    async def correct(self, question: str, picture: str | None, target: str, **terms: Any) -> Admission:
+        """Make an edit between two batches, and put it in force.
+
+        Args:
+            question: That is answered wrongly.
+            picture: As in `say`.
+            target: The right answer.
+            **terms: As in `unike.serve.editing.EditRequest`.
+
+        Raises:
+            ApiError: It cannot be made.
+        """
+        for value, says in ((question, "the question is empty"), (target, "the right answer is empty")):
+            if not value.strip():
+                raise invalid(f"{says}; write it first")
+        fact = {"prompt": question, "target": target.strip(), **terms}
+        if picture is not None:
+            fact["image"] = await in_thread(self.url, picture)
+        found = await self.clerk.add(json.dumps(fact).encode())
+        self.clerk.meter.changes.labels(found.status).inc()
+        return found
+
+    def made(self, stored: Stored, set: str) -> Made:
+        """Since which version of a set an edit is in force there."""
+        lines = self.store.log(set, stored.id, 1)
+        return Made(stored.id, set, lines[0].version if lines else self.store.version(set))
+
+    def revoke(self, edit: str, set: str, author: str, reason: str) -> int:
+        """Take an edit off.
+
+        Raises:
+            ApiError: It is not in force there.
+        """
+        work = partial(self.store.revoke, edit, set=set, author=author or AUTHOR, reason=reason)
+        return self.clerk.change("revoked", work)["version"]
+
+    def restore(self, edit: str, set: str, author: str, reason: str) -> int:
+        """Put an edit in force again.
+
+        Raises:
+            ApiError: It is in force there, or another one of the same question is.
+        """
+        work = partial(self.store.restore, edit, set=set, author=author or AUTHOR, reason=reason)
+        return self.clerk.change("restored", work)["version"]
+
+    def add_canary(self, question: str, picture: str | None, author: str) -> Canary:
+        """Ask a question before and after each edit from now on.
+
+        Raises:
+            ApiError: The model cannot be asked so.
+        """
+        if not question.strip():
+            raise invalid("the question is empty; write what is to be asked")
+        kept = None if picture is None else self.desk.pictures.keep(self.url(picture))
+        try:
+            query = Query(question, kept)
+            self.desk.check(query, self.desk.settings.max_new_tokens)
+            return self.store.add_canary(query, author=author or AUTHOR)
+        finally:
+            self.desk.drop(kept)
+
+    def drop_canary(self, name: str, author: str) -> Canary:
+        """Ask a question no more.
+
+        Raises:
+            UnikeError: There is none with that id.
+        """
+        return self.store.drop_canary(name, author=author or AUTHOR)
+
+    # ------------------------------------------------------------------ looking
+
+    def sets(self) -> list[str]:
+        """The names of all sets; the default one comes first."""
+        return [DEFAULT, *(name for name in self.store.sets() if name != DEFAULT)]
+
+    def alive(self) -> dict[str, list[str]]:
+        """The sets in which each edit is in force, by its id."""
+        found: dict[str, list[str]] = {}
+        for name in self.store.sets():
+            for each in self.store.members(name):
+                found.setdefault(each.id, []).append(name)
+        return found
+
+    def edits(self, text: str = "", set: str = "", tag: str = "", start: int = 0) -> Listed:
+        """Edits, the newest first.
+
+        Args:
+            text: Only those that hold it.
+            set: Only those in force there; nothing for all, whether they are in force or not.
+            tag: Only those with it.
+            start: Without so many of the newest.
+        """
+        alive = self.alive()
+        found = self.store.all(tag=tag.strip() or None, text=text.strip() or None)[::-1]
+        if set:
+            found = [each for each in found if set in alive.get(each.id, ())]
+        start = max(0, min(start, (len(found) - 1) // PAGE * PAGE))
+        return Listed(found[start : start + PAGE], alive, len(found), start)
+
+    def tags(self) -> list[str]:
+        """All tags."""
+        return sorted({tag for each in self.store.all() for tag in each.tags})
+
+    def log(self, set: str = "", edit: str | None = None, limit: int = 100) -> list[Entry]:
+        """Lines of the log, the newest first."""
+        return self.store.log(set or None, edit, limit)[::-1]
+
+
+async def in_thread(work: Callable[..., T], *given: Any) -> T:
+    """Do something that waits for disks or databases, while others are served."""
+    return await anyio.to_thread.run_sync(partial(work, *given))
+
+
+def line(error: Exception) -> str:
+    """What a visitor is told of an error, in one line; what nobody foresaw is in the log."""
+    if not isinstance(error, ApiError | UnikeError):
+        LOG.error("the studio failed", exc_info=error)
+    return told(error).message

@@ -1,0 +1,226 @@
+"""What stands before the page: signing in with a key, and what of gradio is there at all.
+
+Gradio answers at many addresses that the studio has no use for: files, proxies, histories, other programs' calls. Those
+that the page needs are named here, and nothing else is reached. A browser is told to load nothing from elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from html import escape
+from pathlib import Path
+from urllib.parse import parse_qs, unquote
+
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from unike.serve.errors import ApiError, invalid
+from unike.serve.guard import error_response
+from unike.serve.keys import Keys
+from unike.serve.sessions import COOKIE, LASTS, LOGIN, STUDIO, Sessions
+
+NEEDED = re.compile(
+    r"/?|/config/?|/theme\.css|/favicon\.ico|/manifest\.json"
+    r"|/(assets|static|svelte)/.*"
+    r"|/gradio_api/(info|startup-events|reset|cancel|upload|upload_progress|app_id)/?"
+    r"|/gradio_api/queue/(join|data)|/gradio_api/heartbeat/\w+|/gradio_api/file=.*"
+)
+"""Paths of gradio's below the studio's that the page needs."""
+
+FILE, JOIN = "/gradio_api/file=", "/gradio_api/queue/join"
+
+ELSEWHERE = re.compile(rb"""<meta\s+(?:property="og|name="twitter)[^>]*>|<link rel="manifest"[^>]*>""")
+"""What the page says of other places."""
+
+ICON = b'<link rel="icon" href="data:,">'
+"""None; else browsers ask for one."""
+
+HEADERS = {
+    "content-security-policy": "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
+    "style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; worker-src 'self' blob:; "
+    "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'none'",
+    "referrer-policy": "same-origin",
+    "x-content-type-options": "nosniff",
+}
+
+
+class Door:
+    """Around gradio's app.
+
+    Args:
+        app: Gradio's.
+        uploads: The folder with visitors' pictures; no other file is shown.
+    """
+
+    def __init__(self, app: ASGIApp, *, uploads: Path) -> None:
+        self.app, self.uploads = app, uploads.resolve()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Let through what the page needs."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(HEADERS)
+            await send(message)
+
+        path = scope["path"].removeprefix(scope.get("root_path", ""))
+        if NEEDED.fullmatch(path) is None or not self._may_show(path):
+            await error_response(ApiError(404, f"there is nothing at {ascii(scope['path'])[:80]}"))(
+                scope, receive, answer
+            )
+            return
+        if path.rstrip("/") == JOIN:
+            body = await _whole(receive)
+            if not self._is_sent_here(body):
+                refused = invalid("the picture is no longer there; choose it again")
+                await error_response(refused)(scope, receive, answer)
+                return
+            receive = _again(body, receive)
+        await self.app(scope, receive, _Trimmed(answer) if path in ("", "/") else answer)
+
+    def _is_sent_here(self, body: bytes) -> bool:
+        """Whether each file that is named in what a button sends is one that a visitor sent.
+
+        Gradio copies what is named to where it is shown from, fetches what is an address, and asks this only of pages
+        that it serves by itself, not of those that are mounted.
+        """
+        waiting = [parsed(body)]
+        while waiting:
+            each = waiting.pop()
+            if isinstance(each, dict):
+                if "path" in each and not self._is_upload(each["path"]):
+                    return False
+                waiting += each.values()
+            elif isinstance(each, list):
+                waiting += each
+        return True
+
+    def _is_upload(self, path: object) -> bool:
+        try:
+            return isinstance(path, str) and Path(path).is_absolute() and self._is_below(Path(path))
+        except (OSError, ValueError, RuntimeError):
+            return False
+
+    def _is_below(self, path: Path) -> bool:
+        return path.resolve().is_relative_to(self.uploads)
+
+    def _may_show(self, path: str) -> bool:
+        """Whether a path names no file, or a picture that a visitor sent."""
+        if not path.startswith(FILE):
+            return True
+        return self._is_upload(unquote(path.removeprefix(FILE)))
+
+
+def parsed(body: bytes) -> object:
+    """A JSON value; None for what is none, which gradio refuses."""
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+
+
+async def _whole(receive: Receive) -> bytes:
+    """A request's body; the guard has seen to it that it is not too large."""
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    return body
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """What sends a body that was read, and then what comes after it."""
+    waiting = [body]
+
+    async def again() -> Message:
+        if waiting:
+            return {"type": "http.request", "body": waiting.pop(), "more_body": False}
+        return await receive()
+
+    return again
+
+
+class _Trimmed:
+    """The page, without what names other places: an icon of gradio's, and a manifest that is not there."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._start: Message | None = None
+        self._body = b""
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self._start = message
+            return
+        self._body += message.get("body", b"")
+        if message.get("more_body", False) or self._start is None:
+            return
+        if self._start["status"] == 200:
+            self._body = ELSEWHERE.sub(b"", self._body).replace(b"</head>", ICON + b"</head>", 1)
+            MutableHeaders(scope=self._start)["content-length"] = str(len(self._body))
+        await self._send(self._start)
+        await self._send({"type": "http.response.body", "body": self._body})
+
+
+def login_routes(keys: Keys, sessions: Sessions) -> APIRouter:
+    """``/studio/login`` and ``/studio/logout``."""
+    router = APIRouter()
+
+    @router.get(LOGIN)
+    def ask_for_key() -> Response:
+        return _page() if keys else _to(f"{STUDIO}/")
+
+    @router.post(LOGIN)
+    async def sign_in(request: Request) -> Response:
+        given = parse_qs((await request.body()).decode(errors="replace")).get("key", [""])[0]
+        role = keys.role(f"Bearer {given}")
+        if role is None:
+            return _page("this is none of the server's keys; whoever runs it has them", 401)
+        response = _to(f"{STUDIO}/")
+        secure = request.url.scheme == "https"
+        response.set_cookie(
+            COOKIE, sessions.begin(role), LASTS, path=STUDIO, secure=secure, httponly=True, samesite="strict"
+        )
+        return response
+
+    @router.post(f"{STUDIO}/logout")
+    def sign_out(request: Request) -> Response:
+        sessions.end(request.headers.get("cookie"))
+        response = _to(LOGIN)
+        response.delete_cookie(COOKIE, path=STUDIO)
+        return response
+
+    return router
+
+
+def _to(address: str) -> Response:
+    return RedirectResponse(address, 303)
+
+
+def _page(problem: str = "", status: int = 200) -> Response:
+    """The page that asks for a key; it needs no script."""
+    said = f'<p role="alert">{escape(problem)}</p>' if problem else ""
+    return HTMLResponse(LOGIN_PAGE.replace("<!-- problem -->", said), status, HEADERS | {"cache-control": "no-store"})
+
+
+LOGIN_PAGE = f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>unike studio</title>
+{ICON.decode()}
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<style>
+:root {{ color-scheme: light dark }}
+body {{ font: 1rem/1.5 system-ui, sans-serif; max-width: 24rem; margin: 15vh auto; padding: 0 1rem }}
+input, button {{ font: inherit; width: 100%; box-sizing: border-box; padding: .6rem; margin: .3rem 0 }}
+</style></head><body><main><h1>unike studio</h1>
+<form method="post" action="{LOGIN}"><label for="key">Key of this server</label>
+<input id="key" name="key" type="password" autocomplete="current-password" required autofocus>
+<!-- problem -->
+<button>Sign in</button></form></main></body></html>
+"""

@@ -1,0 +1,71 @@
+"""Parts that several tabs have, and who visits them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gradio as gr
+
+from unike.serve.errors import ApiError
+from unike.serve.studio.counter import AUTHOR
+
+PICK = """
+element.addEventListener("click", event => {
+    const button = event.target.closest("button[data-edit]");
+    if (button) trigger("click", {edit: button.dataset.edit});
+});
+"""
+"""Of a list with buttons: a click tells which."""
+
+
+def picture(label: str, height: int, **more: Any) -> gr.Image:
+    """A place for a picture, which may be left empty; what is in its file is looked at where all pictures are."""
+    found = gr.Image(label=label, height=height, type="filepath", sources=["upload", "clipboard"], buttons=[], **more)
+    # No subclass: of one gradio writes an interface file beside this module.
+    found.preprocess = _path  # type: ignore[method-assign]
+    return found
+
+
+def _path(payload: Any) -> str | None:
+    return None if payload is None else payload.path
+
+
+def html(value: str = "", **more: Any) -> gr.HTML:
+    """A place for what `unike.serve.studio.shown` makes."""
+    return gr.HTML(value, js_on_load=more.pop("js_on_load", None), **more)
+
+
+def words(label: str, placeholder: str = "", **more: Any) -> gr.Textbox:
+    """A line of text."""
+    return gr.Textbox(label=label, placeholder=placeholder, lines=1, max_lines=1, max_length=4096, **more)
+
+
+def author() -> gr.Textbox:
+    """Who does something."""
+    return words("Author", f"who does it; {AUTHOR} if empty")
+
+
+def chosen(label: str, choices: list[Any], value: Any, *, free: bool = True) -> gr.Dropdown:
+    """A choice; of a set also one that is not there yet."""
+    return gr.Dropdown(choices, value=value, label=label, allow_custom_value=free)
+
+
+def all_or(names: list[str], words: str) -> list[tuple[str, str]]:
+    """Choices of a filter; the first is to have none."""
+    return [(words, ""), *((name, name) for name in names)]
+
+
+def check_admin(request: gr.Request) -> None:
+    """Refuse changes by those who may only look.
+
+    Raises:
+        ApiError: A user's key was shown.
+    """
+    if role(request) != "admin":
+        raise ApiError(403, "edits are changed with an admin's key, and this is a user's")
+
+
+def role(request: gr.Request) -> str | None:
+    """Whose key a visitor has shown; of an admin, where none is asked for."""
+    inner = request.request
+    return None if inner is None else inner.scope["state"].get("role")
