@@ -1,8 +1,8 @@
 """An edited model as a service: OpenAI's chat API, a REST API for the store, batches that users with other edits share.
 
 `app` is the service as an ASGI app, `engine` the one thread that runs the model, `run` what listens on a port. For more
-than one process there are `replicas`, behind a `door`; `vllm_plugin` is for another engine. What knows HTTP enters here,
-and nothing below knows of it.
+than one process there are `replicas`, behind a `door`; `vllm_plugin` is for another engine. What knows HTTP enters
+here, and nothing below knows of it.
 """
 
 from typing import TYPE_CHECKING, Any
