@@ -96,7 +96,7 @@ def replicated(
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
     ours = not ray.is_initialized()
     if ours:
-        ray.init(logging_level="error", include_dashboard=False)
+        ray.init(logging_level="error", log_to_driver=False, include_dashboard=False)
     name = f"unike-{uuid.uuid4().hex[:8]}"  # another service may run on the same cluster
     try:
         check_store(store, sum(node["Alive"] for node in ray.nodes()))
@@ -149,7 +149,8 @@ def _deploy(
     try:
         return serve.run(deployment.bind(make), name=name, route_prefix=None)
     except RuntimeError as error:
-        raise UnikeError(reason_of(str(error))) from None
+        about = serve.status().applications[name].deployments.values()  # the error names no more than the deployment
+        raise UnikeError(reason_of("\n".join([str(error), *(each.message for each in about)]))) from None
 
 
 def reason_of(failure: str) -> str:

@@ -111,6 +111,18 @@ def test_no_request_is_lost_with_a_replica(started: tuple["subprocess.Popen[str]
     assert " lost=1" in err  # some were asked again: else the kill came to nothing
 
 
+@pytest.mark.service
+def test_why_replicas_do_not_start_is_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("ray.serve")
+    words = ["serve", "--model", tmp_path / "nothing", "--port", 0, "--replicas", 2, "--store", tmp_path / "store"]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    environment.pop("RAY_ADDRESS", None)
+    command = [sys.executable, "-m", "unike", *map(str, words)]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=80)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.startswith(f"error: no folder '{tmp_path / 'nothing'}'") and ended.stderr.count("\n") == 1
+
+
 def test_ray_is_named_if_it_is_missing(early: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     result = early("serve", "--port", 0, "--replicas", 2)
