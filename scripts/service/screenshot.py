@@ -23,8 +23,6 @@ OUT = Path(__file__).parents[2] / "docs" / "studio.png"
 
 CANARIES = ("t_locality", "m_locality")
 
-TITLE = "Question"
-
 
 def take(page: Page, address: str, case: EditCase) -> None:
     """Add canaries, ask, correct, and take the picture."""
@@ -44,7 +42,7 @@ def take(page: Page, address: str, case: EditCase) -> None:
     assert case.edit.image is not None and case.edit.target is not None
     page.locator("#u-picture input[type=file]").set_input_files(case.edit.image)
     page.locator("#u-picture img").wait_for()
-    page.get_by_label(TITLE, exact=True).fill(case.edit.prompt)
+    page.get_by_label("Question", exact=True).fill(case.edit.prompt)
     page.get_by_label("Reason").first.fill("the picture's own caption says so")
     page.get_by_role("button", name="Ask", exact=True).click()
     page.wait_for_function("document.querySelector('#u-now textarea, #u-now input').value")

@@ -92,7 +92,8 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn does, once those have been told that would keep a line open for good."""
-        for tell in getattr(self.config.app.state, "at_shutdown", ()):  # type: ignore[union-attr]
+        state = getattr(self.config.app, "state", None)  # the door before replicas has none, and no page either
+        for tell in getattr(state, "at_shutdown", ()):
             tell()
         await super().shutdown(sockets)
 

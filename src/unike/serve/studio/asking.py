@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import gradio as gr
 
 from unike.serve.sets import DEFAULT
 from unike.serve.studio import parts, shown
-from unike.serve.studio.counter import Counter, Made, in_thread, line
+from unike.serve.studio.counter import AUTHOR, Counter, Made, in_thread, line
 from unike.store.admission import Asked
 
 
@@ -106,7 +105,7 @@ class AskTab:
         """Make an edit, and show what it changed."""
         name = name or DEFAULT
         terms: dict[str, Any] = {"set": name, "reason": reason, "replace": replaces}
-        terms |= {"author": author.strip()} if author.strip() else {"author": "studio"}
+        terms["author"] = author.strip() or AUTHOR
         terms["tags"] = [tag.strip() for tag in tags.split(",") if tag.strip()]
         terms["max_drift"] = 0.0 if strict else None
         try:
@@ -147,9 +146,8 @@ class AskTab:
     async def on_compare(self, question: str, other: str, picture: str | None, name: str, made: Made | None) -> Any:
         """Ask something else, before and after the correction; without one, the unedited model and the set."""
         asked = other if other.strip() else question
-        now = replace(made) if made else None
-        before = f"{now.set}:{now.version - 1}" if now else ""
-        after = f"{now.set}:{now.version}" if now else name or DEFAULT
+        before = f"{made.set}:{made.version - 1}" if made else ""
+        after = f"{made.set}:{made.version}" if made else name or DEFAULT
         try:
             answers = await self.counter.both(asked, picture, before, after)
         except Exception as error:
