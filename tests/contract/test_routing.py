@@ -143,7 +143,7 @@ def test_edits_of_a_batch_equal_single_ones(
         assert picked.facts == alone.facts == (fact,)
         assert picked.tensors.keys() == alone.tensors.keys()
         for name, tensor in alone.tensors.items():
-            assert torch.allclose(picked.tensors[name].float(), tensor.float(), atol=1e-5), name
+            assert torch.allclose(picked.tensors[name].float(), tensor.float(), rtol=2**-7, atol=1e-5), name
 
 
 def test_what_a_query_should_be_answered_changes_nothing(edits: Edit, backbone: Backbone, facts: list[Query]) -> None:
@@ -207,6 +207,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_saved_edits_do_the_same_in_a_new_process(facts: list[Query], tmp_path: Path) -> None:
     backbone = tiny_backbone("llava")
     made = {name: registry.editors.get(name)(**SETTINGS.get(name, {})).edit(backbone, facts) for name in ROUTING}

@@ -344,6 +344,7 @@ save_file({"logits": logits}, sys.argv[2])
 """
 
 
+@pytest.mark.slow
 def test_a_saved_stack_does_the_same_in_a_new_process(tmp_path: Path) -> None:
     """Both methods; knowledge is found by the model's fingerprint in ``UNIKE_HOME``, not by a path in the edit."""
     backbone = tiny_backbone("llava")

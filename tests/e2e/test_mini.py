@@ -52,6 +52,7 @@ def test_is_built_once_and_loads_as_an_ordinary_model(model):
     assert torch.allclose(logits, ours, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_every_law_holds_of_it(model, tmp_path):
     """`unike models check` on a trained model, not a random one."""
     findings = laws.check(model, laws.some_questions(tmp_path)[:2])

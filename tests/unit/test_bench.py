@@ -221,6 +221,7 @@ def job(tiny_folder: Path, mmedit: Path, tmp_path: Path, monkeypatch: pytest.Mon
     return Job(spec, tmp_path / "together", mmedit)
 
 
+@pytest.mark.slow
 def test_two_processes_give_what_one_gives(job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[str, int, int]] = []
     together = run_local(job.spec, job.out, job.data, 2, lambda *news: told.append(news))

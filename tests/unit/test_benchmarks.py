@@ -19,6 +19,7 @@ def large_models(monkeypatch: pytest.MonkeyPatch) -> Any:
     return runpy.run_path(str(BENCHMARKS / "large_models.py"))
 
 
+@pytest.mark.slow
 def test_a_tiny_one_is_measured(
     large_models: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -46,6 +46,7 @@ def python(*args: object, home: Path, **kwargs: object) -> "subprocess.Completed
 # ---------------------------------------------------------------------- edit and ask
 
 
+@pytest.mark.slow
 def test_edit_then_ask_in_processes_of_their_own(
     tiny_folder: Path, pictures: list[Path], tmp_path: Path, home: Path
 ) -> None:

@@ -35,6 +35,7 @@ def few_cases(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Backbone, "generate", generate)
 
 
+@pytest.mark.slow
 def test_a_run_from_the_command_line(cli: Cli, few_cases: None, tiny_folder: Path) -> None:
     args = ("prepare", "--model", tiny_folder, "--out", "knowledge", *TINY)
     result = cli(*args)

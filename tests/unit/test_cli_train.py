@@ -41,6 +41,7 @@ def few_cases(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Pocket, "cases", lambda self, split: every(self, split)[::400])
 
 
+@pytest.mark.slow
 def test_a_run_from_the_command_line(cli: Cli, few_cases: None, tiny_folder: Path) -> None:
     small = [part for pair in ("layers=[-1]", "rank=2", "batch=2", "cases=3", "held_out=2") for part in ("--set", pair)]
     args = ("train", "--editor", "mend", "--model", tiny_folder, "--task", "vqa", "--steps", 2, *small)

@@ -91,6 +91,15 @@ def test_what_nobody_wants_is_not_written(backbone: Backbone, pictures: list[Pat
 
 
 @pytest.mark.parametrize(
+    "way", [{"temperature": 1e-320}, {"temperature": 2.0, "top_p": 1e-320}, {"temperature": 1e-38}]
+)
+def test_next_to_no_chance_is_none(backbone: Backbone, pictures: list[Path], way: dict[str, float]) -> None:
+    query = asked(pictures)[0]
+    cold, greedy = write(backbone, [query, query], Decoding(6, seed=0, **way), Decoding(6))
+    assert cold == greedy
+
+
+@pytest.mark.parametrize(
     ("settings", "says"),
     [
         ({"max_new_tokens": 0}, "max_new_tokens is 0; it is a whole number from 1 on"),

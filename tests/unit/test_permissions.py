@@ -26,6 +26,7 @@ def test_files_get_the_permissions_of_new_ones(tmp_path: Path, umask: int, mode:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "below"]
 
 
+@pytest.mark.slow
 def test_a_report_writes_nothing_to_the_home_folder(tmp_path: Path) -> None:
     """What matplotlib keeps is in the cache folder, as all else."""
     person, cache = tmp_path / "person", tmp_path / "cache"

@@ -133,6 +133,7 @@ def call(tmp_path: Path) -> Any:
     return run
 
 
+@pytest.mark.slow
 def test_one_file_adds_each(call: Any, tiny_folder: Path) -> None:
     lists = ("editors", "backbones", "datasets", "probes", "protocols", "studies")
     options = f"--model {tiny_folder} --dataset their_data --protocol their_protocol --max-new-tokens 2"

@@ -16,6 +16,9 @@ from unike.core.errors import UnikeError
 HALF = "\N{REPLACEMENT CHARACTER}"
 """What stands for a character of which not all tokens are there."""
 
+COLDEST = 1e-9
+"""A lower temperature, or share of the likeliest, is as good as none: the likeliest token is taken."""
+
 Reason = Literal["stop", "length", "cancelled"]
 
 
@@ -163,7 +166,11 @@ def draw(scores: Tensor, temperature: float, top_p: float, generator: torch.Gene
         top_p: The share.
         generator: On the CPU, so that a seed draws the same on every device.
     """
-    share = (scores.float().cpu() / temperature).softmax(dim=-1)
+    scores = scores.double().cpu()
+    # From the largest on, so that a temperature next to 0 leaves that, and no infinity less another.
+    share = ((scores - scores.max()) / max(temperature, COLDEST)).softmax(dim=-1)
     likely, tokens = share.sort(descending=True, stable=True)
-    likely = likely * (likely.cumsum(dim=-1) - likely < top_p)
+    before = likely.cumsum(dim=-1) - likely
+    before[0] = 0.0
+    likely = likely * (before < max(top_p, COLDEST))
     return int(tokens[torch.multinomial(likely, 1, generator=generator)])

@@ -84,10 +84,10 @@ def in_force(where: str, named: str) -> "list[tuple[str, Edit]]":
     from unike.store import Store
 
     store = Store.open(where, make=False)
-    name, _, version = named.partition(":")
+    name, colon, version = named.partition(":")
     if name not in store.sets():
         raise UnikeError(f"the store {where} has no set {name!r} (it has {', '.join(store.sets()) or 'none'})")
-    if version and not version.isdecimal():
+    if colon and not (version.isascii() and version.isdecimal()):
         raise UnikeError(f"{version!r} is no version; write SET or SET:7")
     members = store.members(name, int(version) if version else None)
     return [(stored.id, store.edit(stored)) for stored in members]

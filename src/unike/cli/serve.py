@@ -202,5 +202,5 @@ def say(address: str, model: str, studio: bool, as_json: bool) -> None:
         typer.echo(f"serving {model} at {address}{for_people}; stop with Ctrl-C")
         if not studio and find_spec("gradio") is None:
             typer.echo(
-                'there is no page for people without gradio; bring it with: pip install "unike[studio]"', err=True
+                'there is no page for people without gradio; bring it with: pip install -e ".[studio]"', err=True
             )

@@ -1,6 +1,6 @@
 """``unike store``: edits in service: what is in force, since when, why and by whom; taken back and brought back."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -208,7 +208,7 @@ def push(
     reason: Reason = "",
 ) -> None:
     """Put what is in force here in force in another store, in one step."""
-    copy(opened(where), opened(to, blobs, make=True), of, into, author, reason)
+    copy(opened(where), lambda: opened(to, blobs, make=True), of, into, author, reason)
 
 
 @store.command("pull")
@@ -223,13 +223,19 @@ def pull(
     reason: Reason = "",
 ) -> None:
     """Put what is in force in another store in force here, in one step."""
-    copy(opened(source), opened(where, make=True), of, into, author, reason)
+    copy(opened(source), lambda: opened(where, make=True), of, into, author, reason)
 
 
-def copy(source: "Store", to: "Store", of: str, into: str | None, author: str | None, reason: str) -> None:
-    """What `push` and `pull` do."""
-    from unike.store.upkeep import copy_set
+def copy(
+    source: "Store", other: Callable[[], "Store"], of: str, into: str | None, author: str | None, reason: str
+) -> None:
+    """What `push` and `pull` do; nothing is made for a set that there is not."""
+    from unike.store.names import checked_set
+    from unike.store.upkeep import copy_set, has_set
 
+    has_set(source, of)
+    checked_set(into or of)
+    to = other()
     with shared.progress_bars() as progress:
         version = copy_set(source, to, set=of, into=into, author=author, reason=reason, progress=progress)
     typer.echo(f"{len(to.members(into or of))} edits are in force in {into or of!r}, version {version}")

@@ -22,5 +22,5 @@ def needing(extra: str) -> Iterator[None]:
         if error.name is None or error.name.split(".")[0] == "unike":
             raise
         raise UnikeError(
-            f'{error.name.split(".")[0]} is not installed; bring it with: pip install "unike[{extra}]"'
+            f'{error.name.split(".")[0]} is not installed; bring it with: pip install -e ".[{extra}]"'
         ) from None

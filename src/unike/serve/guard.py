@@ -181,7 +181,7 @@ class Guard:
         self.meter.seconds.labels(route).observe(seconds)
         if answered < 400 and (scope["path"] in OPEN_TO_ALL or (studio and scope["method"] == "GET")):
             return
-        about = [f"{key}={value}" for key, value in scope["state"]["about"].items()]
+        about = [f"{key}={ascii(str(value))[1:-1][:200]}" for key, value in scope["state"]["about"].items()]
         line = " ".join([scope["method"], ascii(scope["path"])[1:-1][:200], str(answered), f"{seconds:.3f}s", *about])
         LOG.info("%s", line)
 

@@ -20,7 +20,7 @@ from unike.core.files import read_file
 from unike.core.images import load_image
 from unike.serve.errors import ApiError, invalid
 
-DATA_URL = re.compile(r"data:(?P<type>[\w.+/-]*)(?P<base64>;base64)?,", re.ASCII)
+DATA_URL = re.compile(r"data:(?P<type>[\w.+/-]*)(?P<base64>;base64)?,", re.ASCII | re.IGNORECASE)
 
 TYPES = ("image/png", "image/jpeg", "image/jpg", "image/webp", "image/gif", "image/bmp", "image/tiff")
 
@@ -68,7 +68,7 @@ class Pictures:
         self._kept.cleanup()
 
     def _content(self, url: str) -> bytes:
-        if url.startswith("data:"):
+        if url[:5].casefold() == "data:":
             return self._of_data(url)
         if url.startswith("file:"):
             return self._of_file(url)

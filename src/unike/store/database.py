@@ -34,7 +34,7 @@ class Database:
         UnikeError: It cannot be opened, or was made by a newer version.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str | URL) -> None:
         self.url = known(url)
         lite = self.url.get_backend_name() == "sqlite"
         more: dict[str, Any] = {} if lite else {"pool_pre_ping": True, "isolation_level": "REPEATABLE READ"}
@@ -78,7 +78,7 @@ class Database:
         """
         try:
             yield
-        except (SQLAlchemyError, ArgumentError, ModuleNotFoundError) as error:
+        except (SQLAlchemyError, ArgumentError, ModuleNotFoundError, OverflowError, UnicodeError) as error:
             why = next(iter(str(getattr(error, "orig", None) or error).strip().splitlines()), type(error).__name__)
             raise UnikeError(f"the store {self.shown} refuses: {why}") from error
 
@@ -109,7 +109,7 @@ class Database:
                 command.upgrade(steps, "head")
 
 
-def known(url: str) -> URL:
+def known(url: str | URL) -> URL:
     """An address of a database that stores are kept in.
 
     Raises:

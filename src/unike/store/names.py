@@ -18,13 +18,18 @@ LONGEST = 4096
 """Characters of a reason, an author or a tag."""
 
 
+def is_set(name: str) -> bool:
+    """Whether a set may be called so."""
+    return SET.fullmatch(name) is not None
+
+
 def checked_set(name: str) -> str:
     """The name of a set.
 
     Raises:
         UnikeError: It could not be told apart in ``model@set:version``.
     """
-    if SET.fullmatch(name) is None:
+    if not is_set(name):
         raise UnikeError(f"{name!r} is no name of a set; use up to 64 letters, digits, '-', '_', '.'")
     return name
 

@@ -15,7 +15,7 @@ from unike.edits.files import put_together
 from unike.store import journal
 from unike.store.blobs import Blobs
 from unike.store.database import Database
-from unike.store.names import DEFAULT
+from unike.store.names import DEFAULT, checked_set, is_set
 from unike.store.tables import CANARIES, CHANGES, EDITS, LOG
 from unike.store.values import Canary, Entry, Stored
 
@@ -46,6 +46,8 @@ class Reader:
 
     def version(self, set: str = DEFAULT) -> int:
         """The newest version of a set; 0 if it never had an edit. It changes whenever what is in force does."""
+        if not is_set(set):
+            return 0
         with self.database.reading() as connection:
             return journal.version_of(connection, set)
 
@@ -59,11 +61,10 @@ class Reader:
         Raises:
             UnikeError: There is no such version.
         """
+        checked_set(set)
         with self.database.reading() as connection:
-            names = journal.in_order(
-                journal.positions(connection, set, journal.checked_version(connection, set, version))
-            )
-            return stored_of(connection, names)
+            at = journal.checked_version(connection, set, version)
+            return stored_of(connection, journal.in_order(journal.positions(connection, set, at)))
 
     def all(self, *, tag: str | None = None, text: str | None = None) -> list[Stored]:
         """Every edit that was ever added, the newest last.
@@ -91,7 +92,8 @@ class Reader:
         """
         starts = EDITS.c.id.startswith(name.casefold(), autoescape=True)
         with self.database.reading() as connection:
-            names = list(connection.scalars(select(EDITS.c.id).where(starts).limit(2))) if name.strip() else []
+            rows = select(EDITS.c.id).where(starts).limit(2)
+            names = list(connection.scalars(rows)) if name.isascii() and name.strip() else []
             if len(names) != 1:
                 raise UnikeError(
                     f"{'several edits begin' if names else 'there is no edit that begins'} with {name!r} in this store"
@@ -139,7 +141,7 @@ class Reader:
             limit: So many of the newest.
         """
         rows = select(LOG).order_by(LOG.c.number.desc())
-        rows = rows if set is None else rows.where(LOG.c.set == set)
+        rows = rows if set is None else rows.where(LOG.c.set == checked_set(set))
         rows = rows if edit is None else rows.where(LOG.c.edit == edit)
         with self.database.reading() as connection:
             found = connection.execute(rows if limit is None else rows.limit(limit)).mappings()

@@ -10,12 +10,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import URL, Connection, insert, select, update
 from typing_extensions import Self
 
 from unike.core.errors import UnikeError
 from unike.core.files import read_file
-from unike.core.folders import check_writable, reason
+from unike.core.folders import check_writable
+from unike.core.folders import reason as failure
 from unike.core.images import load_image
 from unike.data.queries import Query
 from unike.edits.edit import Edit
@@ -62,8 +63,12 @@ class Store(Reader):
             if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
                 raise UnikeError(f"{where} exists and is no store; give another folder")
             check_writable(folder)
-            folder.mkdir(parents=True, exist_ok=True)
-        return cls(Database(f"sqlite:///{folder / FILE}"), Blobs(blobs or str(folder / FOLDER)))
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise UnikeError(f"cannot make a store in {where}: {failure(error)}") from None
+        url = URL.create("sqlite", database=str(folder / FILE))  # as text, a '?' or '%' in a name would mean something
+        return cls(Database(url), Blobs(blobs or str(folder / FOLDER)))
 
     def close(self) -> None:
         """Let go of the database."""
@@ -227,7 +232,8 @@ class Store(Reader):
         """
         with self.database.writing() as connection:
             starts = CANARIES.c.id.startswith(name, autoescape=True)
-            rows = connection.execute(select(CANARIES).where(starts).limit(2)).mappings().all() if name.strip() else []
+            named = name.isascii() and name.strip()
+            rows = connection.execute(select(CANARIES).where(starts).limit(2)).mappings().all() if named else []
             if len(rows) != 1:
                 raise UnikeError(f"{'several canaries begin' if rows else 'no canary begins'} with {name!r}")
             canary = Canary(**rows[0])
@@ -256,6 +262,9 @@ class Store(Reader):
             picture_name = picture_name or (None if is_hash(fact.image.name) else fact.image.name)
         if picture != (seen or None):
             raise UnikeError(f"the picture {fact.image} is not the one that the edit was made with; make the edit anew")
+        for what, text in (("prompt", fact.prompt), ("target", fact.target or "")):
+            if "\0" in text:
+                raise UnikeError(f"the {what} {text!r} holds a null, which no database keeps")
         described, content = taken_apart(edit)
         described["facts"][0]["image"] = None
         tensors = self.blobs.put(content)
@@ -277,9 +286,12 @@ class Store(Reader):
         return stored, described
 
     def _insert(self, connection: Connection, stored: Stored, described: Mapping[str, Any]) -> None:
-        """An edit's row, unless it was ever added before."""
+        """An edit's row; one that was added before is told why, by whom and under which tags it is added again."""
         if not connection.scalar(select(EDITS.c.id).where(EDITS.c.id == stored.id)):
             connection.execute(insert(EDITS).values(**stored.model_dump(), described=described))
+            return
+        said = stored.model_dump(include={"tags", "author", "reason", "added_at"})
+        connection.execute(update(EDITS).where(EDITS.c.id == stored.id).values(**said))
 
 
 def _line(author: str | None, reason: str) -> dict[str, str]:
@@ -316,4 +328,4 @@ def read_picture(path: Path) -> bytes:
     try:
         return read_file(path)
     except OSError as error:
-        raise UnikeError(f"cannot read the image {path}: {reason(error)}") from None
+        raise UnikeError(f"cannot read the image {path}: {failure(error)}") from None

@@ -85,8 +85,7 @@ def copy_set(
     Returns:
         The version of the other set: a new one unless that was in force already.
     """
-    if set not in source.sets():
-        raise UnikeError(f"there is no set {set!r} to copy (there {_are(source.sets())})")
+    has_set(source, set)
     found = []
     members = source.members(set)
     for number, stored in enumerate(members):
@@ -94,6 +93,16 @@ def copy_set(
         found.append((source.edit(stored), stored))
     progress("reading edits", len(members), len(members))
     return to.put(found, set=into or set, author=author, reason=reason)
+
+
+def has_set(store: Store, set: str) -> None:
+    """Refuse to copy what is not there.
+
+    Raises:
+        UnikeError: With the sets that there are.
+    """
+    if set not in store.sets():
+        raise UnikeError(f"there is no set {set!r} to copy (there {_are(store.sets())})")
 
 
 def _are(sets: list[str]) -> str:

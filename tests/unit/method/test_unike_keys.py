@@ -187,6 +187,7 @@ def test_noise_tells_keys_of_one_position_apart_the_same_way_in_every_batch(
     assert not torch.equal(other[-1].keys, alone[-1].keys)
 
 
+@pytest.mark.slow
 def test_the_locality_term_silences_anchors(llava: Backbone, facts: list[Query], anchors: Anchors) -> None:
     stored = anchors.ffn_inputs(llava, (-2, -1))
     activity = {}

@@ -52,6 +52,7 @@ def address(process: "subprocess.Popen[str]") -> str:
     return str(json.loads(text)["url"])
 
 
+@pytest.mark.slow
 def test_two_processes_of_one_store_and_an_end(
     process: "subprocess.Popen[str]", serving: Serve, edits: dict[str, Edit], tmp_path: Path
 ) -> None:
@@ -150,4 +151,4 @@ def test_what_is_missing_is_named(early: Cli, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delattr(unike.serve, "run")
     monkeypatch.delitem(sys.modules, "unike.serve.run")
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    assert early("serve").is_error('uvicorn is not installed; bring it with: pip install "unike[serve]"')
+    assert early("serve").is_error('uvicorn is not installed; bring it with: pip install -e ".[serve]"')

@@ -13,6 +13,7 @@ import httpx
 import pytest
 from conversing import MODEL, Serve, Service, told
 
+from unike.core.errors import UnikeError
 from unike.data.queries import Query
 from unike.serve.keys import read_keys
 from unike.serve.sessions import COOKIE, LASTS, Sessions
@@ -90,20 +91,23 @@ def test_the_page_is_there_and_names_no_other_place(visitor: Visitor) -> None:
 
 def test_what_is_missing_is_named(early: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
-    assert early("serve", "--studio").is_error('gradio is not installed; bring it with: pip install "unike[studio]"')
+    assert early("serve", "--studio").is_error('gradio is not installed; bring it with: pip install -e ".[studio]"')
 
 
 def test_who_does_not_ask_for_a_studio_is_told_how_to_have_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = importlib.import_module("unike.cli.serve")
-    assert command.has_studio(None) is True and command.has_studio(False) is False
+    assert command.has_studio(None, 1) is True and command.has_studio(False, 1) is False
+    assert command.has_studio(None, 2) is False
+    with pytest.raises(UnikeError, match="the studio is served by one process"):
+        command.has_studio(True, 2)
     command.say("http://127.0.0.1:8000/v1", "mini", True, False)
     assert "for people: http://127.0.0.1:8000/studio;" in capsys.readouterr().out
     monkeypatch.setattr(command, "find_spec", lambda name: None)
-    assert command.has_studio(None) is False
+    assert command.has_studio(None, 1) is False
     command.say("http://127.0.0.1:8000/v1", "mini", False, False)
-    assert 'without gradio; bring it with: pip install "unike[studio]"' in capsys.readouterr().err
+    assert 'without gradio; bring it with: pip install -e ".[studio]"' in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------- what is reached

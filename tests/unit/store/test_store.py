@@ -156,6 +156,35 @@ def test_what_a_store_refuses(store: Store, made: list[Edit], tmp_path: Path) ->
         Store.open(tmp_path / "full")
 
 
+@pytest.mark.parametrize("name", ["tea%41", "odd?x=1", "odd#y%41", "a b"])
+def test_a_folder_is_where_its_name_says(made: list[Edit], tmp_path: Path, name: str) -> None:
+    stored = Store.open(tmp_path / name).add(made[1])
+    assert [each.name for each in tmp_path.iterdir()] == [name]
+    assert Store.open(tmp_path / name, make=False).members() == [stored]
+
+
+def test_a_place_that_takes_no_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "nothing" / "there")
+    with pytest.raises(UnikeError, match="cannot make a store in"):
+        Store.open(tmp_path / "link")
+
+
+def test_an_edit_that_is_added_again_says_why_anew(store: Store, made: list[Edit]) -> None:
+    first = store.add(made[0], tags=["t1"], reason="r1", author="ann")
+    store.revoke(first.id)
+    again = store.add(made[0], tags=["t2"], reason="r2", author="bob")
+    assert (again.id, again.tags, again.reason, again.author) == (first.id, ("t2",), "r2", "bob")
+    assert [entry.author for entry in store.log(edit=first.id) if entry.action == "add"] == ["ann", "bob"]
+
+
+@pytest.mark.parametrize("name", ["\udcff", "\ud800", "a\nb", "\0"])
+def test_names_that_no_set_or_edit_has(store: Store, name: str) -> None:
+    assert store.version(name) == 0
+    for call in (lambda: store.members(name), lambda: store.log(name), lambda: store.find(name)):
+        with pytest.raises(UnikeError):
+            call()
+
+
 def test_several_edits_that_begin_alike_are_not_guessed_at(store: Store, made: list[Edit]) -> None:
     for edit in made[:3]:
         store.add(edit)

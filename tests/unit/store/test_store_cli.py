@@ -127,6 +127,14 @@ def test_what_is_not_there(cli: Cli, store: Cli, tiny_folder: Path, tmp_path: Pa
     assert cli(*asked, "default:x").is_error("'x' is no version")
 
 
+def test_nothing_is_made_for_what_is_refused(store: Cli, tmp_path: Path) -> None:
+    add(store, "Who wrote Hamlet?", "Marlowe")
+    assert store("push", tmp_path / "typo", "--in", "nothing").is_error("there is no set 'nothing'")
+    assert store("push", tmp_path / "typo", "--into", "../x").is_error("is no name of a set")
+    assert not (tmp_path / "typo").exists()
+    assert store("log", "--limit", "99999999999999999999").code == 2
+
+
 def test_damage_is_told_and_ends_with_1(store: Cli, tmp_path: Path) -> None:
     add(store, "Who wrote Hamlet?", "Marlowe")
     (blob,) = (file for file in (tmp_path / "store" / "blobs").rglob("*") if file.is_file())
