@@ -106,10 +106,14 @@ def test_it_ends_when_it_is_told_to(cli: Cli, tiny_folder: Path, number: int, co
             said.append(client.post("/v1/chat/completions", json=body, timeout=30).status_code)
         os.kill(os.getpid(), number)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
     thread = threading.Thread(target=ask_and_end)
     thread.start()
-    result = cli("serve", "--model", tiny_folder, "--port", port, "--editor", "ft", "--log-prompts", "--no-studio")
-    thread.join()
+    try:
+        result = cli("serve", "--model", tiny_folder, "--port", port, "--editor", "ft", "--log-prompts", "--no-studio")
+    finally:
+        thread.join()
+        signal.signal(signal.SIGINT, before)
     assert (result.code, said) == (code, [200, 200])
     assert result.out == f"serving {tiny_folder} at http://127.0.0.1:{port}/v1; stop with Ctrl-C\n"
     assert "prompt='a secret'" in result.err and "Traceback" not in result.err and "healthz" not in result.err
