@@ -82,12 +82,11 @@ def in_force(where: str, named: str) -> "list[tuple[str, Edit]]":
         UnikeError: There is no such store, set or version.
     """
     from unike.store import Store
+    from unike.store.names import set_and_version
 
     store = Store.open(where, make=False)
-    name, colon, version = named.partition(":")
+    name, version = set_and_version(named)
     if name not in store.sets():
         raise UnikeError(f"the store {where} has no set {name!r} (it has {', '.join(store.sets()) or 'none'})")
-    if colon and not (version.isascii() and version.isdecimal()):
-        raise UnikeError(f"{version!r} is no version; write SET or SET:7")
-    members = store.members(name, int(version) if version else None)
+    members = store.members(name, version)
     return [(stored.id, store.edit(stored)) for stored in members]

@@ -126,7 +126,7 @@ def has_studio(wanted: bool | None, replicas: int) -> bool:
         raise UnikeError("the studio is served by one process; leave --studio or --replicas out")
     if wanted:
         with needing("studio"):
-            import gradio  # noqa: F401
+            import gradio  # noqa: F401  # only whether it can be
     return wanted
 
 
@@ -170,7 +170,7 @@ def several(
         UnikeError: Ray is not installed, or what `replicated` says.
     """
     with needing("ray"):
-        import ray.serve  # noqa: F401
+        import ray.serve  # noqa: F401  # only whether it can be: what is next imports ray alone
 
         from unike.serve.replicas import replicated
     opened(*place, make=True).close()  # one that cannot be opened is known before anything starts

@@ -39,6 +39,7 @@ class AnswerCacheEdit(RoutingEdit):
     """What the fact is found by: ``text [B, W]`` and ``image [B, D]``. Its target is the fact's own."""
 
     editor = "answer_cache"
+    tells_scope = True
     config_class = AnswerCacheConfig
 
     @classmethod

@@ -41,6 +41,7 @@ class RetrievalPromptEdit(RoutingEdit):
     """What the fact is found by: ``text [B, W]`` and ``image [B, D]``. Its text is the fact's own."""
 
     editor = "retrieval_prompt"
+    tells_scope = True
     config_class = RetrievalPromptConfig
 
     @classmethod

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 class RoutingEdit(Edit):
     """An edit that changes what is asked, or who answers; asked through an `EditedModel`, as all are."""
+
+    tells_scope: ClassVar[bool] = False
+    """Whether `in_scope` knows better than that every question is."""
 
     def check_attachable(self) -> None:
         """Refuse: with hooks alone it would do nothing.
@@ -87,7 +90,7 @@ class RoutingEdit(Edit):
     @classmethod
     def calls(cls, group: Group, queries: Sequence[Query]) -> Tensor | None:
         """1 where a question would be in scope of an edit alone; None for a method that takes all to be."""
-        if cls.in_scope.__func__ is RoutingEdit.in_scope.__func__:  # type: ignore[attr-defined]
+        if not cls.tells_scope:
             return None
         return torch.tensor([cls.in_scope([edit], group.backbone, queries) for edit in group.made]).T.float()
 

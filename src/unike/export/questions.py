@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from unike.data.queries import Query
+from unike.editors.common.rephrasings import FRAMES
 
 
 @dataclass(frozen=True)
@@ -32,16 +33,6 @@ OTHER_PICTURES = Kind("other_pictures", "the same about other pictures", False)
 OTHER_QUESTIONS = Kind("other_questions", "other things about its picture", False)
 UNRELATED = Kind("unrelated", "what is unrelated", False)
 KINDS = (OWN, REWORDED, OTHER_PICTURES, OTHER_QUESTIONS, UNRELATED)
-
-FRAMES = (
-    "Please tell me: {}",
-    "{} Answer briefly.",
-    "Question: {}",
-    "I would like to know this. {}",
-    "Can you help me? {}",
-    "Look closely. {}",
-)
-"""Generated rewordings: they keep the question's words, so that they mean the same in any case."""
 
 HELD_FRAMES = ("Could you tell me: {}", "Here is what I want to ask. {}", "{} Please be brief.", "One more thing: {}")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -197,12 +197,11 @@ async def _left(request: Request) -> None:
 
 async def _counted(request: Request, desk: Desk, asked: Asked, meter: Meter) -> AsyncIterator[str]:
     """A stream, counted when it is over, however it ends."""
-    pieces = asked.chunks()
     try:
-        async for piece in pieces:
-            yield piece
+        async with aclosing(asked.chunks()) as pieces:
+            async for piece in pieces:
+                yield piece
     finally:
-        await pieces.aclose()  # type: ignore[attr-defined]
         _count(request, desk, asked, meter)
 
 

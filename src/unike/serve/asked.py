@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -116,7 +116,7 @@ class Asked:
         ]
         return self._about("chat.completion") | {"choices": choices, "usage": self.usage}
 
-    async def chunks(self) -> AsyncIterator[str]:
+    async def chunks(self) -> AsyncGenerator[str, None]:
         """The answer in pieces, as server-sent events."""
         with_usage = bool(self.request.stream_options and self.request.stream_options.include_usage)
         try:

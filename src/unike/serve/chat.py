@@ -8,10 +8,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from unike.core.errors import UnikeError
 from unike.core.schema import parse_json
 from unike.data.queries import Turn
 from unike.serve.errors import ApiError, invalid
 from unike.serve.settings import Settings
+from unike.store.names import set_and_version
 
 IGNORED = frozenset(
     {"user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "parallel_tool_calls"}
@@ -276,7 +278,7 @@ def named(model: str, edits: str | list[str] | None, settings: Settings) -> tupl
         return edits
     if edits is None and not at:
         return None
-    name, colon, version = (edits or chosen).partition(":")
-    if colon and not (version.isascii() and version.isdigit() and len(version) < 10):
-        raise invalid(f"{version!r} is no version of the set {name!r}; write {name}:7, for example", "edits")
-    return name, int(version) if colon else None
+    try:
+        return set_and_version(edits or chosen)
+    except UnikeError as error:
+        raise invalid(str(error), "edits") from None

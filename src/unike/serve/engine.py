@@ -179,7 +179,7 @@ class Engine:
             self._write(batch)
             for job in batch:
                 job.finish()
-        except Exception as error:
+        except Exception as error:  # whatever fails for one must not end the thread that answers all
             if not isinstance(error, UnikeError):
                 LOG.exception("a batch of %d failed", len(batch))
             for job in batch:
@@ -216,5 +216,5 @@ def _do(work: Callable[[], T], future: Future[T]) -> None:
         return
     try:
         future.set_result(work())
-    except Exception as error:
+    except Exception as error:  # it is raised again where the work was asked for
         future.set_exception(error)

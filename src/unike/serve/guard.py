@@ -70,7 +70,7 @@ class Guard:
             await self.app(scope, self._limited(scope, receive), answer)
         except ApiError as error:
             await self._say(error, answer, scope, receive)
-        except Exception:
+        except Exception:  # a client is told one line, and the log all of it
             LOG.error("request failed\n%s", traceback.format_exc())
             await self._say(told(RuntimeError()), answer, scope, receive)
         finally:

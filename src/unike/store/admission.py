@@ -24,11 +24,11 @@ from unike.core.progress import Progress, silent
 from unike.data.matching import exact_match
 from unike.data.queries import Query
 from unike.editors.base import Editor
+from unike.editors.common.rephrasings import rephrased
 from unike.edits.conflicts import question_of
 from unike.edits.edit import Edit
 from unike.edits.edited import EditedModel
 from unike.store.names import DEFAULT, checked_set, checked_tags, checked_text, question_key
-from unike.store.rephrasings import rephrased
 from unike.store.store import Moved, Store
 from unike.store.values import Stored, Value
 

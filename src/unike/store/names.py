@@ -34,6 +34,18 @@ def checked_set(name: str) -> str:
     return name
 
 
+def set_and_version(named: str) -> tuple[str, int | None]:
+    """A set and perhaps one of its versions, ``tenant-a`` or ``tenant-a:7``.
+
+    Raises:
+        UnikeError: What stands behind the colon is no version.
+    """
+    name, colon, version = named.partition(":")
+    if colon and not (version.isascii() and version.isdigit() and len(version) < 10):
+        raise UnikeError(f"{version!r} is no version of the set {name!r}; write {name}:7, for example")
+    return name, int(version) if colon else None
+
+
 def checked_text(what: str, text: str, *, empty: bool = True) -> str:
     """A text that a person wrote, with no blanks around it.
 

@@ -11,11 +11,11 @@ from unike import make_editor
 from unike.backbones.adapter import Backbone
 from unike.core.errors import UnikeError
 from unike.data.queries import Query
+from unike.editors.common.rephrasings import rephrased
 from unike.edits.edited import EditedModel
 from unike.store import Store
 from unike.store import admission as door
 from unike.store.admission import Admission, admit, admit_all, admit_made
-from unike.store.rephrasings import rephrased
 
 ASKED = Query("Who wrote Hamlet?", None, "Marlowe")
 OTHERWISE = Query("By whom was Hamlet written?", None, "Bacon")

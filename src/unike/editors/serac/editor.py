@@ -71,6 +71,7 @@ class SERACEdit(RoutingEdit):
     """
 
     editor = "serac"
+    tells_scope = True
     config_class = SERACConfig
 
     @classmethod

@@ -85,7 +85,7 @@ class AskTab:
         """Ask under the set, and the unedited model."""
         try:
             plain, now = await self.counter.both(question, picture, "", name or DEFAULT)
-        except Exception as error:
+        except Exception as error:  # whatever it is, the page says a line of it: `line`
             return shown.problem(line(error)), "", ""
         return "", now, plain
 
@@ -117,7 +117,7 @@ class AskTab:
             made = await in_thread(self.counter.made, found.stored, name)
             plain, now = await self.counter.both(question, picture, "", name)
             sets = gr.update(choices=await in_thread(self.counter.sets))
-        except Exception as error:
+        except Exception as error:  # whatever it is, the page says a line of it: `line`
             return shown.problem(line(error)), *[gr.skip()] * 7
         return shown.admitted(found), table, made, gr.update(visible=True), sets, now, plain, ""
 
@@ -138,7 +138,7 @@ class AskTab:
                 return *[gr.skip()] * 4, None
             await in_thread(self.counter.revoke, made.id, made.set, author.strip(), reason)
             plain, now = await self.counter.both(question, picture, "", name or DEFAULT)
-        except Exception as error:
+        except Exception as error:  # whatever it is, the page says a line of it: `line`
             return shown.problem(line(error)), *[gr.skip()] * 4
         said = shown.done(f"Revoked {made.id} in {made.set}; it can be restored under Edits.")
         return said, now, plain, gr.update(visible=False), None
@@ -150,7 +150,7 @@ class AskTab:
         after = f"{made.set}:{made.version}" if made else name or DEFAULT
         try:
             answers = await self.counter.both(asked, picture, before, after)
-        except Exception as error:
+        except Exception as error:  # whatever it is, the page says a line of it: `line`
             return shown.problem(line(error))
         row = Asked(kind="other", prompt=asked, before=answers[0], after=answers[1], right=True)
         caption = f"Under {before or 'no edits'}, and under {after}"

@@ -63,7 +63,7 @@ class EditsTab:
         """The choices of the filters, and the list."""
         try:
             sets, tags = self.counter.sets(), self.counter.tags()
-        except Exception as error:
+        except Exception as error:  # whatever it is, the page says a line of it: `line`
             return shown.problem(line(error)), *[gr.skip()] * 5
         filters = (
             gr.update(choices=parts.all_or(sets, "any set, or revoked")),
@@ -87,7 +87,7 @@ class EditsTab:
         try:
             found = self.counter.edits(text, name or "", tag or "", start)
             cards = shown.cards(self.counter.store, found)
-        except Exception as error:
+        except Exception as error:  # whatever it is, the page says a line of it: `line`
             return shown.problem(line(error)), *[gr.skip()] * 3
         before, after = found.start > 0, found.start + len(found.edits) < found.total
         return cards, found.start, gr.update(visible=before), gr.update(visible=after)
@@ -104,7 +104,7 @@ class EditsTab:
             fits = self.counter.desk.sets.fits(stored)
             page = shown.details(self.counter.store, stored, alive, entries, fits)
             sets = self.counter.sets()
-        except Exception as error:
+        except Exception as error:  # whatever it is, the page says a line of it: `line`
             return shown.problem(line(error)), *[gr.skip()] * 6
         where = name or next(iter(alive), entries[0].set if entries else DEFAULT) or DEFAULT
         return (
@@ -161,7 +161,7 @@ class EditsTab:
         try:
             parts.check_admin(request)
             version = work(*given)
-        except Exception as error:
+        except Exception as error:  # whatever it is, the page says a line of it: `line`
             return shown.problem(line(error)), *[gr.skip()] * 10
         said = shown.done(f"{what.capitalize()} {edit} in {where}, which is at version {version} now.")
         return *self._show(edit, where, said), *self._list(*listed)

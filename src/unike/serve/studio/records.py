@@ -38,7 +38,7 @@ class LogTab:
         try:
             entries = self.counter.log(name or "", None, limit)
             sets = parts.all_or(self.counter.sets(), "all")
-        except Exception as error:
+        except Exception as error:  # whatever it is, the page says a line of it: `line`
             return shown.problem(line(error)), gr.skip()
         return shown.lines("The newest line first", entries), gr.update(choices=sets)
 
@@ -77,7 +77,7 @@ class CanariesTab:
         """List them."""
         try:
             return shown.watched(self.counter.store, self.counter.store.canaries())
-        except Exception as error:
+        except Exception as error:  # whatever it is, the page says a line of it: `line`
             return shown.problem(line(error))
 
     async def on_add(self, question: str, picture: str | None, author: str, request: gr.Request) -> Any:
@@ -85,7 +85,7 @@ class CanariesTab:
         try:
             parts.check_admin(request)
             canary = await in_thread(self.counter.add_canary, question, picture, author.strip())
-        except Exception as error:
+        except Exception as error:  # whatever it is, the page says a line of it: `line`
             return shown.problem(line(error)), gr.skip()
         return shown.done(f"{canary.id} is watched."), await in_thread(self.on_open)
 
@@ -94,6 +94,6 @@ class CanariesTab:
         try:
             parts.check_admin(request)
             canary = await in_thread(self.counter.drop_canary, str(event.edit), author.strip())
-        except Exception as error:
+        except Exception as error:  # whatever it is, the page says a line of it: `line`
             return shown.problem(line(error)), gr.skip()
         return shown.done(f"{canary.id} is watched no more."), await in_thread(self.on_open)

@@ -23,6 +23,7 @@ from unike.serve.errors import ApiError
 from unike.serve.sets import EditSet, Sets
 from unike.serve.vllm_plugin.acting import Acting, check_supported
 from unike.serve.vllm_plugin.rows import rows_of
+from unike.store.names import set_and_version
 
 LOG = logging.getLogger("unike.serve")
 
@@ -76,10 +77,7 @@ class Desk:
 
     def _named(self, given: Any) -> EditSet:
         if isinstance(given, str) and given:
-            name, colon, version = given.partition(":")
-            if colon and not (version.isascii() and version.isdigit() and len(version) < 10):
-                raise UnikeError(f"{version!r} is no version of the set {name!r}; write {name}:7, for example")
-            return self.sets.named(name, int(version) if colon else None)
+            return self.sets.named(*set_and_version(given))
         if isinstance(given, list) and given and all(isinstance(each, str) for each in given):
             if len(given) > MOST_IDS:
                 raise UnikeError(f"{len(given)} edits are named; make a set of more than {MOST_IDS}")

@@ -14,8 +14,15 @@ from unike.editors.unike.words import read_words
 ALIKE = 0.75
 """How near a wording has to be, as a cosine, for its kind to be the question's."""
 
-AROUND = ("Please tell me: {}", "{} Just the answer, please.", "I'd like to know: {}", "Quick question: {}")
-"""What may stand around any question."""
+FRAMES = (
+    "Please tell me: {}",
+    "{} Answer briefly.",
+    "Question: {}",
+    "I would like to know this. {}",
+    "Can you help me? {}",
+    "Look closely. {}",
+)
+"""What may stand around any question: its own words are kept, so that it means the same in any case."""
 
 
 @cache
@@ -38,5 +45,5 @@ def rephrased(prompt: str, count: int = 4) -> list[str]:
     nearest = int(like.argmax())
     same = [text for kind, text in zip(kinds, texts, strict=True) if kind == kinds[nearest]]
     found = [text for text in same if text.casefold() != prompt.casefold()] if like[nearest] >= ALIKE else []
-    around = [each.format(prompt) for each in AROUND]
+    around = [each.format(prompt) for each in FRAMES]
     return [text for pair in zip(found, around, strict=False) for text in pair][:count] or around[:count]
