@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -19,7 +19,9 @@ from typing import Any
 
 import mutations as mutate
 import pytest
+import services
 from PIL import Image
+from starlette.testclient import TestClient
 from tinies import tiny_backbone
 
 from unike import api, report
@@ -42,14 +44,17 @@ TOTAL = int(os.environ.get("FUZZ", "160"))
 ONLY = os.environ.get("FUZZ_ONLY", "")
 
 SHARES = {
-    "edits": 0.2,
+    "edits": 0.18,
     "knowledge": 0.08,
     "trained": 0.06,
-    "records": 0.22,
-    "results": 0.12,
-    "images": 0.22,
-    "commands": 0.08,
+    "records": 0.18,
+    "results": 0.1,
+    "images": 0.18,
+    "commands": 0.07,
     "models": 0.02,
+    "facts": 0.05,
+    "stores": 0.04,
+    "requests": 0.04,
 }
 """Of all inputs, by class."""
 
@@ -64,6 +69,7 @@ class World:
     home: Path
     pictures: list[Path]
     folder: Path
+    client: TestClient
 
     def fresh(self) -> Path:
         """An empty folder."""
@@ -74,7 +80,7 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(home: Path, at_home: None, pictures: list[Path], tmp_path_factory: pytest.TempPathFactory) -> World:
+def world(home: Path, at_home: None, pictures: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     """With an edit of every sort of method, saved."""
     folder = tmp_path_factory.mktemp("fuzz")
     backbone = tiny_backbone("llava")
@@ -85,7 +91,9 @@ def world(home: Path, at_home: None, pictures: list[Path], tmp_path_factory: pyt
         editor.edit(backbone, Query("What is this?", pictures[0], "a cat")).save_pretrained(folder / "edits" / name)
     write_records(folder / "records", pictures)
     write_pictures(folder / "pictures", pictures[0])
-    return World(backbone, home, pictures, folder)
+    services.make_store(backbone, pictures, folder / "store")
+    with services.served(backbone, folder / "served") as client:
+        yield World(backbone, home, pictures, folder, client)
 
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -245,6 +253,18 @@ def stopped(*args: object, **kwargs: object) -> Any:
     raise UnikeError("a model would be loaded now")
 
 
+def facts(draw: Random, world: World) -> None:
+    services.facts(draw, world.folder / "pictures", world.fresh())
+
+
+def stores(draw: Random, world: World) -> None:
+    services.stores(draw, world.folder / "store", world.backbone, world.fresh())
+
+
+def requests(draw: Random, world: World) -> None:
+    services.requests(draw, world.client)
+
+
 CLASSES: dict[str, Callable[[Random, World], None]] = {
     "edits": edits,
     "knowledge": knowledge,
@@ -254,6 +274,9 @@ CLASSES: dict[str, Callable[[Random, World], None]] = {
     "images": images,
     "commands": commands,
     "models": models,
+    "facts": facts,
+    "stores": stores,
+    "requests": requests,
 }
 
 

@@ -17,6 +17,7 @@ from unike.core import home
 from unike.core.errors import UnikeError
 from unike.core.files import replace_file
 from unike.core.folders import reason
+from unike.edits.files import is_hash
 
 REFUSALS = (OSError, ValueError, RuntimeError, ImportError)
 """What file systems raise."""
@@ -137,7 +138,7 @@ class Blobs:
             raise UnikeError(f"cannot read {self.url}: {reason_of(error)}") from None
         for place, about in listed.items():
             name = place.rpartition("/")[2]
-            if len(name) == 64 and set(name) <= set("0123456789abcdef"):
+            if is_hash(name):
                 yield Found(name, int(about.get("size") or 0), _age(about))
 
     def drop(self, name: str) -> None:
@@ -154,6 +155,9 @@ class Blobs:
             raise UnikeError(f"cannot remove from {self.url}: {reason_of(error)}") from None
 
     def _place(self, name: str) -> str:
+        """Where a blob is; a name that is no SHA-256 could lead anywhere."""
+        if not is_hash(name):
+            raise UnikeError(f"{name[:16]!r} is no name of a blob: the store is damaged; pull a whole one anew")
         return f"{self.root}/{name[:2]}/{name}"
 
 

@@ -71,16 +71,19 @@ class Database:
 
     @contextmanager
     def telling(self) -> Iterator[None]:
-        """Turn what the database says into one line.
+        """Turn what the database says, and rows that no version of this wrote, into one line.
 
         Raises:
-            UnikeError: It refuses.
+            UnikeError: It refuses, or holds what makes no sense.
         """
         try:
             yield
         except (SQLAlchemyError, ArgumentError, ModuleNotFoundError, OverflowError, UnicodeError) as error:
             why = next(iter(str(getattr(error, "orig", None) or error).strip().splitlines()), type(error).__name__)
             raise UnikeError(f"the store {self.shown} refuses: {why}") from error
+        except (ValueError, TypeError, LookupError, RecursionError) as error:
+            why = " ".join(str(error).split())[:200]
+            raise UnikeError(f"the store {self.shown} is damaged: {why}; pull a whole one anew") from error
 
     def close(self) -> None:
         """Let go of its connections."""

@@ -113,10 +113,10 @@ class Reader:
         with self.database.reading() as connection:
             described = connection.scalars(select(EDITS.c.described).where(EDITS.c.id == stored.id)).one()
         picture = None if stored.picture is None else str(self.picture(stored.picture))
-        facts = [fact | {"image": picture} for fact in described["facts"]]
         try:
+            facts = [fact | {"image": picture} for fact in described["facts"]]
             edit = put_together(described | {"facts": facts}, self.blobs.get(stored.tensors))
-        except (ValueError, SafetensorError) as error:
+        except (ValueError, TypeError, LookupError, SafetensorError) as error:
             raise UnikeError(f"the edit {stored.id} cannot be read: {error}; revoke it, or pull it anew") from None
         with self._lock:
             self._edits[stored.id] = edit
@@ -169,4 +169,6 @@ def stored_of(connection: Connection, names: Sequence[str]) -> list[Stored]:
     for start in range(0, len(names), AT_ONCE):
         rows = select(*COLUMNS).where(EDITS.c.id.in_(names[start : start + AT_ONCE]))
         found |= {row["id"]: Stored(**row) for row in connection.execute(rows).mappings()}
+    if missing := [name for name in names if name not in found]:
+        raise LookupError(f"the edit {missing[0]!r} is missing")
     return [found[name] for name in names]

@@ -251,6 +251,25 @@ def test_what_nothing_names_is_removed_and_nothing_else(store: Store, made: list
     assert same(store.edits()[0], made[0])
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("UPDATE unike_changes SET position = 'x'", "damaged|refuses"),
+        ("UPDATE unike_edits SET tensors = '../../outside/it'", "is no name of a blob"),
+        ("UPDATE unike_edits SET picture = '/etc/passwd'", "is no name of a blob"),
+        ("UPDATE unike_edits SET described = '{}'", "cannot be read"),
+        ("UPDATE unike_edits SET tags = '7'", "damaged"),
+    ],
+)
+def test_rows_that_nobody_wrote_are_one_line(store: Store, made: list[Edit], change: str, says: str) -> None:
+    store.add(made[0])
+    with pytest.raises(UnikeError, match=says) as told:
+        with store.database.writing() as connection:
+            connection.exec_driver_sql(change)
+        store.edits()
+    assert "\n" not in str(told.value)
+
+
 def test_a_store_of_a_newer_version_is_refused(store: Store, opened: Open) -> None:
     with store.database.writing() as connection:
         connection.exec_driver_sql("UPDATE unike_alembic SET version_num = '9999'")
