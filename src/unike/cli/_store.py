@@ -23,7 +23,7 @@ Where = Annotated[
         "--store",
         metavar="DIR|URL",
         envvar="UNIKE_STORE",
-        help="A folder, made if it is not there; or postgresql://user@host/name.",
+        help="A folder, made by the first edit; or postgresql://user@host/name.",
     ),
 ]
 Blobs = Annotated[
@@ -46,6 +46,17 @@ def opened(where: str, blobs: str | None = None, *, make: bool = False) -> "Stor
     from unike.store import Store
 
     return Store.open(where, blobs, make=make)
+
+
+def writable(where: str, blobs: str | None = None) -> "Store":
+    """A store to put something into, which is made then if it is not there.
+
+    Raises:
+        ReadOnly: It can only be read.
+    """
+    found = opened(where, blobs, make=True)
+    found.check_writable()
+    return found
 
 
 def add(
@@ -94,7 +105,7 @@ def add(
         shared.check_loading(device, dtype, quantize, template)
         wanted = [Query(prompt, image, target)] if prompt is not None else read_facts(facts) if facts else []
         saved = [each for _, each in shared.edits_named(edit or [])]
-        found = opened(where, blobs, make=True)
+        found = writable(where, blobs)
     backbone, _ = shared.load(model, device, dtype, quantize, trust_remote_code, template)
     tell(found, into, let_in(found, backbone, wanted, saved, editor, chosen, terms), as_json)
 

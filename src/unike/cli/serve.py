@@ -177,7 +177,7 @@ def several(
     shared.build(loading[0])  # once, and not in each of them
     # Replicas have working folders of their own.
     loading = (from_anywhere(loading[0]), *loading[1:])
-    place = (from_anywhere(place[0]), None if place[1] is None else from_anywhere(place[1]))
+    place = (absolute(place[0]), None if place[1] is None else absolute(place[1]))
     settings = replace(settings, image_folders=tuple(folder.absolute() for folder in settings.image_folders))
     make = partial(make_app, loading, place, method, settings, keys, studio)
     with shared.working(f"starting {size} replicas"), ExitStack() as stack:
@@ -188,8 +188,13 @@ def several(
 
 
 def from_anywhere(name: str) -> str:
-    """A name that means the same in every working folder: of a path, the absolute one."""
-    return str(Path(name).absolute()) if "://" not in name and Path(name).exists() else name
+    """A model's name that means the same in every working folder: of a path, the absolute one."""
+    return absolute(name) if Path(name).exists() else name
+
+
+def absolute(place: str) -> str:
+    """A folder, which need not be there yet, or an address, so that it means the same in every working folder."""
+    return place if "://" in place else str(Path(place).absolute())
 
 
 def say(address: str, model: str, studio: bool, as_json: bool) -> None:

@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 
 from unike.cli import _shared as shared
-from unike.cli._store import HERE, Author, Blobs, In, Reason, Where, add, opened
+from unike.cli._store import HERE, Author, Blobs, In, Reason, Where, add, opened, writable
 
 if TYPE_CHECKING:
     from unike.store import Store
@@ -208,7 +208,7 @@ def push(
     reason: Reason = "",
 ) -> None:
     """Put what is in force here in force in another store, in one step."""
-    copy(opened(where), lambda: opened(to, blobs, make=True), of, into, author, reason)
+    copy(opened(where), lambda: writable(to, blobs), of, into, author, reason)
 
 
 @store.command("pull")
@@ -223,7 +223,7 @@ def pull(
     reason: Reason = "",
 ) -> None:
     """Put what is in force in another store in force here, in one step."""
-    copy(opened(source), lambda: opened(where, make=True), of, into, author, reason)
+    copy(opened(source), lambda: writable(where), of, into, author, reason)
 
 
 def copy(
@@ -252,7 +252,7 @@ def canary_add(
     from unike.data.queries import Query
 
     shared.check_text(prompt, "prompt", "say what to ask")
-    typer.echo(opened(where, make=True).add_canary(Query(prompt, image), author=author).id)
+    typer.echo(writable(where).add_canary(Query(prompt, image), author=author).id)
 
 
 @canary.command("ls")

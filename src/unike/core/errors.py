@@ -1,4 +1,4 @@
-"""The one exception that is meant for the user rather than for the programmer."""
+"""The exception that is meant for the user rather than for the programmer."""
 
 
 class UnikeError(Exception):
@@ -6,3 +6,7 @@ class UnikeError(Exception):
 
     The command line prints the message without a traceback and exits with status 2.
     """
+
+
+class ReadOnly(UnikeError):
+    """Something is to be changed that can only be read here."""

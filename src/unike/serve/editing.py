@@ -87,6 +87,7 @@ class Clerk:
             ApiError: The request makes no sense, or there is too much to do, or it took too long.
         """
         request = await run_in_threadpool(parsed, EditRequest, read_body(body))
+        self.store.check_writable()
         image = await run_in_threadpool(self._keep, request)
         try:
             future = self.engine.between(lambda: self._admit(Query(request.prompt, image, request.target), request))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from unike.core.errors import UnikeError
+from unike.core.errors import ReadOnly, UnikeError
 
 TYPES = {
     401: "authentication_error",
@@ -70,5 +70,5 @@ def told(error: Exception, status: int = 400) -> ApiError:
         cause = type(error.__cause__).__module__.partition(".")[0]
         if cause in ("sqlalchemy", "alembic"):
             return ApiError(503, "the store of edits cannot be reached; try again", headers={"retry-after": "2"})
-        return ApiError(status, line)
+        return ApiError(403 if isinstance(error, ReadOnly) else status, line)
     return ApiError(500, "something went wrong in the server; its log says what")

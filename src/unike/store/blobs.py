@@ -65,7 +65,7 @@ class Blobs:
         Raises:
             UnikeError: They cannot be written.
         """
-        name = hashlib.sha256(content).hexdigest()
+        name = name_of(content)
         if self.has(name):
             return name
         place = self._place(name)
@@ -86,7 +86,7 @@ class Blobs:
             UnikeError: It cannot be told.
         """
         try:
-            return hashlib.sha256(self.files.cat_file(self._place(name))).hexdigest() == name
+            return name_of(self.files.cat_file(self._place(name))) == name
         except FileNotFoundError:
             return False
         except REFUSALS as error:
@@ -104,7 +104,7 @@ class Blobs:
             raise UnikeError(f"the blob {name[:16]} is missing in {self.url}; bring it back, or pull it") from None
         except REFUSALS as error:
             raise UnikeError(f"cannot read {self.url}: {reason_of(error)}") from None
-        if hashlib.sha256(content).hexdigest() != name:
+        if name_of(content) != name:
             raise UnikeError(f"the blob {name[:16]} in {self.url} was changed; bring it back, or pull it")
         return content
 
@@ -159,6 +159,11 @@ class Blobs:
         if not is_hash(name):
             raise UnikeError(f"{name[:16]!r} is no name of a blob: the store is damaged; pull a whole one anew")
         return f"{self.root}/{name[:2]}/{name}"
+
+
+def name_of(content: bytes) -> str:
+    """What a blob is called."""
+    return hashlib.sha256(content).hexdigest()
 
 
 def reason_of(error: Exception) -> str:

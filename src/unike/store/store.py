@@ -15,22 +15,19 @@ from typing_extensions import Self
 
 from unike.core.errors import UnikeError
 from unike.core.files import read_file
-from unike.core.folders import check_writable
 from unike.core.folders import reason as failure
 from unike.core.images import load_image
 from unike.data.queries import Query
 from unike.edits.edit import Edit
 from unike.edits.files import is_hash, taken_apart
 from unike.store import journal
-from unike.store.blobs import Blobs
+from unike.store.blobs import Blobs, name_of
 from unike.store.database import Database
 from unike.store.names import DEFAULT, asks, author_or_user, checked_set, checked_tags, checked_text, identity
+from unike.store.places import FILE, FOLDER, check_new, kept_at, not_there
 from unike.store.reading import Reader, stored_of
 from unike.store.tables import ABOUT, CANARIES, EDITS
 from unike.store.values import Canary, Stored
-
-FILE, FOLDER = "store.db", "blobs"
-"""What a store in a folder consists of."""
 
 
 class Moved(UnikeError):
@@ -38,11 +35,17 @@ class Moved(UnikeError):
 
 
 class Store(Reader):
-    """Open one with `Store.open`. Its methods may be called from several threads."""
+    """Open one with `Store.open`. Its methods may be called from several threads.
+
+    Attributes:
+        told: Where the blobs of a new store in a database are, until the database is told.
+    """
+
+    told: str | None = None
 
     @classmethod
     def open(cls, where: str | Path, blobs: str | None = None, *, make: bool = True) -> Self:
-        """Open a store; one in a folder is made if it is not there.
+        """Open a store; one that is not there is empty, and is made by the first edit or canary.
 
         Args:
             where: A folder, or an address of a database: ``postgresql://user@host/name``.
@@ -51,28 +54,38 @@ class Store(Reader):
             make: Whether one may be made.
 
         Raises:
-            UnikeError: It cannot be opened or made.
+            UnikeError: It cannot be opened, is not there and may not be made, or could not be.
         """
-        if "://" in str(where):
-            database = Database(str(where))
-            return cls(database, Blobs(_kept_at(database, blobs)))
+        is_folder = "://" not in str(where)
         folder = Path(where).absolute()
-        if not (folder / FILE).is_file():
-            if not make:
-                raise UnikeError(f"there is no store in {where}; make one with unike store add")
-            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-                raise UnikeError(f"{where} exists and is no store; give another folder")
-            check_writable(folder)
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise UnikeError(f"cannot make a store in {where}: {failure(error)}") from None
-        url = URL.create("sqlite", database=str(folder / FILE))  # as text, a '?' or '%' in a name would mean something
-        return cls(Database(url), Blobs(blobs or str(folder / FOLDER)))
+        # As text, a '?' or '%' in a name would mean something.
+        database = Database(URL.create("sqlite", database=str(folder / FILE)) if is_folder else str(where))
+        try:
+            if not database.is_there():
+                check_new(database, folder if is_folder else None, make)
+            if is_folder:
+                return cls(database, Blobs(blobs or str(folder / FOLDER)))
+            place, is_told = kept_at(database, blobs)
+            if not (is_told or make):
+                raise not_there(database.shown)
+            found = cls(database, Blobs(place))
+            found.told = None if is_told else place
+            return found
+        except UnikeError:
+            database.close()
+            raise
 
     def close(self) -> None:
         """Let go of the database."""
         self.database.close()
+
+    def check_writable(self) -> None:
+        """Refuse a store that can only be read, before long work whose result is to be kept in it.
+
+        Raises:
+            ReadOnly: As it says.
+        """
+        self.database.check_writable()
 
     # ------------------------------------------------------------------ changing what is in force
 
@@ -105,9 +118,10 @@ class Store(Reader):
                 changed since it was looked at.
         """
         line = _line(author, reason)
+        checked_set(set)
         stored, described = self._keep(edit, line["author"], line["reason"], checked_tags(tags))
         with self.database.writing() as connection:
-            version = journal.version_of(connection, checked_set(set))
+            version = journal.version_of(connection, set)
             if seen is not None and seen != version:
                 raise Moved(f"the set {set!r} has changed since it was looked at; try again")
             standing = journal.positions(connection, set, version)
@@ -193,9 +207,10 @@ class Store(Reader):
             The set's version: a new one unless that is what is in force.
         """
         line = _line(author, reason)
+        checked_set(set)
         kept = [self._keep(edit, each.author, each.reason, each.tags, each.picture_name) for edit, each in found]
         with self.database.writing() as connection:
-            version = journal.version_of(connection, checked_set(set))
+            version = journal.version_of(connection, set)
             now = journal.positions(connection, set, version)
             names = [each.id for each, _ in kept]
             if journal.in_order(now) == names:
@@ -215,13 +230,16 @@ class Store(Reader):
         Raises:
             UnikeError: Its picture cannot be read.
         """
-        picture = None if query.image is None else self.blobs.put(read_picture(query.image))
         prompt = checked_text("prompt", query.prompt.strip(), empty=False)
+        author = author_or_user(author)
+        content = None if query.image is None else read_picture(query.image)
+        self._make()
+        picture = None if content is None else self.blobs.put(content)
         canary = Canary(id=identity(prompt.casefold(), picture), prompt=prompt, picture=picture)
         with self.database.writing() as connection:
             if not connection.scalar(select(CANARIES.c.id).where(CANARIES.c.id == canary.id)):
                 connection.execute(insert(CANARIES).values(**canary.model_dump()))
-                journal.write_down(connection, "add canary", author_or_user(author), detail=canary.model_dump())
+                journal.write_down(connection, "add canary", author, detail=canary.model_dump())
         return canary
 
     def drop_canary(self, name: str, *, author: str | None = None) -> Canary:
@@ -230,6 +248,7 @@ class Store(Reader):
         Raises:
             UnikeError: There is none with an id that begins so, or there are several.
         """
+        author = author_or_user(author)
         with self.database.writing() as connection:
             starts = CANARIES.c.id.startswith(name, autoescape=True)
             named = name.isascii() and name.strip()
@@ -238,7 +257,7 @@ class Store(Reader):
                 raise UnikeError(f"{'several canaries begin' if rows else 'no canary begins'} with {name!r}")
             canary = Canary(**rows[0])
             connection.execute(CANARIES.delete().where(CANARIES.c.id == canary.id))
-            journal.write_down(connection, "drop canary", author_or_user(author), detail=canary.model_dump())
+            journal.write_down(connection, "drop canary", author, detail=canary.model_dump())
             return canary
 
     # ------------------------------------------------------------------ within
@@ -256,17 +275,19 @@ class Store(Reader):
         if named := edit.config.encoders():
             raise UnikeError(f"the edit would load {named[0]!r}, which does not ship; a store keeps no such edits")
         (fact,), ((_, seen),) = edit.facts, edit.questions
-        picture = None
+        shown = None
         if fact.image is not None:
-            picture = self.blobs.put(read_picture(fact.image)) if is_hash(seen) else None
+            shown = read_picture(fact.image) if is_hash(seen) else None
             picture_name = picture_name or (None if is_hash(fact.image.name) else fact.image.name)
-        if picture != (seen or None):
+        if (None if shown is None else name_of(shown)) != (seen or None):
             raise UnikeError(f"the picture {fact.image} is not the one that the edit was made with; make the edit anew")
         for what, text in (("prompt", fact.prompt), ("target", fact.target or "")):
             if "\0" in text:
                 raise UnikeError(f"the {what} {text!r} holds a null, which no database keeps")
         described, content = taken_apart(edit)
         described["facts"][0]["image"] = None
+        self._make()
+        picture = None if shown is None else self.blobs.put(shown)
         tensors = self.blobs.put(content)
         stored = Stored(
             id=identity(fact.prompt, fact.target, picture, edit.fingerprint, edit.editor, described["config"], tensors),
@@ -285,6 +306,20 @@ class Store(Reader):
         )
         return stored, described
 
+    def _make(self) -> None:
+        """Make the store if it is not there, before anything is put into it.
+
+        Raises:
+            UnikeError: It cannot be made or written, or another process has made it with its blobs elsewhere.
+        """
+        self.database.ready()
+        if self.told is not None:
+            with self.database.writing() as connection:
+                if connection.scalar(select(ABOUT.c.value).where(ABOUT.c.key == "blobs")) is None:
+                    connection.execute(insert(ABOUT).values(key="blobs", value=self.told))
+            kept_at(self.database, self.told)
+            self.told = None
+
     def _insert(self, connection: Connection, stored: Stored, described: Mapping[str, Any]) -> None:
         """An edit's row; one that was added before is told why, by whom and under which tags it is added again."""
         if not connection.scalar(select(EDITS.c.id).where(EDITS.c.id == stored.id)):
@@ -297,25 +332,6 @@ class Store(Reader):
 def _line(author: str | None, reason: str) -> dict[str, str]:
     """Who and why, for the log."""
     return {"author": author_or_user(author), "reason": checked_text("reason", reason)}
-
-
-def _kept_at(database: Database, blobs: str | None) -> str:
-    """Where the blobs of a store in a database are; a new one is told.
-
-    Raises:
-        UnikeError: A new one is not told, or another place is named than the one it knows.
-    """
-    with database.writing() as connection:
-        known = connection.scalar(select(ABOUT.c.value).where(ABOUT.c.key == "blobs"))
-        if known is None:
-            if blobs is None:
-                raise UnikeError(f"{database.shown} is a new store; say where tensors and pictures go: --blobs URL")
-            known = blobs if "://" in blobs else str(Path(blobs).absolute())
-            Blobs(known)
-            connection.execute(insert(ABOUT).values(key="blobs", value=known))
-        elif blobs is not None and Blobs(blobs).root != Blobs(known).root:
-            raise UnikeError(f"{database.shown} has its tensors and pictures at {known}; leave --blobs out")
-    return str(known)
 
 
 def read_picture(path: Path) -> bytes:

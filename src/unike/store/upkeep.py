@@ -50,7 +50,11 @@ def collect(store: Store, grace: float = GRACE) -> tuple[int, int]:
 
     Returns:
         How many, and how many bytes.
+
+    Raises:
+        ReadOnly: The store can only be read.
     """
+    store.check_writable()
     lying = [blob for blob in store.blobs.all() if blob.age >= grace]  # first: what is named later was put later
     with store.database.reading() as connection:
         named = {*connection.scalars(select(EDITS.c.tensors)), *connection.scalars(select(EDITS.c.picture))}

@@ -1,5 +1,6 @@
 """``unike serve`` as a process: it says where it is, sees what another process changes, and ends when it is told to."""
 
+import importlib
 import json
 import os
 import signal
@@ -149,6 +150,14 @@ def test_a_store_that_is_none_is_told(early: Cli, tmp_path: Path) -> None:
     (tmp_path / "x").mkdir()
     (tmp_path / "x" / "file").touch()
     assert early("serve", "--port", 0, "--store", tmp_path / "x").is_error("exists and is no store")
+
+
+def test_replicas_find_a_store_that_is_not_there_yet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """They have working folders of their own."""
+    command = importlib.import_module("unike.cli.serve")
+    monkeypatch.chdir(tmp_path)
+    assert command.absolute("new/store") == str(tmp_path / "new" / "store")
+    assert command.absolute("postgresql://x/y") == "postgresql://x/y" and command.from_anywhere("mini") == "mini"
 
 
 def test_what_is_missing_is_named(early: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

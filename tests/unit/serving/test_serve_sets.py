@@ -3,6 +3,7 @@
 import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,34 @@ def test_a_store_that_cannot_be_reached_is_told(
     message = told(service.post(model=f"{MODEL}@default"), 503)
     assert message == "the store of edits cannot be reached; try again"
     assert service.post().status_code == 200  # the model alone needs none
+
+
+def test_a_store_that_can_only_be_read_is_asked_and_not_changed(
+    serving: Serve, store: Store, edits: dict[str, Edit], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = serving(store=store)
+    name = store.add(edits["a"], author="t").id
+    monkeypatch.setattr(store.database, "is_frozen", True)
+    assert service.post(model=f"{MODEL}@default").status_code == 200
+    assert service.http.get("/edits").json()["total"] == 1
+    for method, path, body in (
+        ("POST", "/edits", {"prompt": "Who?", "target": "x", "force": True}),
+        ("DELETE", f"/edits/{name}", None),
+        ("POST", f"/edits/{name}/restore", {"set": "other"}),
+        ("POST", "/sets/default/roll-back", {"version": 0}),
+    ):
+        assert "is read-only here" in told(service.http.request(method, path, json=body), 403)
+
+
+def test_a_refused_edit_makes_no_store(serving: Serve, tmp_path: Path) -> None:
+    with closing(Store.open(tmp_path / "new")) as store:
+        service = serving(store=store)
+        assert told(service.http.post("/edits", json={"prompt": "Who?", "target": "zebra zebra zebra"}), 409)
+        assert told(service.http.post("/sets/default/roll-back", json={"version": 1}), 409)
+        assert service.post(model=f"{MODEL}@default").status_code == 200
+        assert service.http.get("/log").json()["data"] == [] and not (tmp_path / "new").exists()
+        assert service.http.post("/edits", json={"prompt": "Who?", "target": "x", "force": True}).status_code == 201
+        assert (tmp_path / "new" / "store.db").is_file()
 
 
 # ---------------------------------------------------------------------- over HTTP

@@ -271,6 +271,7 @@ def test_rows_that_nobody_wrote_are_one_line(store: Store, made: list[Edit], cha
 
 
 def test_a_store_of_a_newer_version_is_refused(store: Store, opened: Open) -> None:
+    store.add_canary(Query("Who?"))
     with store.database.writing() as connection:
         connection.exec_driver_sql("UPDATE unike_alembic SET version_num = '9999'")
     with pytest.raises(UnikeError, match="is of a newer version of unike"):
