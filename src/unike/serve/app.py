@@ -230,5 +230,5 @@ def _add_models(app: FastAPI, desk: Desk, store: Store) -> None:
     def one(name: str) -> dict[str, Any]:
         chosen = named(name, None, desk.settings)
         if isinstance(chosen, tuple):
-            desk.sets.version(chosen[0])
+            desk.sets.at(*chosen)
         return model(name)

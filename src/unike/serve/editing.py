@@ -266,6 +266,8 @@ def set_routes(clerk: Clerk) -> APIRouter:
     def log(set: SetName = None, edit: str | None = None, limit: Limit = 100) -> dict[str, Any]:
         if edit is not None:
             edit = clerk.find(edit).id
+        if set is not None:
+            clerk.desk.sets.version(set)
         entries = clerk.store.log(set, edit, limit)
         return {"object": "list", "data": [entry.model_dump(mode="json") for entry in entries]}
 

@@ -82,16 +82,27 @@ class Sets:
             raise ApiError(404, f"there is no set {name[:80]!r} of edits (known: {known})", code="model_not_found")
         return newest
 
+    def at(self, name: str, version: int | None = None) -> int:
+        """A version of a set; the newest if none is named.
+
+        Raises:
+            ApiError: There is no such set or version.
+        """
+        newest = self.version(name)
+        if version is None:
+            return newest
+        if not 0 <= version <= newest:
+            message = f"the set {name!r} has the versions 0 to {newest}, and no {version}"
+            raise ApiError(404, message, code="model_not_found")
+        return version
+
     def named(self, name: str, version: int | None = None) -> EditSet:
         """What is in force in a set, or was in a version of it.
 
         Raises:
             ApiError: There is no such set or version.
         """
-        newest = self.version(name)
-        version = newest if version is None else version
-        if not 0 <= version <= newest:
-            raise ApiError(404, f"the set {name!r} has the versions 0 to {newest}, and no {version}")
+        version = self.at(name, version)
         with self._lock:
             reading = self._reading[name]
         with reading:  # of many requests that come after a change, one reads

@@ -136,7 +136,15 @@ def test_models_are_the_model_and_its_sets(service: Service) -> None:
     assert [each.id for each in service.client.models.list()] == [MODEL, f"{MODEL}@tenant-a"]
     assert service.client.models.retrieve(f"{MODEL}@tenant-a").id == f"{MODEL}@tenant-a"
     assert "there is no model 'gpt-4'" in told(service.http.get("/models/gpt-4"), 404)
-    assert "there is no set 'x'" in told(service.http.get(f"/models/{MODEL}@x"), 404)
+    for name in (f"{MODEL}@tenant-a:1", f"{MODEL}@tenant-a:0", f"{MODEL}@default", f"{MODEL}@default:0", MODEL):
+        assert service.client.models.retrieve(name).id == name
+
+
+@pytest.mark.parametrize("name", ["gpt-4", "tiny@x", "tiny@default:99", "tiny@tenant-a:2", "tiny@tenant-a:x", "tiny@:"])
+def test_a_model_is_there_if_a_chat_is_answered_by_it(service: Service, name: str) -> None:
+    asked, looked = service.post(model=name), service.http.get(f"/models/{name}")
+    assert asked.status_code == looked.status_code >= 400 and asked.json() == looked.json()
+    assert told(looked, looked.status_code)
 
 
 def test_fields_that_ask_for_nothing_are_taken(service: Service) -> None:
@@ -191,6 +199,28 @@ def test_what_cannot_be_done_is_refused_in_a_line(
     service: Service, body: dict[str, Any], status: int, says: str
 ) -> None:
     assert says in told(service.post(**body), status)
+
+
+@pytest.mark.parametrize(
+    ("messages", "what"),
+    [
+        (user("Who is <image>?"), "the prompt"),
+        ([*user("Is <image> red?"), {"role": "assistant", "content": "no"}, *user("Who?")], "an earlier question"),
+        ([*user("Who?"), {"role": "assistant", "content": "see <image>"}, *user("Who?")], "an earlier answer"),
+        ([{"role": "system", "content": "You see <image>."}, *user("Who?")], "the system message"),
+    ],
+)
+def test_a_placeholder_is_told_where_it_stands(service: Service, messages: list[Any], what: str) -> None:
+    (said,) = (each["content"] for each in messages if "<image>" in each["content"])
+    refused = service.post(messages=messages)
+    message = told(refused, 400)
+    assert message.startswith(f"{what} holds the image placeholder '<image>'") and repr(said) in message
+    assert refused.json()["error"]["code"] is None and refused.json()["error"]["param"] == "messages"
+
+
+def test_only_what_is_too_long_is_told_so(service: Service) -> None:
+    assert service.post(messages=user("x " * 990)).json()["error"]["code"] == "context_length_exceeded"
+    assert service.post(messages=user("half \ud83d")).json()["error"]["code"] is None
 
 
 def test_errors_are_what_the_client_knows(service: Service) -> None:

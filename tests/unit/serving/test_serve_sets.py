@@ -247,6 +247,8 @@ def test_edits_are_listed(serving: Serve, store: Store, edits: dict[str, Edit]) 
         ("POST", "/edits/ffff/restore", {"set": 1}, 400, "set: "),
         ("GET", "/edits?set=nobody", None, 404, "there is no set 'nobody'"),
         ("GET", "/edits?limit=0", None, 400, "limit: "),
+        ("GET", "/log?set=nobody", None, 404, "there is no set 'nobody'"),
+        ("GET", "/log?set=default:9", None, 404, "there is no set 'default:9'"),
         ("GET", "/sets/nobody", None, 404, "there is no set 'nobody'"),
         ("GET", "/sets/default?version=9", None, 404, "and no 9"),
         ("POST", "/sets/nobody/roll-back", {"version": 0}, 404, "there is no set 'nobody'"),
