@@ -24,6 +24,10 @@ REFUSALS = (ValueError, TypeError, RuntimeError, ArithmeticError, LookupError)
 _SIZES: MemoOf[tuple[int, int], None] = MemoOf()
 
 
+class TooLong(UnikeError):
+    """A query takes more tokens than a model reads."""
+
+
 class Encoding(Parts):
     """A model with what turns text and images into what it reads.
 
@@ -212,7 +216,8 @@ class Encoding(Parts):
         """Refuse a question that `encode` would refuse for its text; its picture is not read, nor an empty target.
 
         Raises:
-            UnikeError: It is too long, or holds a placeholder.
+            TooLong: As it says.
+            UnikeError: It holds a placeholder, or is no Unicode.
         """
         check_unicode(query.prompt)
         target = query.target if (query.target or "").strip() else None
@@ -222,7 +227,7 @@ class Encoding(Parts):
     def _check_length(self, length: int) -> None:
         limit = getattr(self.text_config, "max_position_embeddings", None)
         if limit is not None and length > limit:
-            raise UnikeError(f"a query takes {length} tokens, {self.source} reads at most {limit}")
+            raise TooLong(f"a query takes {length} tokens, {self.source} reads at most {limit}")
 
     def extended(self, batch: Batch, tokens: Tensor) -> Batch:
         """The same batch with further tokens behind every row, as if they had been generated.
@@ -287,10 +292,7 @@ class Encoding(Parts):
 
     def tokenize(self, query: Query, image_text: str) -> tuple[list[int], int]:
         """Token ids of the whole row and how many of them are the prompt's."""
-        said = [query.prompt, query.target or "", query.system]
-        said += [text for turn in query.history for text in (turn.question, turn.answer)]
-        if self.config_has_image_token and self.image_token in " ".join(said):
-            raise UnikeError(f"a prompt or target holds the image placeholder {self.image_token!r}: {query.prompt!r}")
+        self._check_placeholder(query)
         # A space before the target is the target's; a line break the template ends with stays with the prompt.
         prompt = self._fill(query, image_text).rstrip(" ")
         text = prompt
@@ -319,6 +321,22 @@ class Encoding(Parts):
         if self.append_eos and eos is not None:
             ids.append(eos)
         return ids, prompt_length
+
+    def _check_placeholder(self, query: Query) -> None:
+        """Refuse a text that would stand for a picture.
+
+        Raises:
+            UnikeError: With the text, and what it is in the query.
+        """
+        said = [("the prompt", query.prompt), ("the target", query.target or ""), ("the system message", query.system)]
+        for turn in query.history:
+            said += [("an earlier question", turn.question), ("an earlier answer", turn.answer)]
+        for what, text in said if self.config_has_image_token else ():
+            if self.image_token in text:
+                raise UnikeError(
+                    f"{what} holds the image placeholder {self.image_token!r}, which stands for a picture: "
+                    f"{text[:200]!r}; leave it out"
+                )
 
     @property
     def config_has_image_token(self) -> bool:

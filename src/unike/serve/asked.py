@@ -14,6 +14,7 @@ from typing import Any
 
 from unike.backbones.adapter import Backbone
 from unike.backbones.decoding import Decoding
+from unike.backbones.encoding import TooLong
 from unike.backbones.given import given_queries
 from unike.core.errors import UnikeError
 from unike.data.queries import Query
@@ -247,7 +248,8 @@ class Desk:
         try:
             self.backbone.check(query)
         except UnikeError as error:
-            raise invalid(" ".join(str(error).split()), "messages", "context_length_exceeded") from None
+            code = "context_length_exceeded" if isinstance(error, TooLong) else None
+            raise invalid(" ".join(str(error).split()), "messages", code) from None
         limit = getattr(self.backbone.text_config, "max_position_embeddings", None)
         length = len(self.backbone.tokenize(query, "")[0])
         if limit is not None and length + most > limit:
