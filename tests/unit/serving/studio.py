@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+from conversing import JSON
 
 
 class Visitor:
@@ -33,13 +34,20 @@ class Visitor:
     def join(self, name: str, *data: Any, event: Any = None) -> httpx.Response:
         """Press a button."""
         number = next(each["id"] for each in self.config()["dependencies"] if each["api_name"] == name)
-        body = {"data": data, "fn_index": number, "session_hash": self.session, "event_data": event}
-        return self.http.post("/gradio_api/queue/join", json=body)
+        return self.send(data=data, fn_index=number, session_hash=self.session, event_data=event)
+
+    def send(self, **body: Any) -> httpx.Response:
+        """What a button sends, or whatever else."""
+        return self.http.post("/gradio_api/queue/join", content=json.dumps(body), headers=JSON)
 
     def call(self, name: str, *data: Any, event: Any = None) -> dict[str, Any]:
         """What comes of a button's function: ``{"success": ..., "output": {"data": [...]}}``."""
         joined = self.join(name, *data, event=event)
         assert joined.status_code == 200, joined.text
+        return self.outcome()
+
+    def outcome(self) -> dict[str, Any]:
+        """What comes of the button that was pressed last."""
         with self.http.stream("GET", "/gradio_api/queue/data", params={"session_hash": self.session}) as events:
             for line in events.iter_lines():
                 message = json.loads(line.removeprefix("data: ")) if line else {}

@@ -6,21 +6,21 @@ that the page needs are named here, and nothing else is reached. A browser is to
 
 from __future__ import annotations
 
-import json
 import re
 from html import escape
-from pathlib import Path
 from urllib.parse import parse_qs, unquote
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
 from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from unike.serve.errors import ApiError, invalid
+from unike.serve.errors import ApiError
 from unike.serve.guard import error_response
 from unike.serve.keys import Keys
 from unike.serve.sessions import COOKIE, LASTS, LOGIN, STUDIO, Sessions
+from unike.serve.studio.sent import Sent, is_upload
 
 NEEDED = re.compile(
     r"/?|/config/?|/theme\.css|/favicon\.ico|/manifest\.json"
@@ -52,11 +52,11 @@ class Door:
 
     Args:
         app: Gradio's.
-        uploads: The folder with visitors' pictures; no other file is shown.
+        sent: Reads what the page's buttons send.
     """
 
-    def __init__(self, app: ASGIApp, *, uploads: Path) -> None:
-        self.app, self.uploads = app, uploads.resolve()
+    def __init__(self, app: ASGIApp, *, sent: Sent) -> None:
+        self.app, self.sent = app, sent
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let through what the page needs."""
@@ -76,53 +76,26 @@ class Door:
             )
             return
         if path.rstrip("/") == JOIN:
-            body = await _whole(receive)
-            if not self._is_sent_here(body):
-                refused = invalid("the picture is no longer there; choose it again")
-                await error_response(refused)(scope, receive, answer)
+            try:
+                receive = _again(self.sent.read(await _whole(receive)), receive)
+            except ApiError as error:
+                await error_response(error)(scope, receive, answer)
                 return
-            receive = _again(body, receive)
-        await self.app(scope, receive, _Trimmed(answer) if path in ("", "/") else answer)
+        await self._pass_on(path, scope, receive, answer)
 
-    def _is_sent_here(self, body: bytes) -> bool:
-        """Whether each file that is named in what a button sends is one that a visitor sent.
-
-        Gradio copies what is named to where it is shown from, fetches what is an address, and asks this only of pages
-        that it serves by itself, not of those that are mounted.
-        """
-        waiting = [parsed(body)]
-        while waiting:
-            each = waiting.pop()
-            if isinstance(each, dict):
-                if "path" in each and not self._is_upload(each["path"]):
-                    return False
-                waiting += each.values()
-            elif isinstance(each, list):
-                waiting += each
-        return True
-
-    def _is_upload(self, path: object) -> bool:
+    async def _pass_on(self, path: str, scope: Scope, receive: Receive, answer: Send) -> None:
+        """Let gradio answer."""
         try:
-            return isinstance(path, str) and Path(path).is_absolute() and self._is_below(Path(path))
-        except (OSError, ValueError, RuntimeError):
-            return False
-
-    def _is_below(self, path: Path) -> bool:
-        return path.resolve().is_relative_to(self.uploads)
+            await self.app(scope, receive, _Trimmed(answer) if path in ("", "/") else answer)
+        except RuntimeError as error:
+            if not isinstance(error.__cause__, HTTPException):
+                raise
+            # Of a session that is over, which a page still has that was loaded before, gradio says so, and then fails.
+            await answer({"type": "http.response.body", "body": b"", "more_body": False})
 
     def _may_show(self, path: str) -> bool:
         """Whether a path names no file, or a picture that a visitor sent."""
-        if not path.startswith(FILE):
-            return True
-        return self._is_upload(unquote(path.removeprefix(FILE)))
-
-
-def parsed(body: bytes) -> object:
-    """A JSON value; None for what is none, which gradio refuses."""
-    try:
-        return json.loads(body)
-    except (ValueError, RecursionError):
-        return None
+        return not path.startswith(FILE) or is_upload(unquote(path.removeprefix(FILE)), self.sent.uploads)
 
 
 async def _whole(receive: Receive) -> bytes:

@@ -25,6 +25,7 @@ from unike.serve.studio.browsing import EditsTab
 from unike.serve.studio.counter import Counter, in_thread
 from unike.serve.studio.door import Door, login_routes
 from unike.serve.studio.records import CanariesTab, LogTab
+from unike.serve.studio.sent import Sent
 
 CSS = Path(__file__).with_name("studio.css")
 
@@ -63,7 +64,7 @@ def _put(app: FastAPI, counter: Counter, asks_for_keys: bool) -> None:
         app,
         blocks,
         STUDIO,
-        app_kwargs={"middleware": [Middleware(Door, uploads=counter.uploads)]},
+        app_kwargs={"middleware": [Middleware(Door, sent=Sent(blocks, counter.uploads))]},
         allowed_paths=[],
         show_error=False,
         max_file_size=settings.max_picture,

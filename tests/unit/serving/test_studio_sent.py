@@ -1,0 +1,127 @@
+"""What is sent to the studio by hand: whatever it is, it ends in one line, and in no traceback."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from conversing import Serve, Service, told, wait_for
+
+pytest.importorskip("gradio")
+
+from studio import Visitor
+
+ODD: list[Any] = [None, 7, 1.5, True, [], {}, {"path": "/etc/passwd"}, {"path": 7}, "half \ud83d", "a\0b", "$none$"]
+
+OF_EACH_KIND = {"textbox": "", "image": None, "dropdown": "", "checkbox": False, "state": None}
+"""What the page sends of a component with nothing in it."""
+
+
+@pytest.fixture(scope="module")
+def service(serving: Serve) -> Service:
+    return serving(studio=True)
+
+
+@pytest.fixture
+def visitor(service: Service) -> Iterator[Visitor]:
+    found = Visitor(service.url)
+    with found.http:
+        yield found
+
+
+@pytest.fixture
+def quiet(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Nothing that is sent within the test leaves a traceback, in whichever log."""
+    yield
+    logged = caplog.get_records("call")
+    written = "\n".join([*capfd.readouterr(), *(record.getMessage() for record in logged)])
+    assert "Traceback" not in written and "Error" not in written and not any(record.exc_info for record in logged)
+
+
+def functions(visitor: Visitor) -> list[tuple[int, list[str]]]:
+    """What the page does, by its number, with the kinds of its inputs."""
+    config = visitor.config()
+    kinds = {each["id"]: each["type"] for each in config["components"]}
+    return [(each["id"], [kinds[i] for i in each["inputs"]]) for each in config["dependencies"] if each["backend_fn"]]
+
+
+def empty(kinds: list[str]) -> list[Any]:
+    """Nothing in any of them; the log, which alone has two choices, is as long as the page has it at first."""
+    return ["", 100] if kinds == ["dropdown", "dropdown"] else [OF_EACH_KIND[kind] for kind in kinds]
+
+
+def test_whatever_a_field_holds_ends_in_a_line(service: Service, visitor: Visitor, quiet: None) -> None:
+    answered = refused = 0
+    for number, kinds in functions(visitor):
+        for at in range(len(kinds)):
+            for value in ODD:
+                data = empty(kinds)
+                data[at] = value
+                said = visitor.send(data=data, fn_index=number, session_hash=visitor.session)
+                if said.status_code == 200:
+                    found = visitor.outcome()
+                    assert found["success"], (number, kinds, at, value, found)
+                    answered += 1
+                else:
+                    assert told(said, 400)
+                    refused += 1
+    assert answered > 50 and refused > 50 and service.store.all() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"fn_index": 999}, "fn_index names nothing that this page does"),
+        ({"fn_index": -1}, "fn_index names nothing"),
+        ({"fn_index": True}, "fn_index names nothing"),
+        ({"fn_index": "0"}, "fn_index names nothing"),
+        ({"fn_index": None}, "fn_index names nothing"),
+        ({"data": []}, "data is a list of 3 values"),
+        ({"data": ["a", None, "default", "more"]}, "data is a list of 3 values"),
+        ({"data": {}}, "data is a list of 3 values"),
+        ({"data": None}, "data is a list of 3 values"),
+        ({"session_hash": None}, "session_hash names a session"),
+        ({"session_hash": 7}, "session_hash names a session"),
+        ({"session_hash": "../x"}, "session_hash names a session"),
+        ({"session_hash": "x" * 1000}, "session_hash names a session"),
+    ],
+)
+def test_what_no_button_sends_is_refused(visitor: Visitor, quiet: None, change: dict[str, Any], says: str) -> None:
+    body = {"data": ["", None, "default"], "fn_index": 0, "session_hash": visitor.session}
+    assert says in told(visitor.send(**body | change), 400)
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"7", b"\xff", b"[" * 100_000])
+def test_what_is_no_object_is_refused(visitor: Visitor, quiet: None, body: bytes) -> None:
+    assert "the body is no" in told(visitor.http.post("/gradio_api/queue/join", content=body), 400)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"trigger_id": 999},
+        {"trigger_id": "x"},
+        {"trigger_id": {}},
+        {"event_data": 7},
+        {"event_data": ["edit"]},
+        {"event_data": {}},
+        {"batched": True},
+        {"simple_format": True},
+        {"event_id": "x"},
+        {"oauth_token": 7},
+    ],
+)
+def test_what_comes_along_changes_nothing(visitor: Visitor, quiet: None, more: dict[str, Any]) -> None:
+    for name, data in (("on_ask", ["", None, "default"]), ("on_show", [""]), ("on_drop", [""])):
+        number = next(each["id"] for each in visitor.config()["dependencies"] if each["api_name"] == name)
+        said = visitor.send(**{"data": data, "fn_index": number, "session_hash": visitor.session} | more)
+        assert said.status_code == 200, said.text
+        found = visitor.outcome()
+        assert found["success"] and 'role="alert"' in found["output"]["data"][0], found
+
+
+def test_a_page_that_was_loaded_before_the_server_began_anew_is_told(
+    visitor: Visitor, quiet: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer = visitor.http.get("/gradio_api/queue/data", params={"session_hash": "of_another_time"})
+    assert answer.status_code == 200 and '"session_not_found":true' in answer.text
+    assert not wait_for(lambda: any("without completing" in line for line in caplog.messages), 0.1)
