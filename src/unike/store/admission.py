@@ -299,8 +299,14 @@ def check(store: Store, view: View, edit: Edit, replaced: Collection[str] = ()) 
         replaced: Ids of edits that are no longer in force after.
     """
     (fact,), backbone = edit.facts, view.model.backbone
+
+    def check_canary(query: Query) -> None:
+        backbone.check(query)
+        if query.image is not None:
+            backbone.check_image(query.image)
+
     others = [Query(prompt, fact.image, fact.target, fact.also) for prompt in rephrased(fact.prompt)]
-    canaries = store.canary_queries()
+    canaries = store.canary_queries(check_canary)
     queries = [fact, *others, *canaries]
     kinds = ["own", *("rephrasing" for _ in others), *("canary" for _ in canaries)]
     kept = [store.edit(each) for each in view.members if each.id not in replaced]

@@ -1,7 +1,7 @@
 """What a store has to tell: edits, sets and their versions, the log, canaries. Reading changes nothing."""
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from threading import Lock
 
@@ -153,11 +153,34 @@ class Reader:
             rows = connection.execute(select(CANARIES).order_by(CANARIES.c.id)).mappings()
             return [Canary(**row) for row in rows]
 
-    def canary_queries(self) -> list[Query]:
-        """The same, to be asked."""
-        return [
-            Query(each.prompt, None if each.picture is None else self.picture(each.picture)) for each in self.canaries()
-        ]
+    def canary_queries(self, check: Callable[[Query], None] = lambda query: None) -> list[Query]:
+        """The same, to be asked.
+
+        Args:
+            check: Raises a `UnikeError` for what a model cannot be asked.
+
+        Raises:
+            UnikeError: One cannot be asked; says how it is dropped, because no edit comes into force until then.
+        """
+        return [self.canary_query(each, check) for each in self.canaries()]
+
+    def canary_query(self, canary: Canary, check: Callable[[Query], None] = lambda query: None) -> Query:
+        """The same of one.
+
+        Raises:
+            UnikeError: As `canary_queries`.
+        """
+        try:
+            if canary.picture is not None:
+                self.blobs.get(canary.picture)  # of a picture that was changed, its path tells nothing
+            query = Query(canary.prompt, None if canary.picture is None else self.picture(canary.picture))
+            check(query)
+            return query
+        except UnikeError as error:
+            raise UnikeError(
+                f"the canary {canary.id} ({canary.prompt[:80]!r}) cannot be asked: {error}; or have it asked no more: "
+                f"unike store canary drop {canary.id}"
+            ) from None
 
 
 COLUMNS = [column for column in EDITS.c if column.name != "described"]

@@ -36,8 +36,10 @@ def damage(store: Store, progress: Progress = silent) -> list[str]:
             found.append(str(error))
     progress("reading edits", len(edits), len(edits))
     for canary in store.canaries():
-        if canary.picture is not None and not store.blobs.has(canary.picture):
-            found.append(f"the picture of the canary {canary.prompt!r} is missing or was changed")
+        try:
+            store.canary_query(canary)
+        except UnikeError as error:
+            found.append(str(error))
     return found
 
 

@@ -13,7 +13,7 @@ from unike.core.errors import UnikeError
 from unike.data.queries import Query
 from unike.editors.common.rephrasings import rephrased
 from unike.edits.edited import EditedModel
-from unike.store import Store
+from unike.store import Store, upkeep
 from unike.store import admission as door
 from unike.store.admission import Admission, admit, admit_all, admit_made
 
@@ -102,6 +102,26 @@ def test_an_edit_that_moves_canaries_is_kept_out(store: Store, backbone: Backbon
     moved = [each for each in found.asked if each.kind == "canary" and not each.right]
     assert moved and found.drift == len(moved) / 3 and all(each.before != each.after for each in moved)
     assert let_in(store, backbone, OTHERWISE, max_drift=0.0, replace=True).status == "added"
+
+
+@pytest.mark.parametrize("harm", ["gone", "changed", "placeholder"])
+def test_a_canary_that_cannot_be_asked_is_named_with_the_way_out(
+    store: Store, backbone: Backbone, pictures: list[Path], harm: str
+) -> None:
+    canary = store.add_canary(Query("Is it <image>?" if harm == "placeholder" else "What is this?", pictures[0]))
+    file = store.picture(str(canary.picture))
+    if harm == "changed":
+        file.write_bytes(b"no picture")
+    elif harm == "gone":
+        file.unlink()
+    why = {"gone": "is missing", "changed": "was changed", "placeholder": "holds the image placeholder"}[harm]
+    with pytest.raises(UnikeError) as refused:
+        let_in(store, backbone, ASKED)
+    for part in (canary.id, canary.prompt, why, f"; or have it asked no more: unike store canary drop {canary.id}"):
+        assert part in str(refused.value)
+    assert upkeep.damage(store) == ([] if harm == "placeholder" else [str(refused.value)])
+    store.drop_canary(canary.id)
+    assert let_in(store, backbone, ASKED).status == "added" and upkeep.damage(store) == []
 
 
 def test_a_set_that_changes_meanwhile_is_looked_at_again(

@@ -142,3 +142,15 @@ def test_damage_is_told_and_ends_with_1(store: Cli, tmp_path: Path) -> None:
     found = store("check", "--json")
     assert found.code == 1 and len(json.loads(found.out)["damage"]) == 1
     assert "was changed" in store("check").out
+
+
+def test_a_canary_without_its_picture_is_told_and_dropped(store: Cli, tmp_path: Path, pictures: list[Path]) -> None:
+    name = store("canary add", "--prompt", "What is this?", "--image", pictures[0]).out.strip()
+    (blob,) = (file for file in (tmp_path / "store" / "blobs").rglob("*") if file.is_file())
+    blob.unlink()
+    way_out = f"unike store canary drop {name}"
+    assert add(store, "Who wrote Hamlet?", "Marlowe").is_error("is missing", way_out)
+    checked = store("check")
+    assert checked.code == 1 and way_out in checked.out and "1 damaged" in checked.out
+    assert store(way_out.removeprefix("unike store ")).code == 0 and "all as it should be" in store("check").out
+    assert add(store, "Who wrote Hamlet?", "Marlowe").code == 0
