@@ -37,11 +37,16 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="On which port; 0 takes a free one.")] = 8000,
     api_key_file: Annotated[
         Path | None,
-        typer.Option(help="Keys of those who may ask, one a line.", show_default="those in UNIKE_API_KEYS"),
+        typer.Option(
+            help="Keys of those who may ask, one a line; behind it its sets, if not all.",
+            show_default="those in UNIKE_API_KEYS",
+        ),
     ] = None,
     admin_key_file: Annotated[
         Path | None,
-        typer.Option(help="Keys of those who may change edits.", show_default="those in UNIKE_ADMIN_KEYS"),
+        typer.Option(
+            help="Keys of those who may change edits; in the same way.", show_default="those in UNIKE_ADMIN_KEYS"
+        ),
     ] = None,
     no_auth: Annotated[bool, typer.Option("--no-auth", help="Listen for other machines without keys.")] = False,
     replicas: Annotated[

@@ -23,7 +23,7 @@ from unike.serve.chat import ChatRequest, named
 from unike.serve.editing import Clerk, edit_routes, set_routes
 from unike.serve.engine import Engine, Full
 from unike.serve.errors import ApiError, invalid, told, too_many
-from unike.serve.guard import Guard, error_response, joined, note
+from unike.serve.guard import Guard, error_response, holder_of, joined, note
 from unike.serve.keys import Keys
 from unike.serve.metrics import CONTENT_TYPE, Meter
 from unike.serve.pictures import Pictures
@@ -79,7 +79,7 @@ def create_app(
     app.add_middleware(Guard, keys=keys, settings=settings, meter=meter, sessions=sessions)
     _tell_errors(app)
     _add_chat(app, engine, desk, meter)
-    _add_models(app, desk, store)
+    _add_models(app, desk)
     clerk = Clerk(desk, engine, store, editor, meter)
     app.include_router(edit_routes(clerk))
     app.include_router(set_routes(clerk))
@@ -138,7 +138,7 @@ def _add_chat(app: FastAPI, engine: Engine, desk: Desk, meter: Meter) -> None:
     @app.post("/v1/chat/completions", openapi_extra=_body_of(ChatRequest))
     async def chat(request: Request) -> Response:
         body = await request.body()
-        sent, jobs, edits = await anyio.to_thread.run_sync(desk.read, body, limiter=readers)
+        sent, jobs, edits = await anyio.to_thread.run_sync(desk.read, body, holder_of(request), limiter=readers)
         note(request, edits=edits.label or "none", rows=len(jobs))
         asked = Asked(sent, jobs, edits, fingerprint)
         asked.on_end = lambda: desk.drop(jobs[0].query.image)
@@ -214,7 +214,7 @@ def _count(request: Request, desk: Desk, asked: Asked, meter: Meter) -> None:
         note(request, prompt=joined([asked.jobs[0].query.prompt]), answers=joined(j.decoding.text for j in asked.jobs))
 
 
-def _add_models(app: FastAPI, desk: Desk, store: Store) -> None:
+def _add_models(app: FastAPI, desk: Desk) -> None:
     """``GET /v1/models``: the model as it is, and under each set."""
     created = int(time.time())
 
@@ -222,13 +222,13 @@ def _add_models(app: FastAPI, desk: Desk, store: Store) -> None:
         return {"id": name, "object": "model", "created": created, "owned_by": "unike"}
 
     @app.get("/v1/models")
-    def models() -> dict[str, Any]:
-        own = desk.settings.name
-        return {"object": "list", "data": [model(own), *(model(f"{own}@{name}") for name in store.sets())]}
+    def models(request: Request) -> dict[str, Any]:
+        own, names = desk.settings.name, desk.sets.names(holder_of(request))
+        return {"object": "list", "data": [model(own), *(model(f"{own}@{name}") for name in names)]}
 
     @app.get("/v1/models/{name:path}")
-    def one(name: str) -> dict[str, Any]:
+    def one(request: Request, name: str) -> dict[str, Any]:
         chosen = named(name, None, desk.settings)
         if isinstance(chosen, tuple):
-            desk.sets.at(*chosen)
+            desk.sets.at(*chosen, holder_of(request))
         return model(name)

@@ -21,6 +21,7 @@ from unike.data.queries import Query
 from unike.serve.chat import ChatRequest, conversation, named, read_request
 from unike.serve.errors import ApiError, invalid, told
 from unike.serve.jobs import Gone, Job, TimedOut
+from unike.serve.keys import Holder
 from unike.serve.pictures import Pictures
 from unike.serve.sets import NOTHING, EditSet, Sets
 from unike.serve.settings import Settings
@@ -197,7 +198,7 @@ class Desk:
     pictures: Pictures
     settings: Settings
 
-    def edits(self, request: ChatRequest) -> EditSet:
+    def edits(self, request: ChatRequest, holder: Holder) -> EditSet:
         """The edits that a request names.
 
         Raises:
@@ -206,16 +207,18 @@ class Desk:
         chosen = named(request.model, request.edits, self.settings)
         if chosen is None:
             return NOTHING
-        return self.sets.chosen(chosen) if isinstance(chosen, list) else self.sets.named(*chosen)
+        if isinstance(chosen, list):
+            return self.sets.chosen(chosen, holder)
+        return self.sets.named(*chosen, holder)
 
-    def read(self, body: bytes) -> tuple[ChatRequest, list[Job], EditSet]:
+    def read(self, body: bytes, holder: Holder) -> tuple[ChatRequest, list[Job], EditSet]:
         """A request as jobs; its picture is to be dropped when they are over.
 
         Raises:
             ApiError: It cannot be answered.
         """
         request = read_request(body, self.settings)
-        edits = self.edits(request)
+        edits = self.edits(request, holder)
         said = conversation(request.messages)
         image = None if said.image is None else self.pictures.keep(said.image)
         try:

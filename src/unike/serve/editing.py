@@ -18,7 +18,8 @@ from unike.serve.asked import Desk
 from unike.serve.chat import ImageURL, Strict, parsed, read_body
 from unike.serve.engine import Engine, Full
 from unike.serve.errors import ApiError, told, too_many
-from unike.serve.guard import note
+from unike.serve.guard import holder_of, note
+from unike.serve.keys import Holder
 from unike.serve.metrics import Meter
 from unike.serve.sets import DEFAULT
 
@@ -80,13 +81,14 @@ class Clerk:
     def __init__(self, desk: Desk, engine: Engine, store: Store, editor: Editor[Any], meter: Meter) -> None:
         self.desk, self.engine, self.store, self.editor, self.meter = desk, engine, store, editor, meter
 
-    async def add(self, body: bytes) -> Admission:
+    async def add(self, body: bytes, holder: Holder) -> Admission:
         """Make an edit between two batches, and put it in force.
 
         Raises:
             ApiError: The request makes no sense, or there is too much to do, or it took too long.
         """
         request = await run_in_threadpool(parsed, EditRequest, read_body(body))
+        check_change(request.set, holder)
         self.store.check_writable()
         image = await run_in_threadpool(self._keep, request)
         try:
@@ -129,14 +131,14 @@ class Clerk:
         self.meter.changes.labels(action).inc()
         return {"version": version}
 
-    def find(self, name: str) -> Stored:
+    def find(self, name: str, holder: Holder) -> Stored:
         """An edit by its id, or the beginning of it.
 
         Raises:
             ApiError: There is none, or there are several.
         """
         try:
-            return self.store.find(name)
+            return self.store.find(name, holder.sets)
         except UnikeError as error:
             raise told(error, 404) from None
 
@@ -144,21 +146,33 @@ class Clerk:
         """An edit as JSON has it."""
         return {"object": "edit", **stored.model_dump(mode="json"), "fits": self.desk.sets.fits(stored)}
 
-    def members(self, name: str, version: int | None = None) -> list[Stored]:
+    def members(self, name: str, version: int | None, holder: Holder) -> list[Stored]:
         """What is in force in a set.
 
         Raises:
             ApiError: There is no such set or version.
         """
-        self.desk.sets.version(name)
+        self.desk.sets.version(name, holder)
         try:
             return self.store.members(name, version)
         except UnikeError as error:
             raise told(error, 404) from None
 
-    def in_force_in(self, stored: Stored) -> list[str]:
-        """The sets in which an edit is in force."""
-        return [name for name in self.store.sets() if stored.id in {each.id for each in self.store.members(name)}]
+    def in_force_in(self, stored: Stored, holder: Holder) -> list[str]:
+        """The sets in which an edit is in force, of those that someone sees."""
+        names = self.desk.sets.names(holder)
+        return [name for name in names if stored.id in {each.id for each in self.store.members(name)}]
+
+
+def check_change(set: str, holder: Holder) -> None:
+    """Refuse to change a set with a key that is not good for it.
+
+    Raises:
+        ApiError: As it says; it is not told whether there is such a set.
+    """
+    if not holder.sees(set):
+        mine = ", ".join(sorted(holder.sets or ()))
+        raise ApiError(403, f"this key is not for the set {set[:80]!r}, but for: {mine}; name one of these as set")
 
 
 def edit_routes(clerk: Clerk) -> APIRouter:
@@ -167,24 +181,27 @@ def edit_routes(clerk: Clerk) -> APIRouter:
 
     @router.get("")
     def listed(
+        request: Request,
         set: SetName = None,
         tag: str | None = None,
         text: str | None = None,
         limit: Limit = 100,
         offset: Offset = 0,
     ) -> dict[str, Any]:
-        found = clerk.store.all(tag=tag, text=text)
+        holder = holder_of(request)
+        found = clerk.store.all(tag=tag, text=text, within=holder.sets)
         if set is not None:
             wanted = {each.id for each in found}
-            found = [each for each in clerk.members(set) if each.id in wanted]
+            found = [each for each in clerk.members(set, None, holder) if each.id in wanted]
         page = found[offset : offset + limit]
         data = [clerk.shown(each) for each in page]
         return {"object": "list", "data": data, "total": len(found), "has_more": offset + limit < len(found)}
 
     @router.get("/{name}")
-    def one(name: str) -> dict[str, Any]:
-        stored = clerk.find(name)
-        return clerk.shown(stored) | {"in_force_in": clerk.in_force_in(stored)}
+    def one(request: Request, name: str) -> dict[str, Any]:
+        holder = holder_of(request)
+        stored = clerk.find(name, holder)
+        return clerk.shown(stored) | {"in_force_in": clerk.in_force_in(stored, holder)}
 
     _add_changes(router, clerk)
     return router
@@ -195,7 +212,7 @@ def _add_changes(router: APIRouter, clerk: Clerk) -> None:
 
     @router.post("")
     async def add(request: Request) -> JSONResponse:
-        found = await clerk.add(await request.body())
+        found = await clerk.add(await request.body(), holder_of(request))
         clerk.meter.changes.labels(found.status).inc()
         if found.status == "refused":
             note(request, edit="refused")
@@ -213,7 +230,8 @@ def _add_changes(router: APIRouter, clerk: Clerk) -> None:
     def revoke(
         request: Request, name: str, set: str = DEFAULT, author: Text = AUTHOR, reason: Text = ""
     ) -> dict[str, Any]:
-        stored = clerk.find(name)
+        check_change(set, holder_of(request))
+        stored = clerk.find(name, holder_of(request))
         note(request, edit=stored.id)
         made = clerk.change("revoked", lambda: clerk.store.revoke(stored.id, set=set, author=author, reason=reason))
         return {"object": "edit.revoked", "id": stored.id, "set": set, **made}
@@ -222,9 +240,10 @@ def _add_changes(router: APIRouter, clerk: Clerk) -> None:
     async def restore(request: Request, name: str) -> dict[str, Any]:
         body = await request.body()
         why: Why = parsed(Why, read_body(body) if body else {})
+        check_change(why.set, holder_of(request))
 
         def work() -> dict[str, Any]:
-            stored = clerk.find(name)
+            stored = clerk.find(name, holder_of(request))
             note(request, edit=stored.id)
             return {"object": "edit.restored", "id": stored.id, "set": why.set} | clerk.change(
                 "restored", lambda: clerk.store.restore(stored.id, **why.model_dump())
@@ -238,24 +257,25 @@ def set_routes(clerk: Clerk) -> APIRouter:
     router = APIRouter(prefix="/v1")
 
     @router.get("/sets")
-    def sets() -> dict[str, Any]:
-        names = clerk.store.sets()
+    def sets(request: Request) -> dict[str, Any]:
+        names = clerk.desk.sets.names(holder_of(request))
         data = [{"object": "set", "name": name, "version": clerk.store.version(name)} for name in names]
         return {"object": "list", "data": data}
 
     @router.get("/sets/{name}")
-    def one(name: str, version: Annotated[int | None, Parameter(ge=0)] = None) -> dict[str, Any]:
+    def one(request: Request, name: str, version: Annotated[int | None, Parameter(ge=0)] = None) -> dict[str, Any]:
         at = clerk.store.version(name) if version is None else version
-        data = [clerk.shown(each) for each in clerk.members(name, at)]
+        data = [clerk.shown(each) for each in clerk.members(name, at, holder_of(request))]
         return {"object": "set", "name": name, "version": at, "data": data}
 
     @router.post("/sets/{name}/roll-back")
     async def roll_back(request: Request, name: str) -> dict[str, Any]:
         wanted: RollBack = parsed(RollBack, read_body(await request.body()))
         note(request, set=name)
+        check_change(name, holder_of(request))
 
         def work() -> dict[str, Any]:
-            clerk.members(name)
+            clerk.members(name, None, holder_of(request))
             more = {"author": wanted.author, "reason": wanted.reason}
             made = clerk.change("rolled back", lambda: clerk.store.roll_back(name, wanted.version, **more))
             return {"object": "set", "name": name, **made}
@@ -263,12 +283,13 @@ def set_routes(clerk: Clerk) -> APIRouter:
         return await run_in_threadpool(work)
 
     @router.get("/log")
-    def log(set: SetName = None, edit: str | None = None, limit: Limit = 100) -> dict[str, Any]:
+    def log(request: Request, set: SetName = None, edit: str | None = None, limit: Limit = 100) -> dict[str, Any]:
+        holder = holder_of(request)
         if edit is not None:
-            edit = clerk.find(edit).id
+            edit = clerk.find(edit, holder).id
         if set is not None:
-            clerk.desk.sets.version(set)
-        entries = clerk.store.log(set, edit, limit)
+            clerk.desk.sets.version(set, holder)
+        entries = clerk.store.log(set, edit, limit, holder.sets)
         return {"object": "list", "data": [entry.model_dump(mode="json") for entry in entries]}
 
     return router

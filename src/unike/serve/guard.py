@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from unike.serve.errors import ApiError, told, too_many
-from unike.serve.keys import Keys
+from unike.serve.keys import ANYONE, Holder, Keys
 from unike.serve.metrics import Meter
 from unike.serve.sessions import LOGIN, STUDIO, Sessions, is_studio
 from unike.serve.settings import Settings
@@ -98,18 +98,19 @@ class Guard:
         if self.keys and is_studio(path):
             self._check_visitor(scope, headers)
         elif self.keys:
-            role = self.keys.role(headers.get("authorization"))
-            if role is None:
+            holder = self.keys.holder(headers.get("authorization"))
+            if holder is None:
                 raise ApiError(
                     401,
                     "a key is needed, and this is none: Authorization: Bearer KEY",
                     code="invalid_api_key",
                     headers={"www-authenticate": "Bearer"},
                 )
-            if role != "admin" and scope["method"] not in ("GET", "HEAD") and path not in ASKING:
+            scope["state"]["holder"] = holder
+            if holder.role != "admin" and scope["method"] not in ("GET", "HEAD") and path not in ASKING:
                 raise ApiError(403, "edits are changed with an admin's key, and this is a user's")
         else:
-            scope["state"]["role"] = "admin"
+            scope["state"]["holder"] = ANYONE
             if not self.settings.any_host:
                 self._check_near(headers)
 
@@ -119,12 +120,12 @@ class Guard:
         Raises:
             ApiError: Nobody has signed in, or a page of another site makes the browser send this.
         """
-        role = self.keys.role(headers.get("authorization")) or self.sessions.role(headers.get("cookie"))
-        scope["state"]["role"] = role
+        holder = self.keys.holder(headers.get("authorization")) or self.sessions.holder(headers.get("cookie"))
+        scope["state"]["holder"] = holder
         origin = headers.get("origin")
         if scope["method"] not in ("GET", "HEAD") and origin and origin.partition("://")[2] != headers.get("host"):
             raise ApiError(403, f"a page of {origin[:80]!r} may not use the studio")
-        if role is None and scope["path"] != LOGIN:
+        if holder is None and scope["path"] != LOGIN:
             if scope["method"] == "GET" and scope["path"].rstrip("/") == STUDIO:
                 raise ApiError(303, f"sign in at {LOGIN}", headers={"location": LOGIN})
             raise ApiError(401, f"sign in at {LOGIN}", code="invalid_api_key")
@@ -208,6 +209,12 @@ def _hostname(url: str) -> str | None:
         return urlsplit(url).hostname
     except ValueError:
         return None
+
+
+def holder_of(request: Any) -> Holder:
+    """Who sends a request that was let in."""
+    found: Holder = request.scope["state"]["holder"]
+    return found
 
 
 def note(request: Any, **about: object) -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from http.cookies import CookieError, SimpleCookie
 
-from unike.serve.keys import Role
+from unike.serve.keys import Holder
 
 STUDIO = "/studio"
 """Where the studio is; all that is below it belongs to it."""
@@ -33,20 +33,20 @@ class Sessions:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._known: dict[bytes, tuple[Role, float]] = {}
+        self._known: dict[bytes, tuple[Holder, float]] = {}
 
-    def begin(self, role: Role) -> str:
+    def begin(self, holder: Holder) -> str:
         """A new token for whoever has shown a key."""
         now = self._clock()
         self._known = {token: kept for token, kept in self._known.items() if kept[1] > now}
         token = secrets.token_urlsafe(32)
-        self._known[_digest(token)] = role, now + LASTS
+        self._known[_digest(token)] = holder, now + LASTS
         return token
 
-    def role(self, cookies: str | None) -> Role | None:
-        """What a header ``Cookie`` stands for; None for nobody who is known."""
-        role, until = self._known.get(_digest(_token(cookies)), (None, 0.0))
-        return role if until > self._clock() else None
+    def holder(self, cookies: str | None) -> Holder | None:
+        """Whom a header ``Cookie`` stands for; None for nobody who is known."""
+        holder, until = self._known.get(_digest(_token(cookies)), (None, 0.0))
+        return holder if until > self._clock() else None
 
     def end(self, cookies: str | None) -> None:
         """Forget the token in a header ``Cookie``."""

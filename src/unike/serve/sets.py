@@ -16,6 +16,7 @@ from unike.edits.conflicts import in_force
 from unike.edits.edit import Edit
 from unike.edits.routing import RoutingEdit
 from unike.serve.errors import ApiError, told
+from unike.serve.keys import ANYONE, Holder
 
 if TYPE_CHECKING:
     from unike.store import Store, Stored
@@ -70,25 +71,30 @@ class Sets:
         self._lock = Lock()
         self._reading: defaultdict[str, Lock] = defaultdict(Lock)
 
-    def version(self, name: str) -> int:
+    def names(self, holder: Holder = ANYONE) -> list[str]:
+        """The sets that ever had an edit, of those that someone sees."""
+        return [name for name in self.store.sets() if holder.sees(name)]
+
+    def version(self, name: str, holder: Holder = ANYONE) -> int:
         """The newest version of a set.
 
         Raises:
-            ApiError: There is no such set.
+            ApiError: There is no such set, or not for this holder: it is not told which.
         """
-        newest = self.store.version(name)
-        if newest == 0 and name != DEFAULT:
-            known = ", ".join([DEFAULT, *(each for each in self.store.sets() if each != DEFAULT)][:20])
+        newest = self.store.version(name) if holder.sees(name) else 0
+        if newest == 0 and not (name == DEFAULT and holder.sees(name)):
+            first = [DEFAULT] if holder.sees(DEFAULT) else []
+            known = ", ".join([*first, *(each for each in self.names(holder) if each != DEFAULT)][:20]) or "none"
             raise ApiError(404, f"there is no set {name[:80]!r} of edits (known: {known})", code="model_not_found")
         return newest
 
-    def at(self, name: str, version: int | None = None) -> int:
+    def at(self, name: str, version: int | None = None, holder: Holder = ANYONE) -> int:
         """A version of a set; the newest if none is named.
 
         Raises:
             ApiError: There is no such set or version.
         """
-        newest = self.version(name)
+        newest = self.version(name, holder)
         if version is None:
             return newest
         if not 0 <= version <= newest:
@@ -96,29 +102,29 @@ class Sets:
             raise ApiError(404, message, code="model_not_found")
         return version
 
-    def named(self, name: str, version: int | None = None) -> EditSet:
+    def named(self, name: str, version: int | None = None, holder: Holder = ANYONE) -> EditSet:
         """What is in force in a set, or was in a version of it.
 
         Raises:
             ApiError: There is no such set or version.
         """
-        version = self.at(name, version)
+        version = self.at(name, version, holder)
         with self._lock:
             reading = self._reading[name]
         with reading:  # of many requests that come after a change, one reads
             return self._get((name, version)) or self._read(name, version)
 
-    def chosen(self, ids: Sequence[str]) -> EditSet:
+    def chosen(self, ids: Sequence[str], holder: Holder = ANYONE) -> EditSet:
         """Edits by their ids, in that order; the last of several about the same question is in force.
 
         Raises:
             ApiError: One is unknown, or in force in no set, or of another model.
         """
         try:
-            stored = [self.store.find(each) for each in ids]
+            stored = [self.store.find(each, holder.sets) for each in ids]
         except UnikeError as error:
             raise told(error, 404) from None
-        alive = frozenset[str]().union(*map(self._ids, self.store.sets())) if stored else frozenset()
+        alive = frozenset[str]().union(*map(self._ids, self.names(holder))) if stored else frozenset()
         for each in stored:
             if not self.fits(each):
                 raise ApiError(409, f"the edit {each.id} was made for {each.source!r}, another model than this one")

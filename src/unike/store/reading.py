@@ -1,12 +1,12 @@
 """What a store has to tell: edits, sets and their versions, the log, canaries. Reading changes nothing."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from threading import Lock
 
 from safetensors import SafetensorError
-from sqlalchemy import Connection, select
+from sqlalchemy import ColumnElement, Connection, select, true
 
 from unike.core.errors import UnikeError
 from unike.data.queries import Query
@@ -66,16 +66,19 @@ class Reader:
             at = journal.checked_version(connection, set, version)
             return stored_of(connection, journal.in_order(journal.positions(connection, set, at)))
 
-    def all(self, *, tag: str | None = None, text: str | None = None) -> list[Stored]:
+    def all(
+        self, *, tag: str | None = None, text: str | None = None, within: Collection[str] | None = None
+    ) -> list[Stored]:
         """Every edit that was ever added, the newest last.
 
         Args:
             tag: Only those with this one.
             text: Only those whose prompt, target, tags or reason hold it, whatever its case.
+            within: Only those that were ever in force in one of these sets; None for all.
         """
         with self.database.reading() as connection:
-            rows = connection.execute(select(*COLUMNS).order_by(EDITS.c.added_at, EDITS.c.id)).mappings()
-            found = [Stored(**row) for row in rows]
+            rows = select(*COLUMNS).where(_ever_in(within)).order_by(EDITS.c.added_at, EDITS.c.id)
+            found = [Stored(**row) for row in connection.execute(rows).mappings()]
         wanted = "" if text is None else text.casefold()
         return [
             each
@@ -84,15 +87,19 @@ class Reader:
             and wanted in "\n".join((each.prompt, each.target, each.reason, *each.tags)).casefold()
         ]
 
-    def find(self, name: str) -> Stored:
+    def find(self, name: str, within: Collection[str] | None = None) -> Stored:
         """An edit by its id, or by as many digits of it as no other begins with.
+
+        Args:
+            name: The id, or the first digits of it.
+            within: Look at those alone that were ever in force in one of these sets; None for all.
 
         Raises:
             UnikeError: There is none, or there are several.
         """
         starts = EDITS.c.id.startswith(name.casefold(), autoescape=True)
         with self.database.reading() as connection:
-            rows = select(EDITS.c.id).where(starts).limit(2)
+            rows = select(EDITS.c.id).where(starts, _ever_in(within)).limit(2)
             names = list(connection.scalars(rows)) if name.isascii() and name.strip() else []
             if len(names) != 1:
                 raise UnikeError(
@@ -132,17 +139,25 @@ class Reader:
         """A picture's file, by its SHA-256."""
         return self.blobs.path(name)
 
-    def log(self, set: str | None = None, edit: str | None = None, limit: int | None = None) -> list[Entry]:
+    def log(
+        self,
+        set: str | None = None,
+        edit: str | None = None,
+        limit: int | None = None,
+        within: Collection[str] | None = None,
+    ) -> list[Entry]:
         """Who did what when, the oldest first.
 
         Args:
             set: Only in this one.
             edit: Only about the one with this id.
             limit: So many of the newest.
+            within: Only in one of these sets, and nothing of the store as a whole; None for all.
         """
         rows = select(LOG).order_by(LOG.c.number.desc())
         rows = rows if set is None else rows.where(LOG.c.set == checked_set(set))
         rows = rows if edit is None else rows.where(LOG.c.edit == edit)
+        rows = rows if within is None else rows.where(LOG.c.set.in_(within))
         with self.database.reading() as connection:
             found = connection.execute(rows if limit is None else rows.limit(limit)).mappings()
             return [Entry(**row) for row in found][::-1]
@@ -184,6 +199,13 @@ class Reader:
 
 
 COLUMNS = [column for column in EDITS.c if column.name != "described"]
+
+
+def _ever_in(sets: Collection[str] | None) -> ColumnElement[bool]:
+    """Which edits were ever in force in one of some sets; all for None."""
+    if sets is None:
+        return true()
+    return EDITS.c.id.in_(select(CHANGES.c.edit).where(CHANGES.c.set.in_(sets)))
 
 
 def stored_of(connection: Connection, names: Sequence[str]) -> list[Stored]:

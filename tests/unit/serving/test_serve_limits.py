@@ -73,24 +73,6 @@ def test_the_client_sends_its_key(locked: Service) -> None:
     assert httpx.get(locked.url.replace("/v1", "/healthz")).status_code == 200
 
 
-def test_keys_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not read_keys()
-    monkeypatch.setenv("UNIKE_API_KEYS", f"{USER}, {'x' * 16}")
-    monkeypatch.setenv("UNIKE_ADMIN_KEYS", ADMIN)
-    keys = read_keys()
-    assert [keys.role(f"Bearer {key}") for key in (USER, "x" * 16, ADMIN, "", "é" * 16)] == [
-        "user", "user", "admin", None, None
-    ]  # fmt: skip
-    assert keys.role(None) is None and USER not in repr(keys)
-    file = tmp_path / "keys"
-    for content, says in (("# none\n", "there is no key in"), ("short", "has fewer than 16 characters")):
-        file.write_text(content)
-        with pytest.raises(UnikeError, match=says):
-            read_keys(file)
-    with pytest.raises(UnikeError, match="cannot read the keys in"):
-        read_keys(tmp_path / "nothing")
-
-
 def test_without_keys_only_this_machine_is_served() -> None:
     for host in ("127.0.0.1", "localhost", "::1"):
         run.check_host(host, Keys(), no_auth=False)

@@ -15,7 +15,8 @@ from conversing import MODEL, Serve, Service, told
 
 from unike.core.errors import UnikeError
 from unike.data.queries import Query
-from unike.serve.keys import read_keys
+from unike.edits.edit import Edit
+from unike.serve.keys import Holder, read_keys
 from unike.serve.sessions import COOKIE, LASTS, Sessions
 
 gradio = pytest.importorskip("gradio")
@@ -219,6 +220,43 @@ def test_a_user_may_ask_and_look_and_an_admin_may_change(locked: Service, visit:
     assert "an admin&#39;s key" in user.said("on_restore", edit.id, "default", "", "", "", "", "", 0)[0]
 
 
+def test_a_key_for_some_sets_shows_and_changes_no_others(
+    serving: Serve, visit: Visit, edits: dict[str, Edit], tmp_path: Path
+) -> None:
+    (tmp_path / "keys").write_text(f"{USER} tenant-a\n")
+    (tmp_path / "admins").write_text(f"{ADMIN} tenant-a\n")
+    service = serving(studio=True, keys=read_keys(tmp_path / "keys", tmp_path / "admins"), any_host=True)
+    for name, set_ in (("a", "tenant-a"), ("b", "tenant-b"), ("c", "default")):
+        service.store.add(edits[name], set=set_, author=f"of {set_}", tags=[f"tag of {set_}"])
+    canary = service.store.add_canary(Query("Is water wet?"), author="t")
+    (own,), (other,) = service.store.members("tenant-a"), service.store.members("tenant-b")
+    before = service.store.log()
+    for key in (USER, ADMIN):
+        visitor = visit(service, key)
+        loaded, listed = visitor.said("on_load"), visitor.said("on_open", "", "", "", 0)
+        assert loaded[1]["choices"] == [["tenant-a", "tenant-a"]] and loaded[1]["value"] == "tenant-a"
+        log, canaries = visitor.said("on_look_1", "", 100), visitor.said("on_open_1")
+        assert own.id in listed[0] and "1 to 1 of 1" in listed[0] and own.id in log[0]
+        assert "There are no canaries yet" in canaries[0]
+        for text in map(str, (loaded, listed, log, canaries)):
+            assert other.id not in text and "tenant-b" not in text and "water" not in text
+        assert visitor.said("on_ask", "Who?", None, "tenant-a")[0] == ""
+        for set_ in ("tenant-b", "tenant-b:1", "default", ""):
+            assert "there is no set" in visitor.said("on_ask", "Who?", None, set_)[0]
+        assert "there is no edit" in visitor.said("on_show", "", event={"edit": other.id})[0]
+    for data in (("Who?", None, "tenant-b", "x", *NOBODY), ("Who?", None, "", "x", *NOBODY)):
+        assert "this key is not for the set" in visitor.said("on_correct", *data)[0]
+    visitor.said("on_show", "tenant-a", event={"edit": own.id})
+    for set_ in ("tenant-b", "nobody"):
+        where = ("", set_, "", "", "", "", "", 0)
+        for button in ("on_revoke_1", "on_restore"):
+            assert "this key is not for the set" in visitor.said(button, *where)[0]
+    assert "for some sets alone" in visitor.said("on_add", "Who?", None, "")[0]
+    assert "for some sets alone" in visitor.said("on_drop", "", event={"edit": canary.id})[0]
+    assert service.store.log() == before
+    assert "Revoked" in visitor.said("on_revoke_1", "", "tenant-a", "", "", "", "", "", 0)[0]
+
+
 def test_a_session_is_for_the_studio_and_its_own_pages_alone(locked: Service, visit: Visit) -> None:
     admin = visit(locked, ADMIN)
     cookie = admin.http.cookies[COOKIE]
@@ -236,12 +274,13 @@ def test_a_session_is_for_the_studio_and_its_own_pages_alone(locked: Service, vi
 def test_sessions_grow_old_and_end() -> None:
     now = [0.0]
     sessions = Sessions(lambda: now[0])
-    first, second = (f"a=b; {COOKIE}={sessions.begin('user')}" for _ in range(2))
-    assert sessions.role(first) == sessions.role(second) == "user" and first != second
+    who = Holder("user", frozenset({"tenant-a"}))
+    first, second = (f"a=b; {COOKIE}={sessions.begin(who)}" for _ in range(2))
+    assert sessions.holder(first) == sessions.holder(second) == who and first != second
     sessions.end(first)
-    assert sessions.role(first) is None and sessions.role(second) == "user"
+    assert sessions.holder(first) is None and sessions.holder(second) == who
     now[0] = LASTS + 1
-    assert [sessions.role(each) for each in (second, None, "", COOKIE, f"{COOKIE}=é", "\0")] == [None] * 6
+    assert [sessions.holder(each) for each in (second, None, "", COOKIE, f"{COOKIE}=é", "\0")] == [None] * 6
 
 
 # ---------------------------------------------------------------------- the story, as the page's buttons tell it

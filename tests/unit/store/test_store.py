@@ -196,6 +196,22 @@ def test_several_edits_that_begin_alike_are_not_guessed_at(store: Store, made: l
     assert all(store.find(stored.id) == stored for stored in store.all())
 
 
+def test_what_was_ever_in_some_sets_is_found_apart(store: Store, made: list[Edit]) -> None:
+    first, second = store.add(made[0], set="a"), store.add(made[1], set="b")
+    store.revoke(first.id, set="a")
+    store.add_canary(Query("Who?"))
+    assert (
+        store.all(within=["a"]) == [first] and store.all(within=["a", "b"]) == store.all() and not store.all(within=[])
+    )
+    assert store.find(first.id, ["a"]) == first and store.find(second.id[:8], {"b"}) == second
+    for name, within in ((first.id, ["b"]), (second.id, ["a"]), (first.id, [])):
+        with pytest.raises(UnikeError, match="there is no edit that begins with"):
+            store.find(name, within)
+    assert [(line.set, line.action) for line in store.log(within=["a"])] == [("a", "add"), ("a", "revoke")]
+    assert [line.action for line in store.log(within=["a"], limit=1)] == ["revoke"]
+    assert not store.log("b", within=["a"]) and len(store.log()) == 4
+
+
 # ---------------------------------------------------------------------- the log, and damage
 
 

@@ -81,10 +81,10 @@ class AskTab:
 
     # ------------------------------------------------------------------ what happens
 
-    async def on_ask(self, question: str, picture: str | None, name: str) -> Any:
+    async def on_ask(self, question: str, picture: str | None, name: str, request: gr.Request) -> Any:
         """Ask under the set, and the unedited model."""
         try:
-            plain, now = await self.counter.both(question, picture, "", name or DEFAULT)
+            plain, now = await parts.served(self.counter, request).both(question, picture, "", name or DEFAULT)
         except Exception as error:  # whatever it is, the page says a line of it: `line`
             return shown.problem(line(error)), "", ""
         return "", now, plain
@@ -109,14 +109,14 @@ class AskTab:
         terms["tags"] = [tag.strip() for tag in tags.split(",") if tag.strip()]
         terms["max_drift"] = 0.0 if strict else None
         try:
-            parts.check_admin(request)
-            found = await self.counter.correct(question, picture, target, **terms)
+            counter = parts.served(self.counter, request)
+            found = await counter.correct(question, picture, target, **terms)
             table = shown.before_and_after("Before and after", found.asked) if found.asked else ""
             if found.stored is None:
                 return shown.admitted(found), table, *[gr.skip()] * 6
-            made = await in_thread(self.counter.made, found.stored, name)
-            plain, now = await self.counter.both(question, picture, "", name)
-            sets = gr.update(choices=await in_thread(self.counter.sets))
+            made = await in_thread(counter.made, found.stored, name)
+            plain, now = await counter.both(question, picture, "", name)
+            sets = gr.update(choices=await in_thread(counter.sets))
         except Exception as error:  # whatever it is, the page says a line of it: `line`
             return shown.problem(line(error)), *[gr.skip()] * 7
         return shown.admitted(found), table, made, gr.update(visible=True), sets, now, plain, ""
@@ -133,23 +133,25 @@ class AskTab:
     ) -> Any:
         """Take the correction off again, and ask once more."""
         try:
-            parts.check_admin(request)
+            counter = parts.served(self.counter, request)
             if made is None:
                 return *[gr.skip()] * 4, None
-            await in_thread(self.counter.revoke, made.id, made.set, author.strip(), reason)
-            plain, now = await self.counter.both(question, picture, "", name or DEFAULT)
+            await in_thread(counter.revoke, made.id, made.set, author.strip(), reason)
+            plain, now = await counter.both(question, picture, "", name or DEFAULT)
         except Exception as error:  # whatever it is, the page says a line of it: `line`
             return shown.problem(line(error)), *[gr.skip()] * 4
         said = shown.done(f"Revoked {made.id} in {made.set}; it can be restored under Edits.")
         return said, now, plain, gr.update(visible=False), None
 
-    async def on_compare(self, question: str, other: str, picture: str | None, name: str, made: Made | None) -> Any:
+    async def on_compare(
+        self, question: str, other: str, picture: str | None, name: str, made: Made | None, request: gr.Request
+    ) -> Any:
         """Ask something else, before and after the correction; without one, the unedited model and the set."""
         asked = other if other.strip() else question
         before = f"{made.set}:{made.version - 1}" if made else ""
         after = f"{made.set}:{made.version}" if made else name or DEFAULT
         try:
-            answers = await self.counter.both(asked, picture, before, after)
+            answers = await parts.served(self.counter, request).both(asked, picture, before, after)
         except Exception as error:  # whatever it is, the page says a line of it: `line`
             return shown.problem(line(error))
         row = Asked(kind="other", prompt=asked, before=answers[0], after=answers[1], right=True)

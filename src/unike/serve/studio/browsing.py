@@ -59,51 +59,53 @@ class EditsTab:
 
     # ------------------------------------------------------------------ what happens
 
-    def on_open(self, text: str, name: str, tag: str, start: int) -> Any:
+    def on_open(self, text: str, name: str, tag: str, start: int, request: gr.Request) -> Any:
         """The choices of the filters, and the list."""
         try:
-            sets, tags = self.counter.sets(), self.counter.tags()
+            counter = parts.served(self.counter, request)
+            sets, tags = counter.sets(), counter.tags()
         except Exception as error:  # whatever it is, the page says a line of it: `line`
             return shown.problem(line(error)), *[gr.skip()] * 5
         filters = (
             gr.update(choices=parts.all_or(sets, "any set, or revoked")),
             gr.update(choices=parts.all_or(tags, "any tag")),
         )
-        return *self._list(text, name, tag, start), *filters
+        return *self._list(request, text, name, tag, start), *filters
 
-    def on_look(self, text: str, name: str, tag: str) -> Any:
+    def on_look(self, text: str, name: str, tag: str, request: gr.Request) -> Any:
         """List what is looked for."""
-        return self._list(text, name, tag, 0)
+        return self._list(request, text, name, tag, 0)
 
-    def on_newer(self, text: str, name: str, tag: str, start: int) -> Any:
+    def on_newer(self, text: str, name: str, tag: str, start: int, request: gr.Request) -> Any:
         """List those before."""
-        return self._list(text, name, tag, start - PAGE)
+        return self._list(request, text, name, tag, start - PAGE)
 
-    def on_older(self, text: str, name: str, tag: str, start: int) -> Any:
+    def on_older(self, text: str, name: str, tag: str, start: int, request: gr.Request) -> Any:
         """List those after."""
-        return self._list(text, name, tag, start + PAGE)
+        return self._list(request, text, name, tag, start + PAGE)
 
-    def _list(self, text: str, name: str, tag: str, start: int) -> Any:
+    def _list(self, request: gr.Request, text: str, name: str, tag: str, start: int) -> Any:
         try:
-            found = self.counter.edits(text, name or "", tag or "", start)
+            found = parts.served(self.counter, request).edits(text, name or "", tag or "", start)
             cards = shown.cards(self.counter.store, found)
         except Exception as error:  # whatever it is, the page says a line of it: `line`
             return shown.problem(line(error)), *[gr.skip()] * 3
         before, after = found.start > 0, found.start + len(found.edits) < found.total
         return cards, found.start, gr.update(visible=before), gr.update(visible=after)
 
-    def on_show(self, name: str, event: gr.EventData) -> Any:
+    def on_show(self, name: str, event: gr.EventData, request: gr.Request) -> Any:
         """Show one."""
-        return self._show(str(event.edit), name or "", "")
+        return self._show(request, str(event.edit), name or "", "")
 
-    def _show(self, edit: str, name: str, said: str) -> Any:
+    def _show(self, request: gr.Request, edit: str, name: str, said: str) -> Any:
         try:
-            stored = self.counter.clerk.find(edit)
-            alive = self.counter.clerk.in_force_in(stored)
-            entries = self.counter.log(edit=stored.id)
-            fits = self.counter.desk.sets.fits(stored)
-            page = shown.details(self.counter.store, stored, alive, entries, fits)
-            sets = self.counter.sets()
+            counter = parts.served(self.counter, request)
+            stored = counter.find(edit)
+            alive = counter.clerk.in_force_in(stored, counter.holder)
+            entries = counter.log(edit=stored.id)
+            fits = counter.desk.sets.fits(stored)
+            page = shown.details(counter.store, stored, alive, entries, fits)
+            sets = counter.sets()
         except Exception as error:  # whatever it is, the page says a line of it: `line`
             return shown.problem(line(error)), *[gr.skip()] * 6
         where = name or next(iter(alive), entries[0].set if entries else DEFAULT) or DEFAULT
@@ -131,7 +133,7 @@ class EditsTab:
     ) -> Any:
         """Take it off."""
         listed = (text, name, tag, start)
-        return self._change("revoked", self.counter.revoke, (edit, where, author.strip(), reason), listed, request)
+        return self._change("revoked", Counter.revoke, (edit, where, author.strip(), reason), listed, request)
 
     def on_restore(
         self,
@@ -147,7 +149,7 @@ class EditsTab:
     ) -> Any:
         """Put it in force again."""
         listed = (text, name, tag, start)
-        return self._change("restored", self.counter.restore, (edit, where, author.strip(), reason), listed, request)
+        return self._change("restored", Counter.restore, (edit, where, author.strip(), reason), listed, request)
 
     def _change(
         self,
@@ -159,9 +161,8 @@ class EditsTab:
     ) -> Any:
         edit, where, _, _ = given
         try:
-            parts.check_admin(request)
-            version = work(*given)
+            version = work(parts.served(self.counter, request), *given)
         except Exception as error:  # whatever it is, the page says a line of it: `line`
             return shown.problem(line(error)), *[gr.skip()] * 10
         said = shown.done(f"{what.capitalize()} {edit} in {where}, which is at version {version} now.")
-        return *self._show(edit, where, said), *self._list(*listed)
+        return *self._show(request, edit, where, said), *self._list(request, *listed)

@@ -7,6 +7,7 @@ import base64
 import json
 import logging
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,9 +18,11 @@ import anyio
 from unike.core.errors import UnikeError
 from unike.data.queries import Query
 from unike.serve.asked import Asked
-from unike.serve.editing import Clerk
+from unike.serve.editing import Clerk, check_change
 from unike.serve.engine import Full
 from unike.serve.errors import ApiError, invalid, told, too_many
+from unike.serve.keys import ANYONE, Holder
+from unike.serve.sessions import LOGIN
 from unike.serve.sets import DEFAULT
 from unike.store import Canary, Entry, Stored
 from unike.store.admission import Admission
@@ -73,6 +76,19 @@ class Counter:
         self.clerk, self.uploads = clerk, uploads.resolve()
         self.desk, self.store, self.engine = clerk.desk, clerk.store, clerk.engine
         self.name = clerk.desk.settings.name
+        self.holder = ANYONE
+
+    def of(self, holder: Holder | None) -> Counter:
+        """The same, for whoever holds a key: what that is not good for is not there.
+
+        Raises:
+            ApiError: Nobody has signed in.
+        """
+        if holder is None:
+            raise ApiError(401, f"sign in at {LOGIN}", code="invalid_api_key")
+        found = copy(self)
+        found.holder = holder
+        return found
 
     # ------------------------------------------------------------------ asking
 
@@ -94,7 +110,7 @@ class Counter:
             parts.append({"type": "image_url", "image_url": {"url": await in_thread(self.url, picture)}})
         model = f"{self.name}@{edits}" if edits else self.name
         body = json.dumps({"model": model, "messages": [{"role": "user", "content": parts}]}).encode()
-        sent, jobs, chosen = await in_thread(self.desk.read, body)
+        sent, jobs, chosen = await in_thread(self.desk.read, body, self.holder)
         asked = Asked(sent, jobs, chosen, "")
         asked.on_end = lambda: self.desk.drop(jobs[0].query.image)
         try:
@@ -153,15 +169,16 @@ class Counter:
             **terms: As in `unike.serve.editing.EditRequest`.
 
         Raises:
-            ApiError: It cannot be made.
+            ApiError: It cannot be made, or not by whoever asks for it.
         """
+        self.check_admin()
         for value, says in ((question, "the question is empty"), (target, "the right answer is empty")):
             if not value.strip():
                 raise invalid(f"{says}; write it first")
         fact = {"prompt": question, "target": target.strip(), **terms}
         if picture is not None:
             fact["image"] = await in_thread(self.url, picture)
-        found = await self.clerk.add(json.dumps(fact).encode())
+        found = await self.clerk.add(json.dumps(fact).encode(), self.holder)
         self.clerk.meter.changes.labels(found.status).inc()
         return found
 
@@ -176,7 +193,8 @@ class Counter:
         Raises:
             ApiError: It is not in force there.
         """
-        work = partial(self.store.revoke, edit, set=set, author=author or AUTHOR, reason=reason)
+        self._check_change(set)
+        work = partial(self.store.revoke, self.find(edit).id, set=set, author=author or AUTHOR, reason=reason)
         return self.clerk.change("revoked", work)["version"]
 
     def restore(self, edit: str, set: str, author: str, reason: str) -> int:
@@ -185,15 +203,17 @@ class Counter:
         Raises:
             ApiError: It is in force there, or another one of the same question is.
         """
-        work = partial(self.store.restore, edit, set=set, author=author or AUTHOR, reason=reason)
+        self._check_change(set)
+        work = partial(self.store.restore, self.find(edit).id, set=set, author=author or AUTHOR, reason=reason)
         return self.clerk.change("restored", work)["version"]
 
     def add_canary(self, question: str, picture: str | None, author: str) -> Canary:
         """Ask a question before and after each edit from now on.
 
         Raises:
-            ApiError: The model cannot be asked so.
+            ApiError: The model cannot be asked so, or the key is not good for the whole store.
         """
+        self._check_whole()
         if not question.strip():
             raise invalid("the question is empty; write what is to be asked")
         kept = None if picture is None else self.desk.pictures.keep(self.url(picture))
@@ -208,20 +228,58 @@ class Counter:
         """Ask a question no more.
 
         Raises:
+            ApiError: The key is not good for the whole store.
             UnikeError: There is none with that id.
         """
+        self._check_whole()
         return self.store.drop_canary(name, author=author or AUTHOR)
+
+    # ------------------------------------------------------------------ who may
+
+    def check_admin(self) -> None:
+        """Refuse changes by those who may only look.
+
+        Raises:
+            ApiError: A user's key was shown.
+        """
+        if self.holder.role != "admin":
+            raise ApiError(403, "edits are changed with an admin's key, and this is a user's")
+
+    def _check_change(self, set: str) -> None:
+        self.check_admin()
+        check_change(set, self.holder)
+
+    def _check_whole(self) -> None:
+        self.check_admin()
+        if self.holder.sets is not None:
+            raise ApiError(403, "canaries are asked about every set, and this key is for some sets alone")
 
     # ------------------------------------------------------------------ looking
 
     def sets(self) -> list[str]:
-        """The names of all sets; the default one comes first."""
-        return [DEFAULT, *(name for name in self.store.sets() if name != DEFAULT)]
+        """The names of all sets that the visitor may ask under, the default one first; one may have no edit yet."""
+        names = {DEFAULT, *self.store.sets()} if self.holder.sets is None else self.holder.sets
+        return sorted(names, key=lambda name: (name != DEFAULT, name))
+
+    def _names(self) -> list[str]:
+        return self.desk.sets.names(self.holder)
+
+    def find(self, edit: str) -> Stored:
+        """An edit by its id.
+
+        Raises:
+            ApiError: There is none.
+        """
+        return self.clerk.find(edit, self.holder)
+
+    def canaries(self) -> list[Canary]:
+        """Questions whose answers no correction is to change; none where a key is for some sets alone."""
+        return self.store.canaries() if self.holder.sets is None else []
 
     def alive(self) -> dict[str, list[str]]:
         """The sets in which each edit is in force, by its id."""
         found: dict[str, list[str]] = {}
-        for name in self.store.sets():
+        for name in self._names():
             for each in self.store.members(name):
                 found.setdefault(each.id, []).append(name)
         return found
@@ -236,7 +294,7 @@ class Counter:
             start: Without so many of the newest.
         """
         alive = self.alive()
-        found = self.store.all(tag=tag.strip() or None, text=text.strip() or None)[::-1]
+        found = self.store.all(tag=tag.strip() or None, text=text.strip() or None, within=self.holder.sets)[::-1]
         if set:
             found = [each for each in found if set in alive.get(each.id, ())]
         start = max(0, min(start, (len(found) - 1) // PAGE * PAGE))
@@ -244,11 +302,11 @@ class Counter:
 
     def tags(self) -> list[str]:
         """All tags."""
-        return sorted({tag for each in self.store.all() for tag in each.tags})
+        return sorted({tag for each in self.store.all(within=self.holder.sets) for tag in each.tags})
 
     def log(self, set: str = "", edit: str | None = None, limit: int = 100) -> list[Entry]:
         """Lines of the log, the newest first."""
-        return self.store.log(set or None, edit, limit)[::-1]
+        return self.store.log(set or None, edit, limit, self.holder.sets)[::-1]
 
 
 async def in_thread(work: Callable[..., T], *given: Any) -> T:

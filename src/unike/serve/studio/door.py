@@ -153,13 +153,13 @@ def login_routes(keys: Keys, sessions: Sessions) -> APIRouter:
     @router.post(LOGIN)
     async def sign_in(request: Request) -> Response:
         given = parse_qs((await request.body()).decode(errors="replace")).get("key", [""])[0]
-        role = keys.role(f"Bearer {given}")
-        if role is None:
+        holder = keys.holder(f"Bearer {given}")
+        if holder is None:
             return _page("this is none of the server's keys; whoever runs it has them", 401)
         response = _to(f"{STUDIO}/")
         secure = request.url.scheme == "https"
         response.set_cookie(
-            COOKIE, sessions.begin(role), LASTS, path=STUDIO, secure=secure, httponly=True, samesite="strict"
+            COOKIE, sessions.begin(holder), LASTS, path=STUDIO, secure=secure, httponly=True, samesite="strict"
         )
         return response
 

@@ -106,8 +106,9 @@ def build(counter: Counter, asks_for_keys: bool) -> gr.Blocks:
                 canaries = CanariesTab(counter)
 
         async def on_load(request: gr.Request) -> Any:
-            sets = await in_thread(counter.sets)
-            return header(counter.name, parts.role(request), asks_for_keys), gr.update(choices=sets)
+            served = parts.served(counter, request)
+            sets = await in_thread(served.sets)
+            return header(counter.name, served.holder.role, asks_for_keys), gr.update(choices=sets, value=sets[0])
 
         page.load(on_load, None, [head, ask.set])
         edits_tab.select(
@@ -120,7 +121,7 @@ def build(counter: Counter, asks_for_keys: bool) -> gr.Blocks:
     return page
 
 
-def header(model: str, role: str | None, asks_for_keys: bool) -> str:
+def header(model: str, role: str, asks_for_keys: bool) -> str:
     """Which model it is, and what the visitor may do."""
     may = "" if role == "admin" else " You may ask and look; edits are changed with an admin's key."
     out = shown.SIGN_OUT if asks_for_keys else ""

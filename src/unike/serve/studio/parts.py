@@ -6,8 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from unike.serve.errors import ApiError
-from unike.serve.studio.counter import AUTHOR
+from unike.serve.studio.counter import AUTHOR, Counter
 
 PICK = """
 element.addEventListener("click", event => {
@@ -55,17 +54,11 @@ def all_or(names: list[str], words: str) -> list[tuple[str, str]]:
     return [(words, ""), *((name, name) for name in names)]
 
 
-def check_admin(request: gr.Request) -> None:
-    """Refuse changes by those who may only look.
+def served(counter: Counter, request: gr.Request) -> Counter:
+    """Where a visitor is served: what the visitor's key is not good for is not there.
 
     Raises:
-        ApiError: A user's key was shown.
+        ApiError: Nobody has signed in.
     """
-    if role(request) != "admin":
-        raise ApiError(403, "edits are changed with an admin's key, and this is a user's")
-
-
-def role(request: gr.Request) -> str | None:
-    """Whose key a visitor has shown; of an admin, where none is asked for."""
     inner = request.request
-    return None if inner is None else inner.scope["state"].get("role")
+    return counter.of(None if inner is None else inner.scope["state"].get("holder"))

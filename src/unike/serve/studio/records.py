@@ -33,11 +33,12 @@ class LogTab:
             [self.lines, self.set],
         )
 
-    def on_look(self, name: str, limit: int) -> Any:
+    def on_look(self, name: str, limit: int, request: gr.Request) -> Any:
         """List them."""
         try:
-            entries = self.counter.log(name or "", None, limit)
-            sets = parts.all_or(self.counter.sets(), "all")
+            counter = parts.served(self.counter, request)
+            entries = counter.log(name or "", None, limit)
+            sets = parts.all_or(counter.sets(), "all")
         except Exception as error:  # whatever it is, the page says a line of it: `line`
             return shown.problem(line(error)), gr.skip()
         return shown.lines("The newest line first", entries), gr.update(choices=sets)
@@ -73,27 +74,27 @@ class CanariesTab:
         )
         self.list.click(self.on_drop, self.author, shown_again)
 
-    def on_open(self) -> Any:
+    def on_open(self, request: gr.Request) -> Any:
         """List them."""
         try:
-            return shown.watched(self.counter.store, self.counter.store.canaries())
+            return shown.watched(self.counter.store, parts.served(self.counter, request).canaries())
         except Exception as error:  # whatever it is, the page says a line of it: `line`
             return shown.problem(line(error))
 
     async def on_add(self, question: str, picture: str | None, author: str, request: gr.Request) -> Any:
         """Watch a question."""
         try:
-            parts.check_admin(request)
-            canary = await in_thread(self.counter.add_canary, question, picture, author.strip())
+            counter = parts.served(self.counter, request)
+            canary = await in_thread(counter.add_canary, question, picture, author.strip())
         except Exception as error:  # whatever it is, the page says a line of it: `line`
             return shown.problem(line(error)), gr.skip()
-        return shown.done(f"{canary.id} is watched."), await in_thread(self.on_open)
+        return shown.done(f"{canary.id} is watched."), await in_thread(self.on_open, request)
 
     async def on_drop(self, author: str, event: gr.EventData, request: gr.Request) -> Any:
         """Watch one no more."""
         try:
-            parts.check_admin(request)
-            canary = await in_thread(self.counter.drop_canary, str(event.edit), author.strip())
+            counter = parts.served(self.counter, request)
+            canary = await in_thread(counter.drop_canary, str(event.edit), author.strip())
         except Exception as error:  # whatever it is, the page says a line of it: `line`
             return shown.problem(line(error)), gr.skip()
-        return shown.done(f"{canary.id} is watched no more."), await in_thread(self.on_open)
+        return shown.done(f"{canary.id} is watched no more."), await in_thread(self.on_open, request)
