@@ -276,7 +276,7 @@ def set_routes(clerk: Clerk) -> APIRouter:
 
         def work() -> dict[str, Any]:
             clerk.members(name, None, holder_of(request))
-            more = {"author": wanted.author, "reason": wanted.reason}
+            more: dict[str, Any] = {"author": wanted.author, "reason": wanted.reason}
             made = clerk.change("rolled back", lambda: clerk.store.roll_back(name, wanted.version, **more))
             return {"object": "set", "name": name, **made}
 

@@ -122,8 +122,7 @@ class Store(Reader):
         stored, described = self._keep(edit, line["author"], line["reason"], checked_tags(tags))
         with self.database.writing() as connection:
             version = journal.version_of(connection, set)
-            if seen is not None and seen != version:
-                raise Moved(f"the set {set!r} has changed since it was looked at; try again")
+            _check_seen(set, seen, version)
             standing = journal.positions(connection, set, version)
             for each in stored_of(connection, journal.in_order(standing)):
                 if each.id not in replaces and asks(each) == asks(stored):
@@ -174,18 +173,29 @@ class Store(Reader):
             top = {stored.id: max(standing.values(), default=0) + 1}
             return journal.change(connection, set, top, action="restore", edit=stored.id, **line)
 
-    def roll_back(self, set: str, version: int, *, author: str | None = None, reason: str = "") -> int:
+    def roll_back(
+        self, set: str, version: int, *, author: str | None = None, reason: str = "", seen: int | None = None
+    ) -> int:
         """Put in force what was in a version of a set, in its order; what came after is kept, as everything is.
+
+        Args:
+            set: Its name.
+            version: That is to be in force again.
+            author: Who does it.
+            reason: Why.
+            seen: The version that was looked at; None if it does not matter.
 
         Returns:
             The set's new version.
 
         Raises:
-            UnikeError: There is no such version, or it is what is in force.
+            UnikeError: There is no such version, it is what is in force, or the set has changed since it was looked at.
         """
         line = _line(author, reason)
         with self.database.writing() as connection:
-            now = journal.positions(connection, checked_set(set), journal.version_of(connection, set))
+            newest = journal.version_of(connection, checked_set(set))
+            _check_seen(set, seen, newest)
+            now = journal.positions(connection, set, newest)
             then = journal.positions(connection, set, journal.checked_version(connection, set, version))
             changed = {each: then.get(each) for each in now.keys() | then.keys() if now.get(each) != then.get(each)}
             if not changed:
@@ -327,6 +337,16 @@ class Store(Reader):
             return
         said = stored.model_dump(include={"tags", "author", "reason", "added_at"})
         connection.execute(update(EDITS).where(EDITS.c.id == stored.id).values(**said))
+
+
+def _check_seen(set: str, seen: int | None, newest: int) -> None:
+    """Refuse to go by what was looked at before a set changed.
+
+    Raises:
+        Moved: As it says.
+    """
+    if seen is not None and seen != newest:
+        raise Moved(f"the set {set!r} has changed since it was looked at; try again")
 
 
 def _line(author: str | None, reason: str) -> dict[str, str]:

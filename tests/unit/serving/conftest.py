@@ -8,7 +8,8 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from conversing import MODEL, Serve, Service, running
+from conversing import MODEL, Serve, Service, Visit, running
+from studio import Visitor
 from tinies import tiny_backbone
 
 from unike.backbones.adapter import Backbone
@@ -61,3 +62,19 @@ def serving(model: Backbone, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             return Service(url, client, stack.enter_context(httpx.Client(base_url=url, timeout=30)), runs, kept)
 
         yield start
+
+
+@pytest.fixture
+def visit() -> Iterator[Visit]:
+    """Visitors of a service's studio, perhaps with a key."""
+    with ExitStack() as stack:
+
+        def come(service: Service, key: str = "") -> Visitor:
+            found = Visitor(service.url)
+            stack.enter_context(found.http)
+            if key:
+                answer = found.http.post("/login", data={"key": key})
+                assert (answer.status_code, answer.headers["location"]) == (303, "/studio/")
+            return found
+
+        yield come

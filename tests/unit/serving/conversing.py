@@ -95,6 +95,9 @@ def told(response: httpx.Response, status: int) -> str:
 
 Serve = Callable[..., Service]
 
+Visit = Callable[..., Any]
+"""A visitor of a service's studio, perhaps with a key: ``visit(service, key)``."""
+
 
 def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
     """Whether something comes to be."""

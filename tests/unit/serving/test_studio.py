@@ -4,14 +4,13 @@ import importlib
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from conversing import MODEL, Serve, Service, told
+from conversing import MODEL, Serve, Service, Visit, told
 
 from unike.core.errors import UnikeError
 from unike.data.queries import Query
@@ -29,8 +28,8 @@ USER, ADMIN = "u" * 20, "a" * 20
 
 Cli = Callable[..., Any]
 
-NOBODY = ("", "", "", False, False)
-"""Reason, author, tags; neither replace nor be strict."""
+NOBODY = ("", "", "", False, False, False)
+"""Reason, author, tags; neither replace nor be strict, nor force."""
 
 
 @pytest.fixture(scope="module")
@@ -44,25 +43,6 @@ def locked(serving: Serve, tmp_path_factory: pytest.TempPathFactory) -> Service:
     (folder / "keys").write_text(USER)
     (folder / "admins").write_text(ADMIN)
     return serving(studio=True, keys=read_keys(folder / "keys", folder / "admins"), any_host=True)
-
-
-Visit = Callable[..., Visitor]
-
-
-@pytest.fixture
-def visit() -> Iterator[Visit]:
-    """Visitors of a service, perhaps with a key."""
-    with ExitStack() as stack:
-
-        def come(service: Service, key: str = "") -> Visitor:
-            found = Visitor(service.url)
-            stack.enter_context(found.http)
-            if key:
-                answer = found.http.post("/login", data={"key": key})
-                assert (answer.status_code, answer.headers["location"]) == (303, "/studio/")
-            return found
-
-        yield come
 
 
 @pytest.fixture
@@ -217,6 +197,8 @@ def test_a_user_may_ask_and_look_and_an_admin_may_change(locked: Service, visit:
     (edit,) = locked.store.members()
     assert (edit.author, edit.target) == ("studio", "zebra")
     assert edit.id in user.said("on_look", "zebra", "", "")[0]
+    assert edit.id in user.said("on_preview", "default", "0")[1]
+    assert "an admin&#39;s key" in user.said("on_roll_back", "default", None, "", "")[0] and locked.store.version() == 1
     assert "an admin&#39;s key" in user.said("on_restore", edit.id, "default", "", "", "", "", "", 0)[0]
 
 
@@ -251,6 +233,7 @@ def test_a_key_for_some_sets_shows_and_changes_no_others(
         where = ("", set_, "", "", "", "", "", 0)
         for button in ("on_revoke_1", "on_restore"):
             assert "this key is not for the set" in visitor.said(button, *where)[0]
+        assert "there is no set" in visitor.said("on_preview", set_, "0")[0]
     assert "for some sets alone" in visitor.said("on_add", "Who?", None, "")[0]
     assert "for some sets alone" in visitor.said("on_drop", "", event={"edit": canary.id})[0]
     assert service.store.log() == before
@@ -293,7 +276,7 @@ def test_from_a_wrong_answer_to_a_restored_edit(serving: Serve, visit: Visit, pi
     service.store.add_canary(Query("Who wrote it?"), author="t")
     wrong = service.say("What is this?", image=pictures[0])
     assert visitor.said("on_ask", "What is this?", picture, "default") == ["", wrong, wrong]
-    terms = ("seen in a book", "ann", "animals, books ,", False, False)
+    terms = ("seen in a book", "ann", "animals, books ,", False, False, False)
     said, table, *_ = visitor.said("on_correct", "What is this?", picture, "default", "cat", *terms)
     (edit,) = service.store.members()
     assert f"In force as {edit.id}" in said and "of 1 canaries moved" in said
@@ -313,6 +296,15 @@ def test_from_a_wrong_answer_to_a_restored_edit(serving: Serve, visit: Visit, pi
     assert "Restored" in visitor.said("on_restore", *where)[0] and service.store.members() == [edit]
     log = visitor.said("on_look_1", "", 100)[0]
     assert [word in log for word in ("restore", "revoke", "was right", "bob", "add canary")] == [True] * 5
+
+
+def test_what_does_not_take_is_let_in_where_that_is_wanted(serving: Serve, visit: Visit) -> None:
+    service = serving(studio=True)
+    visitor = visit(service)
+    fact = ("Who is it?", None, "default", "zebra zebra zebra zebra", "", "", "", False, False)
+    said, table, *_ = visitor.said("on_correct", *fact, False)
+    assert "the edit does not take" in said and "✗ wrong" in table and service.store.version() == 0
+    assert "In force as" in visitor.said("on_correct", *fact, True)[0] and service.store.version() == 1
 
 
 def test_what_makes_no_sense_is_told_in_a_line(plain: Service, visitor: Visitor) -> None:

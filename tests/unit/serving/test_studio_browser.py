@@ -12,6 +12,7 @@ from conversing import MODEL, Serve, Service
 from studio import FAINT, NAMELESS
 
 from unike.data.queries import Query
+from unike.edits.edit import Edit
 from unike.serve.keys import read_keys
 
 pytest.importorskip("gradio")
@@ -105,6 +106,32 @@ def check_looks(page: Any, width: int) -> None:
 TABS = ("Ask & correct", "Edits", "Log", "Canaries")
 
 
+def preview(page: Any, version: str) -> None:
+    """Show what rolling the set back would change."""
+    page.get_by_role("tab", name="Log").click()
+    if not page.locator("#u-preview").is_visible():
+        page.get_by_role("button", name="Roll a set back").click()
+    page.get_by_label("To what was in force in version").click()
+    page.get_by_role("option", name=re.compile(f"^{version}: ")).click()
+    page.get_by_role("button", name="Show what would change").click()
+    page.locator("#u-change tbody tr").first.wait_for()
+
+
+def test_a_set_is_rolled_back(service: Service, opened: Open, edits: dict[str, Edit]) -> None:
+    first, second = (service.store.add(edits[name], author="ann") for name in "ab")
+    page = opened(service)
+    preview(page, "1")
+    (row,) = page.locator("#u-change tbody tr").all()
+    assert row.locator("td").all_inner_texts() == ["is taken off", second.prompt, second.target, second.id]
+    page.get_by_label("Reason for rolling back").fill("too much")
+    page.get_by_role("button", name="Yes, roll it back").click()
+    page.get_by_text("Version 1 of default is in force again, as version 3.").wait_for()
+    assert service.store.members() == [first] and service.store.log()[-1].reason == "too much"
+    page.locator("#u-roll-back").wait_for(state="hidden")
+    preview(page, "2")
+    assert "comes into force" in page.locator("#u-change").inner_text()
+
+
 def test_from_a_wrong_answer_to_revoke_and_back(service: Service, opened: Open, pictures: list[Path]) -> None:
     service.store.add_canary(Query("Who wrote it?"), author="t")
     page = opened(service)
@@ -176,8 +203,11 @@ def test_it_can_be_read_on_a_phone_and_in_the_dark(
         if name == "Edits":
             page.get_by_role("button", name=re.compile("Show ")).click()
             page.locator("#u-shown").wait_for()
+        elif name == "Log":
+            page.locator("#u-log tr").last.wait_for()
+            preview(page, "0")
         else:
-            page.locator("#u-log tr, #u-canaries p").last.wait_for()
+            page.locator("#u-canaries p").last.wait_for()
         check_looks(page, width)
 
 
@@ -236,6 +266,9 @@ def test_what_people_write_stays_text(service: Service, opened: Open) -> None:
     assert page.locator("#u-edit").inner_text().count(HOSTILE) >= 4
     page.get_by_label("Tag", exact=True).click()
     page.get_by_role("option").nth(1).wait_for()
+    (edit,) = service.store.members()
+    service.store.revoke(edit.id, author="t")
+    preview(page, "1")
     for name, place in (("Log", "#u-log"), ("Canaries", "#u-canaries")):
         page.get_by_role("tab", name=name).click()
         page.locator(place).get_by_text(HOSTILE).first.wait_for()

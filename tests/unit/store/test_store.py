@@ -125,7 +125,10 @@ def test_a_set_that_has_changed_is_not_added_to(store: Store, made: list[Edit]) 
     store.add(made[0])
     with pytest.raises(Moved, match="has changed since it was looked at"):
         store.add(made[1], seen=seen)
+    with pytest.raises(Moved, match="has changed since it was looked at"):
+        store.roll_back("default", 0, seen=seen)
     assert store.version() == 1 and len(store.all()) == 1
+    assert store.roll_back("default", 0, seen=1) == 2
 
 
 def test_what_a_store_refuses(store: Store, made: list[Edit], tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import gradio as gr
 
 from unike.serve.sets import DEFAULT
 from unike.serve.studio import parts, shown
-from unike.serve.studio.counter import AUTHOR, Counter, Made, in_thread, line
+from unike.serve.studio.counter import AUTHOR, Counter, in_thread, line
+from unike.serve.studio.values import Made
 from unike.store.admission import Asked
 
 
@@ -55,11 +56,12 @@ class AskTab:
         self.tags = parts.words("Tags", "with commas between; optional")
         self.replaces = gr.Checkbox(False, label="Replace what it contradicts")
         self.strict = gr.Checkbox(False, label="Refuse it if a canary moves")
+        self.force = gr.Checkbox(False, label="Let it in even if it does not take")
         self.correct = gr.Button("Correct it", variant="primary", elem_id="u-correct")
 
     def _connect(self) -> None:
         question = [self.question, self.picture, self.set]
-        terms = [self.target, self.reason, self.author, self.tags, self.replaces, self.strict]
+        terms = [self.target, self.reason, self.author, self.tags, self.replaces, self.strict, self.force]
         answers = [self.status, self.now, self.plain]
         gr.on([self.ask.click, self.question.submit], self.on_ask, question, answers)
         gr.on(
@@ -100,11 +102,12 @@ class AskTab:
         tags: str,
         replaces: bool,
         strict: bool,
+        force: bool,
         request: gr.Request,
     ) -> Any:
         """Make an edit, and show what it changed."""
         name = name or DEFAULT
-        terms: dict[str, Any] = {"set": name, "reason": reason, "replace": replaces}
+        terms: dict[str, Any] = {"set": name, "reason": reason, "replace": replaces, "force": force}
         terms["author"] = author.strip() or AUTHOR
         terms["tags"] = [tag.strip() for tag in tags.split(",") if tag.strip()]
         terms["max_drift"] = 0.0 if strict else None

@@ -8,7 +8,6 @@ import json
 import logging
 from collections.abc import Callable
 from copy import copy
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,8 +23,10 @@ from unike.serve.errors import ApiError, invalid, told, too_many
 from unike.serve.keys import ANYONE, Holder
 from unike.serve.sessions import LOGIN
 from unike.serve.sets import DEFAULT
+from unike.serve.studio.values import Change, Listed, Made
 from unike.store import Canary, Entry, Stored
 from unike.store.admission import Admission
+from unike.store.names import set_and_version
 
 LOG = logging.getLogger("unike.serve")
 
@@ -35,33 +36,10 @@ AUTHOR = "studio"
 PAGE = 20
 """Edits that are listed at once."""
 
+VERSIONS = 200
+"""So many versions of a set are offered; of others, the number can be written."""
+
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Made:
-    """An edit that came into force in a set, and the version of the set that this made."""
-
-    id: str
-    set: str
-    version: int
-
-
-@dataclass(frozen=True)
-class Listed:
-    """Some of the edits that were looked for.
-
-    Args:
-        edits: The newest first.
-        alive: The sets in which each is in force, by its id.
-        total: How many there are in all.
-        start: The place of the first, from 0 on.
-    """
-
-    edits: list[Stored]
-    alive: dict[str, list[str]]
-    total: int
-    start: int
 
 
 class Counter:
@@ -207,6 +185,18 @@ class Counter:
         work = partial(self.store.restore, self.find(edit).id, set=set, author=author or AUTHOR, reason=reason)
         return self.clerk.change("restored", work)["version"]
 
+    def roll_back(self, seen: Change, author: str, reason: str) -> int:
+        """Put in force what was in an earlier version of a set, as it was shown.
+
+        Raises:
+            ApiError: The set has changed since.
+        """
+        self._check_change(seen.set)
+        more: dict[str, Any] = {"author": author or AUTHOR, "reason": reason, "seen": seen.newest}
+        return self.clerk.change("rolled back", partial(self.store.roll_back, seen.set, seen.version, **more))[
+            "version"
+        ]
+
     def add_canary(self, question: str, picture: str | None, author: str) -> Canary:
         """Ask a question before and after each edit from now on.
 
@@ -299,6 +289,34 @@ class Counter:
             found = [each for each in found if set in alive.get(each.id, ())]
         start = max(0, min(start, (len(found) - 1) // PAGE * PAGE))
         return Listed(found[start : start + PAGE], alive, len(found), start)
+
+    def versions(self, set: str) -> list[tuple[str, str]]:
+        """The versions of a set but the newest, the latest first, with what made each.
+
+        Raises:
+            ApiError: There is no such set.
+        """
+        self.desk.sets.version(set, self.holder)
+        lines = [each for each in self.store.log(set, limit=VERSIONS + 1)[::-1] if each.version][1:]
+        made = [(f"{e.version}: {e.action} {e.edit or ''} by {e.author}, {e.at[:16]}", str(e.version)) for e in lines]
+        return [*made, ("0: no edit", "0")]
+
+    def change_to(self, set: str, version: str) -> Change:
+        """What rolling a set back would change.
+
+        Args:
+            set: Its name.
+            version: A number, as it was written.
+
+        Raises:
+            ApiError: There is no such set or version.
+            UnikeError: It is no number.
+        """
+        if not version.strip():
+            raise invalid("no version is chosen; choose the one that is to be in force again")
+        newest = self.desk.sets.version(set, self.holder)
+        at = self.desk.sets.at(*set_and_version(f"{set}:{version.strip()}"), self.holder)
+        return Change(set, at, newest, *(self.store.members(set, each) for each in (at, newest)))
 
     def tags(self) -> list[str]:
         """All tags."""

@@ -25,6 +25,7 @@ from unike.serve.studio.browsing import EditsTab
 from unike.serve.studio.counter import Counter, in_thread
 from unike.serve.studio.door import Door, login_routes
 from unike.serve.studio.records import CanariesTab, LogTab
+from unike.serve.studio.rolling import RollBack
 from unike.serve.studio.sent import Sent
 
 CSS = Path(__file__).with_name("studio.css")
@@ -102,21 +103,25 @@ def build(counter: Counter, asks_for_keys: bool) -> gr.Blocks:
                 edits = EditsTab(counter)
             with gr.Tab("Log") as log_tab:
                 log = LogTab(counter)
+                with gr.Accordion("Roll a set back", open=False):
+                    rolling = RollBack(counter)
             with gr.Tab("Canaries") as canaries_tab:
                 canaries = CanariesTab(counter)
 
         async def on_load(request: gr.Request) -> Any:
             served = parts.served(counter, request)
             sets = await in_thread(served.sets)
-            return header(counter.name, served.holder.role, asks_for_keys), gr.update(choices=sets, value=sets[0])
+            chosen = gr.update(choices=sets, value=sets[0])
+            return header(counter.name, served.holder.role, asks_for_keys), chosen, chosen
 
-        page.load(on_load, None, [head, ask.set])
+        page.load(on_load, None, [head, ask.set, rolling.set])
         edits_tab.select(
             edits.on_open,
             [edits.text, edits.set, edits.tag, edits.start],
             [edits.cards, edits.start, edits.newer, edits.older, edits.set, edits.tag],
         )
         log_tab.select(log.on_look, [log.set, log.limit], [log.lines, log.set])
+        log_tab.select(rolling.on_choices, rolling.set, rolling.opening)
         canaries_tab.select(canaries.on_open, None, canaries.list)
     return page
 

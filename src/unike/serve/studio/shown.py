@@ -12,7 +12,8 @@ from markupsafe import Markup, escape
 
 from unike.core.errors import UnikeError
 from unike.core.images import load_image
-from unike.serve.studio.counter import PAGE, Listed
+from unike.serve.studio.counter import PAGE
+from unike.serve.studio.values import Change, Listed
 from unike.store import Canary, Entry, Store, Stored
 from unike.store.admission import Admission, Asked
 
@@ -216,6 +217,16 @@ def lines(caption: str, entries: Sequence[Entry]) -> Markup:
         for each in entries
     ]
     return table(caption, ("Line", "When, UTC", "Who", "Did", "Set:version", "Edit", "Why"), rows)
+
+
+def change(found: Change) -> Markup:
+    """What rolling a set back would change, to be confirmed."""
+    rows = [("comes into force", each.prompt, each.target, each.id) for each in found.back]
+    rows += [("is taken off", each.prompt, each.target, each.id) for each in found.gone]
+    stay = len(found.then) - len(found.back)
+    order = ", in another order" if found.is_in_another_order else ""
+    caption = f"{found.set}, from version {found.newest} back to {found.version}: {stay} edits stay{order}"
+    return table(caption, ("What happens", "Question", "Answer", "Edit"), rows)
 
 
 def watched(store: Store, canaries: Sequence[Canary]) -> Markup:
