@@ -168,6 +168,14 @@ def test_the_estimate_is_from_a_probe(cli: Cli, asked: tuple[object, ...]) -> No
     assert not Path("more").exists()
 
 
+def test_only_whole_sequences_are_counted(cli: Cli, blip2: Path, tmp_path: Path) -> None:
+    data = write_mmedit(tmp_path / "many", train=1, evaluated=23)
+    asked = ("reproduce", "paper", "--model", blip2, "--data", data, "--methods", "ft", "--dry-run", "--json")
+    amounts = {step["step"]: step["amount"] for step in json.loads(cli(*asked).out)["steps"]}
+    assert (amounts["table1/ft-vqa"], amounts["table2/ft-vqa-10"], amounts["table2/ft-vqa-20"]) == (23, 20, 20)
+    assert amounts["table3/ft"] == 40
+
+
 def test_missing_data_is_no_reason_not_to_plan(cli: Cli, blip2: Path, tmp_path: Path) -> None:
     told = cli("reproduce", "paper", "--table", 2, "--model", blip2, "--data", tmp_path / "none", "--dry-run")
     assert told.code == 0 and "number of edits unknown" in told.out

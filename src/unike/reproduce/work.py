@@ -194,8 +194,10 @@ class Workshop:
 
     def edits(self, spec: RunSpec) -> int:
         """How many edits a run makes at most; which cases the model gets right by itself is not known before."""
-        count = sum(len(task.cases) for task in self.tasks(spec))
-        return count if spec.limit is None else min(count, spec.limit)
+        tasks = self.tasks(spec)
+        count = len(tasks) * min(len(task.cases) for task in tasks)  # as many of each
+        count = count if spec.limit is None else min(count, spec.limit)
+        return count - count % spec.k  # a rest that makes no sequence is left out
 
     def trained_steps(self, step: Train) -> int:
         """Steps to the last validation of a network that is there."""
