@@ -26,6 +26,7 @@ LAYERS = [
     {"report"},
     {"export"},
     {"studies"},
+    {"reproduce"},
     {"serve"},
     {"cli"},
     {"__main__"},

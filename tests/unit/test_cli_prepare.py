@@ -10,9 +10,9 @@ import pytest
 
 from unike.backbones.adapter import Backbone
 from unike.cli import _shared
-from unike.cli.prepare import EVALUATED, read_cases
 from unike.core.errors import UnikeError
 from unike.data.datasets.pocket import Pocket
+from unike.data.learning import EVALUATED, read_cases
 from unike.data.queries import EditCase, Query
 from unike.editors.unike.knowledge import Knowledge
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from unike.cli import _shared
-from unike.cli.train import split_cases
 from unike.core.errors import UnikeError
 from unike.data.datasets.pocket import Pocket
+from unike.data.learning import split_cases
 from unike.data.queries import EditCase
 from unike.editors.ft import FT
 from unike.editors.mend.editor import MEND

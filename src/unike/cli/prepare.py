@@ -8,32 +8,14 @@ import typer
 from rich.table import Table
 
 from unike.cli import _shared as shared
-from unike.core import registry
 from unike.core.errors import UnikeError
 from unike.core.options import parse_settings
+from unike.data.learning import read_cases
 
 if TYPE_CHECKING:
-    from unike.data.datasets.base import Dataset
-    from unike.data.queries import EditCase
     from unike.editors.unike.knowledge import Knowledge
 
 ORDER = 40
-
-EVALUATED = ("dev", "eval")
-"""Splits that nothing may leak from."""
-
-TAGS = {
-    "name": "inaccurate recognition",
-    "kind": "inaccurate recognition",
-    "country": "inaccurate recognition",
-    "capital": "incorrect reasoning",
-    "continent": "incorrect reasoning",
-    "currency": "incorrect reasoning",
-}
-"""Kind of a PocketEdit question to what a wrong answer is put down to (Figure 6): naming what is seen, or knowing more.
-
-A caption does both, and no kind tells that the vision tower has missed something: those have no tag.
-"""
 
 
 def prepare(
@@ -121,38 +103,6 @@ def show(result: dict[str, Any]) -> None:
     shared.OUT.print(layers_table(result["report"]))
     told = "already there:" if result["already_there"] else f"prepared in {result['seconds']:.0f} s, saved in"
     typer.echo(f"{told} {result['saved']} ({result['bytes'] / 1e6:.1f} MB)")
-
-
-def read_cases(
-    data: str, split: str, task: str | None, data_dir: Path | None
-) -> "tuple[list[EditCase], list[EditCase] | None, list[EditCase], dict[str, str]]":
-    """The cases to learn from, those the gate is made from, those that will be evaluated on, and tags of the first.
-
-    Raises:
-        UnikeError: Unknown names, the split that is only for reporting, or files that are missing.
-    """
-    family: type[Dataset] = registry.datasets.get(data)
-    if split == "eval":
-        raise UnikeError("the eval split is only for reporting; prepare from train")
-    if task is not None and task not in family.tasks:
-        raise UnikeError(f"{data} has no task {task!r} (known: {', '.join(family.tasks) or 'none'})")
-    dataset = family.open(task, data_dir)
-    cases, scope = dataset.cases(split), dataset.scope_cases(split)
-    others = [name for name in EVALUATED if name in family.splits and name != split]
-    # Nothing may leak in from a task that is not learned from, either.
-    against = []
-    for each in family.tasks or (None,):
-        dataset = family.open(each, data_dir)
-        against += [case for other in others if each == task or dataset.has(other) for case in dataset.cases(other)]
-    return cases, None if scope == cases else scope, against, pocket_tags() if data == "pocket" else {}
-
-
-def pocket_tags() -> dict[str, str]:
-    """Id of a case of PocketEdit to its tag, if it has one."""
-    from unike.data.datasets import pocket
-
-    rows = pocket.read("edits", ["case_id", "kind"])
-    return {row["case_id"]: TAGS[row["kind"]] for row in rows if row["kind"] in TAGS}
 
 
 def counts_table(report: dict[str, Any], triplets: int) -> Table:

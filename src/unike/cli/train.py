@@ -2,24 +2,18 @@
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
 from unike.cli import _shared as shared
-from unike.cli.prepare import read_cases
 from unike.core import registry
 from unike.core.errors import UnikeError
 from unike.core.options import parse_settings
-
-if TYPE_CHECKING:
-    from unike.data.queries import EditCase
+from unike.data.learning import split_cases
 
 ORDER = 50
-
-HELD_OUT_PART = 0.1
-"""Of the pictures of a train split, to validate on if a data set has no dev split."""
 
 
 def train(
@@ -86,25 +80,6 @@ def show(result: dict[str, Any]) -> None:
     """How the network got on."""
     shared.OUT.print(validations_table(result["log"], result["report"]["best"]["step"]))
     typer.echo(f"trained in {result['seconds']:.0f} s, saved in {result['saved']}")
-
-
-def split_cases(
-    data: str, task: str | None, data_dir: Path | None
-) -> "tuple[list[EditCase], list[EditCase], list[EditCase]]":
-    """The cases to learn from, those to validate on, and those that nothing may leak from.
-
-    Raises:
-        UnikeError: Unknown names, or files that are missing.
-    """
-    cases, _, against, _ = read_cases(data, "train", task, data_dir)
-    if "dev" in registry.datasets.get(data).splits:
-        validation, _, _, _ = read_cases(data, "dev", task, data_dir)
-        return cases, validation, against
-    from unike.data.sampling import hold_out
-
-    held_out = hold_out([str(case.edit.image) for case in cases], HELD_OUT_PART).tolist()
-    learned = [case for case, aside in zip(cases, held_out, strict=True) if not aside]
-    return learned, [case for case, aside in zip(cases, held_out, strict=True) if aside], against
 
 
 def validations_table(log: list[dict[str, Any]], best: int) -> Table:
