@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from words import Asked, restyled, wordings
 
+from unike.editors.unike.asked import ASKED_WIDTH
 from unike.editors.unike.follows import DERIVES, DESCRIBES, IDENTIFIES, OTHER, Purposes
-from unike.editors.unike.words import ASKED_WIDTH, read_words
+from unike.editors.unike.words import read_words
 
 PURPOSES = {
     DESCRIBES: ["caption"],

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from unike.editors.unike.asked import ASKED_WIDTH
 from unike.editors.unike.gate import ASKED, ASKED_OF_NAMED, NAMED, Reading, named_alike
 from unike.editors.unike.words import (
-    ASKED_WIDTH,
     NAMED_WIDTH,
     Wording,
     bare_question,

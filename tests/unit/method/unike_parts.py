@@ -12,10 +12,11 @@ from unike.backbones.adapter import Backbone
 from unike.backbones.forward.context import Acting, Prefill
 from unike.backbones.forward.hooks import Hooks
 from unike.data.queries import Query
+from unike.editors.unike.asked import ASKED_WIDTH
 from unike.editors.unike.config import UniKEConfig, merged
 from unike.editors.unike.editor import UniKE, UniKEEdit
 from unike.editors.unike.gate import KEPT, Gate, Reading, RisingRamp, install_gate
-from unike.editors.unike.words import ASKED_WIDTH, NAMED_WIDTH
+from unike.editors.unike.words import NAMED_WIDTH
 from unike.edits.edit import Edit
 from unike.edits.group import Group
 

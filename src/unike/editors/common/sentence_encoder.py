@@ -6,7 +6,7 @@ count.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,11 @@ class SentenceEncoder:
         vectors = self._vectors.get_all(sorted(texts), self._read)
         return torch.stack([vectors[text] for text in texts])
 
+    def tokens(self, texts: Sequence[str], layers: Sequence[int], longest: int) -> list[Tensor]:
+        """As `MiniLM.tokens`; of the default encoder alone."""
+        states: list[Tensor] = self._model.tokens(texts, layers, longest)
+        return states
+
     def copied(self) -> Any:
         """A copy of the model alone; what was read is not in it."""
         return copy.deepcopy(self._model)
@@ -100,18 +105,39 @@ class MiniLM(nn.Module):
 
     def forward(self, texts: Sequence[str]) -> Tensor:
         """Unit vectors ``[n, 384]``, from passes over texts of like length."""
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         found: dict[int, Tensor] = {}
-        for start in range(0, len(order), self.ROWS):
-            rows = order[start : start + self.ROWS]
-            read = self._tokenizer(
-                [texts[i] for i in rows], padding=True, truncation=True, max_length=self.LONGEST, return_tensors="pt"
-            ).to(self.model.device)
+        for rows, read in self._batches(texts, self.LONGEST):
             mask = read["attention_mask"].unsqueeze(-1).float()
             states = self.model(**read).last_hidden_state.float()
             mean = (states * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1e-9)
             found |= dict(zip(rows, torch.nn.functional.normalize(mean, dim=1), strict=True))
         return torch.stack([found[i] for i in range(len(texts))])
+
+    @torch.no_grad()
+    def tokens(self, texts: Sequence[str], layers: Sequence[int], longest: int) -> list[Tensor]:
+        """The states of each text's tokens, ``[T_i, 384 len(layers)]`` fp32 on the CPU.
+
+        Args:
+            texts: Any.
+            layers: Behind which they are read, counted from 1; side by side.
+            longest: Tokens that are read of a text, at most.
+        """
+        found: dict[int, Tensor] = {}
+        for rows, read in self._batches(texts, longest):
+            behind = self.model(**read, output_hidden_states=True).hidden_states
+            states = torch.cat([behind[layer] for layer in layers], dim=-1).float().cpu()
+            lengths = read["attention_mask"].sum(dim=1).tolist()
+            found |= {row: each[:length].clone() for row, each, length in zip(rows, states, lengths, strict=True)}
+        return [found[i] for i in range(len(texts))]
+
+    def _batches(self, texts: Sequence[str], longest: int) -> Iterator[tuple[list[int], Any]]:
+        """Texts of like length together: which, and their tokens."""
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        for start in range(0, len(order), self.ROWS):
+            rows = order[start : start + self.ROWS]
+            some = [texts[i] for i in rows]
+            read = self._tokenizer(some, padding=True, truncation=True, max_length=longest, return_tensors="pt")
+            yield rows, read.to(self.model.device)
 
     @torch.no_grad()
     def encode(self, texts: Sequence[str], **options: Any) -> Tensor:

@@ -39,6 +39,7 @@ from unike.data.leaks import Trace
 from unike.data.queries import Query
 from unike.editors.base import Editor
 from unike.editors.common.pairs import pairs_layout, wrong_predictions
+from unike.editors.unike.asked import ASKED_WIDTH
 from unike.editors.unike.collaboration import alpha_of, shift_of
 from unike.editors.unike.config import UniKEConfig
 from unike.editors.unike.follows import told
@@ -57,7 +58,7 @@ from unike.editors.unike.knowledge import Knowledge, knowledge_of
 from unike.editors.unike.memory import LatentMemory, entries_of, last_answer_token
 from unike.editors.unike.pairs import blurred, install_pairs, keys_firing_at
 from unike.editors.unike.training import as_the_first, asked_otherwise, train
-from unike.editors.unike.words import ASKED_WIDTH, NAMED_WIDTH, words_fingerprint
+from unike.editors.unike.words import NAMED_WIDTH, words_fingerprint
 from unike.edits.edit import Edit
 from unike.edits.group import Group
 from unike.edits.layout import FINGERPRINT, WIDTH, Declared, Layout, declared

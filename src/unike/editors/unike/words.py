@@ -1,10 +1,10 @@
-"""What a question asks, and of whom: read from its words, by a sentence encoder and a map that was learned once.
+"""What a question asks, and of whom: read from its words, by a sentence encoder and a network that was trained once.
 
 The state of a decoder is a poor judge of wordings: it is led by how a question begins and ends. MiniLM, which ships, is
-a better one, and better still behind a small map that was trained, contrastively, on wordings of some 250 kinds
+a better one, and better still behind a small network that was trained, contrastively, on wordings of some 500 kinds
 of questions in many styles (``scripts/gate/words.py``). Nothing of it depends on the model that is edited.
 
-- *What is asked*: the map's vector of the question, in which names are put out of sight: "What is the capital of
+- *What is asked*: the network's vector of the question, in which names are put out of sight: "What is the capital of
   Kenya?" and "What is the capital of Uganda?" ask the same.
 - *Of whom*: rare words. Words are rare that hardly any question of the corpus has; they are compared by their trigrams,
   so that a long one that is misspelt counts in large part. A question is of whom an edit is of if it has the rare words
@@ -22,13 +22,12 @@ from typing import NamedTuple
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor
-from torch.nn.functional import gelu, normalize
 
+from unike.core.memo import Memo
 from unike.editors.common.sentence_encoder import sentence_encoder
-
-ASKED_WIDTH = 256
-"""Numbers that say what is asked."""
+from unike.editors.unike.asked import LAYERS, LONGEST, AskedNetwork, padded
 
 NAMED_WIDTH = 2048
 """Buckets that trigrams of words fall into."""
@@ -59,29 +58,38 @@ class Wording(NamedTuple):
 
 
 class WordMap(NamedTuple):
-    """The learned map ``x -> C x + B gelu(4 (A x + a))`` from MiniLM's vectors, and how rare words are."""
+    """The network that says what is asked, and in how many questions of its corpus each word is."""
 
-    inner: Tensor
-    bias: Tensor
-    outer: Tensor
-    skip: Tensor
+    network: AskedNetwork
     counts: Mapping[str, int]
 
-    def __call__(self, vectors: Tensor) -> Tensor:
-        """``[n, W]`` to ``[n, ASKED_WIDTH]`` unit vectors."""
-        bent = gelu(4 * (vectors @ self.inner.T + self.bias)) @ self.outer.T
-        return normalize(vectors @ self.skip.T + bent, dim=-1)
+    @torch.no_grad()
+    def __call__(self, texts: Sequence[str]) -> Tensor:
+        """``[n, ASKED_WIDTH]`` unit vectors of questions, names out of sight."""
+        return self.network(*padded(sentence_encoder().tokens(texts, LAYERS, LONGEST)))
 
 
 @cache
 def word_map() -> WordMap:
-    """The map that ships."""
-    with (
-        resources.as_file(resources.files("unike.editors.unike").joinpath("gate_data", FILE)) as path,
-        safe_open(path, "pt") as file,
-    ):
-        inner, bias, outer, skip = (file.get_tensor(name).float() for name in WordMap._fields[:-1])
-        return WordMap(inner, bias, outer, skip, json.loads(file.metadata()["counts"]))
+    """The one that ships."""
+    with resources.as_file(resources.files("unike.editors.unike").joinpath("gate_data", FILE)) as path:
+        weights = {name: tensor.float() for name, tensor in load_file(path).items()}
+        with safe_open(path, "pt") as file:
+            counts = json.loads(file.metadata()["counts"])
+    network = AskedNetwork(weights["enter.weight"].shape[1])
+    network.load_state_dict(weights)
+    return WordMap(network.eval(), counts)
+
+
+_ASKED: Memo[str, Tensor] = Memo()
+"""What questions ask, as `word_map` says it; each is read once."""
+
+
+def what_is_asked(texts: Sequence[str]) -> Tensor:
+    """``[n, ASKED_WIDTH]`` unit vectors."""
+    bare = [bare_question(text) for text in texts]
+    found = _ASKED.get_all(sorted(set(bare)), lambda some: dict(zip(some, word_map()(some), strict=True)))
+    return torch.stack([found[text] for text in bare])
 
 
 @cache
@@ -93,10 +101,9 @@ def words_fingerprint() -> str:
 @torch.no_grad()
 def read_words(texts: Sequence[str]) -> Wording:
     """What questions ask and whom they name, on the CPU."""
-    asked = word_map()(sentence_encoder().embed([bare_question(text) for text in texts]))
     words = [set(WORD.findall(text.casefold())) for text in texts]
     names = [set(WORD.findall(without_names(text)[1].casefold())) for text in texts]
-    return Wording(asked, trigrams_of(words), rarity_of(words), rarity_of(names))
+    return Wording(what_is_asked(texts), trigrams_of(words), rarity_of(words), rarity_of(names))
 
 
 def bare_question(text: str) -> str:
