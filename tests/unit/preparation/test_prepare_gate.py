@@ -18,7 +18,7 @@ from unike.editors.unike.knowledge import Knowledge
 from unike.editors.unike.prepare.config import PrepareConfig
 from unike.editors.unike.prepare.gate import images_of, pairs_of, things
 from unike.editors.unike.prepare.pipeline import is_prepared, prepare
-from unike.editors.unike.prepare.views import soft, waved
+from unike.editors.unike.prepare.views import waved
 
 pytestmark = pytest.mark.usefixtures("at_home")
 
@@ -58,14 +58,7 @@ def test_the_gate_is_that_of_every_picture_seen_alone(
     for image in images:
         waved(load_image(image), int(content_hash(image)[:8], 16)).save(view := tmp_path / f"{image.stem}.png")
         views.append(backbone.run_to_split(backbone.encode([Query(QUESTION, view)]), 0).pictures)
-    strange = {}
-    for number in sorted({number for pair in near for number in pair}):
-        image = images[number]
-        soft(load_image(image), int(content_hash(image)[:8], 16)).save(view := tmp_path / f"soft {image.stem}.png")
-        seen = backbone.run_to_split(backbone.encode([Query(QUESTION, view)]), 0).pictures
-        assert seen is not None
-        strange[number] = seen[0]
-    pictures = Pictures(torch.cat(alone), thing, same, near, torch.cat(views), thing, strange)
+    pictures = Pictures(torch.cat(alone), thing, same, near, torch.cat(views), thing)
     gate, shares = calibrate(pictures, known_error(known))
     report = known.description["report"]["gate"]
     assert (report["cases"], report["pictures"], report["things"]) == (12, 24, 12)

@@ -5,9 +5,8 @@ light; pictures of two things differ by more. The metric is the linear discrimin
 unit covariance, then what varies *within* things is scaled down (Fisher, 1936; shrunken as in `covariance`).
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -53,7 +52,6 @@ class Pictures:
         near: Pairs of a picture and one of another thing of its kind: what it is not to reach.
         views: ``[m, 2 D]``, some pictures as another hand might show them: they are among what is usual.
         viewed: ``[m]`` long, what each of these shows.
-        strange: Some pictures, by their rows, as a hand shows them that nothing is learned from: ``[2 D]`` each.
     """
 
     seen: Tensor
@@ -62,7 +60,6 @@ class Pictures:
     near: Pairs
     views: Tensor
     viewed: Tensor
-    strange: Mapping[int, Tensor] = field(default_factory=dict)
 
     def of(self, things: Tensor) -> "Pictures":
         """Those of some things alone, without pairs."""
@@ -97,18 +94,17 @@ def calibrate(pictures: Pictures, error: float = 0.2) -> tuple[Gate, dict[str, f
     """A gate, and how well it tells pictures of things that it was not learned from.
 
     For one edit the line is drawn where it is likeliest that another picture of the thing passes and `PER_PICTURE` of
-    other things of its kind do not, whether the edit's picture is of a hand that is known or of a strange one, of which
-    near things are more alike than known ones. In a stack of G edits it is no lower than where a share of
+    other things of its kind do not. In a stack of G edits it is no lower than where a share of
     ``error / G`` of pictures of arbitrary other things lies beyond it (Bonferroni's correction).
 
     Args:
         pictures: To learn from.
         error: The share of arbitrary other pictures that may pass any edit of a stack.
     """
-    same, near, others, *strange = measured(pictures)
-    hands = [(same, near), tuple(strange)] if all(map(len, strange)) else [(same, near)]
+    same, near, others = measured(pictures)
     lines = torch.cat([same, near]).unique()
-    line = lines[torch.stack([likely(lines, *hand) for hand in hands]).mean(dim=0).argmax()].item()
+    reached, let_in = ((found > lines.unsqueeze(1)).float().mean(dim=1) for found in (same, near))
+    line = lines[(reached * (1 - let_in) ** PER_PICTURE).argmax()].item()
     chance = others.sort(descending=True).values
     beyond = [chance[round(error / 2**size * (len(chance) - 1))].item() for size in range(SIZES)]
     middles = [max(line, end) for end in beyond]
@@ -118,16 +114,8 @@ def calibrate(pictures: Pictures, error: float = 0.2) -> tuple[Gate, dict[str, f
         "near": (near > line).float().mean().item(),
         "other": (others > line).float().mean().item(),
     }
-    if len(hands) > 1:
-        shares |= {f"strange_{name}": (found > line).float().mean().item() for name, found in zip(("same", "near"), strange, strict=True)}
     mean, metric = learn_metric(pictures)
     return Gate(mean, metric, cohort_of(pictures, mean, metric), about), shares
-
-
-def likely(lines: Tensor, same: Tensor, near: Tensor) -> Tensor:
-    """How likely a picture of the thing passes and `PER_PICTURE` near things do not, ``[n]`` for n lines."""
-    reached, let_in = ((found > lines.unsqueeze(1)).float().mean(dim=1) for found in (same, near))
-    return reached * (1 - let_in) ** PER_PICTURE
 
 
 def cohort_of(pictures: Pictures, mean: Tensor, metric: Tensor) -> Tensor:
@@ -136,62 +124,24 @@ def cohort_of(pictures: Pictures, mean: Tensor, metric: Tensor) -> Tensor:
     return normalize((torch.cat([some, pictures.views]) - mean) @ metric, dim=1)
 
 
-class Measured(NamedTuple):
-    """How alike pairs of pictures are, see `measured`."""
-
-    same: Tensor
-    """``[a]``, of one thing."""
-
-    near: Tensor
-    """``[b]``, of two things of a kind."""
-
-    others: Tensor
-    """``[c]``, of any two things."""
-
-    strange_same: Tensor
-    """``[d]``, of one thing, the first by a strange hand."""
-
-    strange_near: Tensor
-    """``[e]``, of two things of a kind, both by a strange hand."""
-
-
-def measured(pictures: Pictures) -> Measured:
+def measured(pictures: Pictures) -> tuple[Tensor, Tensor, Tensor]:
     """How alike (`unike.editors.unike.gate.alike`) pairs of one thing, near ones, and arbitrary ones are.
 
     Of pictures of things that neither the metric nor the cohort was made from.
     """
     names = pictures.thing.unique()
     fold_of = torch.arange(len(names)) % min(FOLDS, len(names))
-    found: tuple[list[Tensor], ...] = ([], [], [], [], [])
-    seen_so = sorted(pictures.strange)
-    strange = torch.stack([pictures.strange[row] for row in seen_so]) if seen_so else pictures.seen[:0]
-    at = {row: number for number, row in enumerate(seen_so)}
+    found: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
     for fold in fold_of.unique().tolist():
         rest = pictures.of(names[fold_of != fold])
         rest = rest if len(rest.seen) > 1 else pictures
         mean, metric = learn_metric(rest)
         z = normalize((pictures.seen - mean) @ metric, dim=1)
-        z_so = normalize((strange - mean) @ metric, dim=1)
-        beyond, beyond_so = (usual(each, cohort_of(rest, mean, metric)).squeeze(1) for each in (z, z_so))
+        beyond = usual(z, cohort_of(rest, mean, metric)).squeeze(1)
         here = torch.isin(pictures.thing, names[fold_of == fold])
-        same, near = ([pair for pair in pairs if here[pair[0]]] for pairs in (pictures.same, pictures.near))
-        found[0].append(likeness((z, beyond), (z, beyond), same))
-        found[1].append(likeness((z, beyond), (z, beyond), near))
-        found[3].append(likeness((z_so, beyond_so), (z, beyond), [(at[a], b) for a, b in same if a in at]))
-        both = [(at[a], at[b]) for a, b in near if a in at and b in at]
-        found[4].append(likeness((z_so, beyond_so), (z_so, beyond_so), both))
+        for pairs, likenesses in zip((pictures.same, pictures.near), found, strict=False):
+            one, other = torch.tensor([p for p in pairs if here[p[0]]], dtype=torch.long).reshape(-1, 2).unbind(1)
+            likenesses.append((z[one] * z[other]).sum(dim=1) - (beyond[one] + beyond[other]) / 2)
         arbitrary = z[here] @ z.T - (beyond[here].unsqueeze(1) + beyond) / 2
         found[2].append(arbitrary[pictures.thing[here].unsqueeze(1) != pictures.thing])
-    return Measured(*map(torch.cat, found))
-
-
-def likeness(ones: tuple[Tensor, Tensor], others: tuple[Tensor, Tensor], pairs: Pairs) -> Tensor:
-    """How alike pictures are, ``[n]`` for n pairs: their cosine beyond what is usual for either.
-
-    Args:
-        ones: The first of pairs are rows of these: unit vectors ``[a, P]``, and what is usual for each, ``[a]``.
-        others: The second of these.
-        pairs: n of them.
-    """
-    one, other = torch.tensor(pairs, dtype=torch.long).reshape(-1, 2).unbind(1)
-    return (ones[0][one] * others[0][other]).sum(dim=1) - (ones[1][one] + others[1][other]) / 2
+    return torch.cat(found[0]), torch.cat(found[1]), torch.cat(found[2])

@@ -1,13 +1,12 @@
 """What the gate is made from: pictures of a train split, what they show, and which of them show one thing."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
-from PIL.Image import Image
 from torch import Tensor
 
 from unike.backbones.adapter import Backbone
@@ -17,7 +16,7 @@ from unike.data.queries import EditCase, Query
 from unike.data.sampling import evenly
 from unike.editors.unike.calibration import Pairs, Pictures, calibrate
 from unike.editors.unike.gate import Gate
-from unike.editors.unike.prepare.views import soft, waved
+from unike.editors.unike.prepare.views import waved
 from unike.editors.unike.prepare.work import Work
 
 SAME, NEAR = "m_generality", ("near_locality", "m_locality")
@@ -25,9 +24,6 @@ SAME, NEAR = "m_generality", ("near_locality", "m_locality")
 
 VIEWS = 400
 """Most pictures that are also seen as another hand might show them."""
-
-STRANGE = 400
-"""Most pairs of near things that are also seen as a hand shows them that nothing is learned from."""
 
 
 def find_gate(work: Work, cases: Sequence[EditCase], guard: LeakGuard) -> tuple[Gate | None, dict[str, Any]]:
@@ -53,9 +49,7 @@ def find_gate(work: Work, cases: Sequence[EditCase], guard: LeakGuard) -> tuple[
         return None, {}
     viewed = evenly(len(images), VIEWS)
     seen, views = see(work, "seen", images, guard), see(work, "views", [images[i] for i in viewed], guard)
-    shown = sorted({row for i in evenly(len(near_rows), STRANGE) for row in near_rows[i]})
-    strange = dict(zip(shown, see(work, "strange", [images[row] for row in shown], guard), strict=True))
-    pictures = Pictures(seen, thing, same_rows, near_rows, views, thing[viewed], strange)
+    pictures = Pictures(seen, thing, same_rows, near_rows, views, thing[viewed])
     gate, shares = calibrate(pictures, work.config.gate_error)
     told = {name: round(share, 4) for name, share in shares.items()}
     return gate, {
@@ -96,17 +90,16 @@ def things(n: int, same: Pairs) -> Tensor:
     return torch.tensor([first(i) for i in range(n)]).unique(return_inverse=True)[1]
 
 
-def see(work: Work, how: Literal["seen", "views", "strange"], images: Sequence[Path], guard: LeakGuard) -> Tensor:
-    """What pictures show, ``[n, 2 D]``: as they are, or as another hand might have made them (`waved`, `soft`)."""
+def see(work: Work, how: Literal["seen", "views"], images: Sequence[Path], guard: LeakGuard) -> Tensor:
+    """What pictures show, ``[n, 2 D]``: as they are, or as another hand might have made them (`waved`)."""
     parts = []
     starts = range(0, len(images), work.config.rows)
     for done, start in enumerate(starts, 1):
         some = images[start : start + work.config.rows]
         contents = [guard.hashes[image].content for image in some]
         read = partial(read_pictures, work.backbone, some)
-        if how != "seen":
-            seeds = [int(content[:8], 16) for content in contents]
-            read = partial(read_views, work.backbone, waved if how == "views" else soft, some, seeds)
+        if how == "views":
+            read = partial(read_views, work.backbone, some, [int(content[:8], 16) for content in contents])
         tensors, _ = work.once(f"{how}-{done:05}", contents, read)
         parts.append(tensors["seen"])
         work.progress(f"reading {'pictures for the gate' if how == 'seen' else how}", done, len(starts))
@@ -120,12 +113,10 @@ def read_pictures(backbone: Backbone, images: Sequence[Path]) -> tuple[dict[str,
     return {"seen": seen}, None
 
 
-def read_views(
-    backbone: Backbone, view: Callable[[Image, int], Image], images: Sequence[Path], seeds: Sequence[int]
-) -> tuple[dict[str, Tensor], None]:
-    """The same of pictures as a view shows them, each by its seed."""
+def read_views(backbone: Backbone, images: Sequence[Path], seeds: Sequence[int]) -> tuple[dict[str, Tensor], None]:
+    """The same of pictures on cloths that wave, each by its seed."""
     with TemporaryDirectory() as folder:
         views = [Path(folder) / f"{number}.png" for number in range(len(images))]
-        for place, image, seed in zip(views, images, seeds, strict=True):
-            view(load_image(image), seed).save(place)
+        for view, image, seed in zip(views, images, seeds, strict=True):
+            waved(load_image(image), seed).save(view)
         return read_pictures(backbone, views)

@@ -3,22 +3,16 @@
 A hand that no picture of the train split was made by gives all its pictures a look of their own, so that two of its
 things are more alike than two things usually are, and a gate that does not know that takes one for the other. No
 picture of such a hand is at hand; but pictures that are warped and shaded, as a flag that flies, say as much.
-
-And a line that is drawn among hands that are known lies too low for one that is not. Pictures that are small and soft
-are another hand's that nothing was learned from, and have a say in where it is drawn.
 """
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 SIDE = 224
 """Pixels of a view."""
 
 WAVE, LENGTH, SHADE = (4.0, 12.0), (100.0, 260.0), 0.22
 """How far a wave lifts, in pixels; how long it is; how much lighter and darker it makes."""
-
-SMALL, MARGIN = (48, 64, 80), 24
-"""Pixels that are left of a soft picture's side, and those of the widest margin."""
 
 
 def waved(image: Image.Image, seed: int) -> Image.Image:
@@ -38,11 +32,3 @@ def waved(image: Image.Image, seed: int) -> Image.Image:
     shown = pixels[rows.clip(0, SIDE - 1).astype(int), at] * (1 + SHADE * np.sin(wave + lead))[None, :, None]
     shown[(rows < 0) | (rows > SIDE - 1)] = 255
     return Image.fromarray(shown.clip(0, 255).astype(np.uint8))
-
-
-def soft(image: Image.Image, seed: int) -> Image.Image:
-    """A picture that was small once, on a white margin; arguments as in `waved`."""
-    drawn = np.random.default_rng(seed)
-    small = image.convert("RGB").resize([int(drawn.choice(SMALL))] * 2, Image.Resampling.LANCZOS)
-    large = small.resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-    return ImageOps.expand(large, int(drawn.integers(MARGIN + 1)), "white").resize((SIDE, SIDE))
