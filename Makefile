@@ -37,7 +37,7 @@ test-vllm:  ## edits in vLLM against transformers, on a CPU, in an environment o
 	PYTHON=$(PYTHON) sh scripts/vllm/install.sh .cache/vllm
 	VLLM_LOGGING_LEVEL=ERROR OMP_NUM_THREADS=1 .cache/vllm/bin/python scripts/vllm/compare.py --out .cache/vllm-compared
 
-fuzz: $(READY)  ## 10,000 damaged inputs of every class; about 15 minutes
+fuzz: $(READY)  ## 10,000 damaged inputs of every class; about five minutes
 	FUZZ=10000 OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/fuzz
 
 format: $(READY)
@@ -54,7 +54,7 @@ mini-train: $(READY)  ## train the bundled model's adapter; resumes; about an ho
 mini-report: $(READY)  ## what the bundled model knows, on pictures it never saw
 	$(BIN)/python scripts/mini/evaluate.py --out results/mini/accuracy.json
 
-words: $(READY)  ## train the map that tells what a question asks; a few minutes
+words: $(READY)  ## train the network that tells what a question asks; about half an hour
 	$(BIN)/python scripts/gate/words.py
 	$(BIN)/python scripts/gate/follows.py
 

@@ -158,7 +158,7 @@ def checked_knowledge(group: Group) -> Knowledge:
 
 
 def fingerprint_of(knowledge: Knowledge) -> Tensor:
-    """Eight bytes, ``[8]`` uint8: of the knowledge, and of the map of words that its gate reads questions with."""
+    """Eight bytes, ``[8]`` uint8: of the knowledge, and of the network that its gate reads questions with."""
     read_with = f"{knowledge.fingerprint} {words_fingerprint() if knowledge.gate is not None else ''}"
     return torch.tensor(list(hashlib.sha256(read_with.encode()).digest()[:8]), dtype=torch.uint8)
 
