@@ -29,6 +29,9 @@ from unike.core.memo import Memo
 from unike.editors.common.sentence_encoder import sentence_encoder
 from unike.editors.unike.asked import LAYERS, LONGEST, AskedNetwork, padded
 
+ROWS = 256
+"""Questions that are read at a time."""
+
 NAMED_WIDTH = 2048
 """Buckets that trigrams of words fall into."""
 
@@ -66,7 +69,9 @@ class WordMap(NamedTuple):
     @torch.no_grad()
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """``[n, ASKED_WIDTH]`` unit vectors of questions, names out of sight."""
-        return self.network(*padded(sentence_encoder().tokens(texts, LAYERS, LONGEST)))
+        parts = [texts[start : start + ROWS] for start in range(0, len(texts), ROWS)]
+        read = (sentence_encoder().tokens(part, LAYERS, LONGEST) for part in parts)
+        return torch.cat([self.network(*padded(states)) for states in read])
 
 
 @cache
