@@ -2,8 +2,8 @@
 
     python scripts/gate/words.py && python scripts/gate/follows.py
 
-Logistic regression on the vectors that the shipped map has of the wordings it was trained on. Prints, of every kind of
-question of dev, how many wordings are taken for which purpose. Seconds; the same map gives the same classifier.
+Logistic regression on the vectors that the shipped network has of the wordings it was trained on. Prints, of every kind of
+question of dev, how many wordings are taken for which purpose. Seconds; the same network gives the same classifier.
 """
 
 from __future__ import annotations

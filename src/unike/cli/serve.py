@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -131,7 +132,7 @@ def has_studio(wanted: bool | None, replicas: int) -> bool:
         raise UnikeError("the studio is served by one process; leave --studio or --replicas out")
     if wanted:
         with needing("studio"):
-            import gradio  # noqa: F401  # only whether it can be
+            import_module("gradio")
     return wanted
 
 
@@ -175,8 +176,7 @@ def several(
         UnikeError: Ray is not installed, or what `replicated` says.
     """
     with needing("ray"):
-        import ray.serve  # noqa: F401  # only whether it can be: what is next imports ray alone
-
+        import_module("ray.serve")  # what is next imports ray alone
         from unike.serve.replicas import replicated
     opened(*place, make=True).close()  # one that cannot be opened is known before anything starts
     shared.build(loading[0])  # once, and not in each of them

@@ -5,7 +5,7 @@ Two questions decide, and each is read where its answer is, not from one state o
 - *What is it about?* The picture's own tokens, before any layer has mixed words into them: mean and spread of the
   visual features, behind a map learned in `unike prepare` from pictures of the same thing (`calibration`). An edit
   without a picture is about whom its prompt names: the rare words of it that an input has, too (`words`).
-- *What is asked?* The words of the question, behind the sentence encoder that ships and a learned map (`words`).
+- *What is asked?* The words of the question, behind the sentence encoder that ships and a learned network (`words`).
 
 Each becomes a factor, and the gate of a single edit is their product::
 

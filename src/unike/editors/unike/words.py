@@ -60,7 +60,7 @@ class Wording(NamedTuple):
     """``[n, NAMED_WIDTH]``, the same of its names alone; zero if it has none."""
 
 
-class WordMap(NamedTuple):
+class Learned(NamedTuple):
     """The network that says what is asked, and in how many questions of its corpus each word is."""
 
     network: AskedNetwork
@@ -75,31 +75,31 @@ class WordMap(NamedTuple):
 
 
 @cache
-def word_map() -> WordMap:
-    """The one that ships."""
+def learned() -> Learned:
+    """What ships."""
     with resources.as_file(resources.files("unike.editors.unike").joinpath("gate_data", FILE)) as path:
         weights = {name: tensor.float() for name, tensor in load_file(path).items()}
         with safe_open(path, "pt") as file:
             counts = json.loads(file.metadata()["counts"])
     network = AskedNetwork(weights["enter.weight"].shape[1])
     network.load_state_dict(weights)
-    return WordMap(network.eval(), counts)
+    return Learned(network.eval(), counts)
 
 
 _ASKED: Memo[str, Tensor] = Memo()
-"""What questions ask, as `word_map` says it; each is read once."""
+"""What questions ask, as `learned` says it; each is read once."""
 
 
 def what_is_asked(texts: Sequence[str]) -> Tensor:
     """``[n, ASKED_WIDTH]`` unit vectors."""
     bare = [bare_question(text) for text in texts]
-    found = _ASKED.get_all(sorted(set(bare)), lambda some: dict(zip(some, word_map()(some), strict=True)))
+    found = _ASKED.get_all(sorted(set(bare)), lambda some: dict(zip(some, learned()(some), strict=True)))
     return torch.stack([found[text] for text in bare])
 
 
 @cache
 def words_fingerprint() -> str:
-    """What tells the map that ships from others: an edit keeps what its question asks as that map says it."""
+    """What tells the network that ships from others: an edit keeps what its question asks as that says it."""
     return hashlib.sha256(resources.files("unike.editors.unike").joinpath("gate_data", FILE).read_bytes()).hexdigest()
 
 
@@ -166,7 +166,7 @@ def rarity_of(texts: Sequence[Collection[str]]) -> Tensor:
     for row, words in zip(weights, texts, strict=True):
         for word in words:
             buckets = _buckets(word)
-            row[buckets] += 1 / (1 + word_map().counts.get(word, 0)) / len(buckets)
+            row[buckets] += 1 / (1 + learned().counts.get(word, 0)) / len(buckets)
     return weights / weights.sum(dim=1, keepdim=True).clamp(min=1e-8)
 
 

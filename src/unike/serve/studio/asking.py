@@ -8,7 +8,7 @@ import gradio as gr
 
 from unike.serve.sets import DEFAULT
 from unike.serve.studio import parts, shown
-from unike.serve.studio.counter import AUTHOR, Counter, in_thread, line
+from unike.serve.studio.counter import AUTHOR, Counter, in_thread
 from unike.serve.studio.values import Made
 from unike.store.admission import Asked
 
@@ -83,14 +83,13 @@ class AskTab:
 
     # ------------------------------------------------------------------ what happens
 
+    @parts.tells("", "")
     async def on_ask(self, question: str, picture: str | None, name: str, request: gr.Request) -> Any:
         """Ask under the set, and the unedited model."""
-        try:
-            plain, now = await parts.served(self.counter, request).both(question, picture, "", name or DEFAULT)
-        except Exception as error:  # whatever it is, the page says a line of it: `line`
-            return shown.problem(line(error)), "", ""
+        plain, now = await parts.served(self.counter, request).both(question, picture, "", name or DEFAULT)
         return "", now, plain
 
+    @parts.tells(*[gr.skip()] * 7)
     async def on_correct(
         self,
         question: str,
@@ -111,19 +110,17 @@ class AskTab:
         terms["author"] = author.strip() or AUTHOR
         terms["tags"] = [tag.strip() for tag in tags.split(",") if tag.strip()]
         terms["max_drift"] = 0.0 if strict else None
-        try:
-            counter = parts.served(self.counter, request)
-            found = await counter.correct(question, picture, target, **terms)
-            table = shown.before_and_after("Before and after", found.asked) if found.asked else ""
-            if found.stored is None:
-                return shown.admitted(found), table, *[gr.skip()] * 6
-            made = await in_thread(counter.made, found.stored, name)
-            plain, now = await counter.both(question, picture, "", name)
-            sets = gr.update(choices=await in_thread(counter.sets))
-        except Exception as error:  # whatever it is, the page says a line of it: `line`
-            return shown.problem(line(error)), *[gr.skip()] * 7
+        counter = parts.served(self.counter, request)
+        found = await counter.correct(question, picture, target, **terms)
+        table = shown.before_and_after("Before and after", found.asked) if found.asked else ""
+        if found.stored is None:
+            return shown.admitted(found), table, *[gr.skip()] * 6
+        made = await in_thread(counter.made, found.stored, name)
+        plain, now = await counter.both(question, picture, "", name)
+        sets = gr.update(choices=await in_thread(counter.sets))
         return shown.admitted(found), table, made, gr.update(visible=True), sets, now, plain, ""
 
+    @parts.tells(*[gr.skip()] * 4)
     async def on_revoke(
         self,
         question: str,
@@ -135,17 +132,15 @@ class AskTab:
         request: gr.Request,
     ) -> Any:
         """Take the correction off again, and ask once more."""
-        try:
-            counter = parts.served(self.counter, request)
-            if made is None:
-                return *[gr.skip()] * 4, None
-            await in_thread(counter.revoke, made.id, made.set, author.strip(), reason)
-            plain, now = await counter.both(question, picture, "", name or DEFAULT)
-        except Exception as error:  # whatever it is, the page says a line of it: `line`
-            return shown.problem(line(error)), *[gr.skip()] * 4
+        counter = parts.served(self.counter, request)
+        if made is None:
+            return *[gr.skip()] * 4, None
+        await in_thread(counter.revoke, made.id, made.set, author.strip(), reason)
+        plain, now = await counter.both(question, picture, "", name or DEFAULT)
         said = shown.done(f"Revoked {made.id} in {made.set}; it can be restored under Edits.")
         return said, now, plain, gr.update(visible=False), None
 
+    @parts.tells()
     async def on_compare(
         self, question: str, other: str, picture: str | None, name: str, made: Made | None, request: gr.Request
     ) -> Any:
@@ -153,10 +148,7 @@ class AskTab:
         asked = other if other.strip() else question
         before = f"{made.set}:{made.version - 1}" if made else ""
         after = f"{made.set}:{made.version}" if made else name or DEFAULT
-        try:
-            answers = await parts.served(self.counter, request).both(asked, picture, before, after)
-        except Exception as error:  # whatever it is, the page says a line of it: `line`
-            return shown.problem(line(error))
+        answers = await parts.served(self.counter, request).both(asked, picture, before, after)
         row = Asked(kind="other", prompt=asked, before=answers[0], after=answers[1], right=True)
         caption = f"Under {before or 'no edits'}, and under {after}"
         return shown.before_and_after(caption, [row])

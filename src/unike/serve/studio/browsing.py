@@ -9,7 +9,7 @@ import gradio as gr
 
 from unike.serve.sets import DEFAULT
 from unike.serve.studio import parts, shown
-from unike.serve.studio.counter import PAGE, Counter, line
+from unike.serve.studio.counter import PAGE, Counter
 
 FOCUS = "() => setTimeout(() => document.getElementById('u-shown')?.focus(), 100)"
 """Whoever uses a keyboard goes on where the edit is shown."""
@@ -59,13 +59,11 @@ class EditsTab:
 
     # ------------------------------------------------------------------ what happens
 
+    @parts.tells(*[gr.skip()] * 5)
     def on_open(self, text: str, name: str, tag: str, start: int, request: gr.Request) -> Any:
         """The choices of the filters, and the list."""
-        try:
-            counter = parts.served(self.counter, request)
-            sets, tags = counter.sets(), counter.tags()
-        except Exception as error:  # whatever it is, the page says a line of it: `line`
-            return shown.problem(line(error)), *[gr.skip()] * 5
+        counter = parts.served(self.counter, request)
+        sets, tags = counter.sets(), counter.tags()
         filters = (
             gr.update(choices=parts.all_or(sets, "any set, or revoked")),
             gr.update(choices=parts.all_or(tags, "any tag")),
@@ -84,12 +82,10 @@ class EditsTab:
         """List those after."""
         return self._list(request, text, name, tag, start + PAGE)
 
+    @parts.tells(*[gr.skip()] * 3)
     def _list(self, request: gr.Request, text: str, name: str, tag: str, start: int) -> Any:
-        try:
-            found = parts.served(self.counter, request).edits(text, name or "", tag or "", start)
-            cards = shown.cards(self.counter.store, found)
-        except Exception as error:  # whatever it is, the page says a line of it: `line`
-            return shown.problem(line(error)), *[gr.skip()] * 3
+        found = parts.served(self.counter, request).edits(text, name or "", tag or "", start)
+        cards = shown.cards(self.counter.store, found)
         before, after = found.start > 0, found.start + len(found.edits) < found.total
         return cards, found.start, gr.update(visible=before), gr.update(visible=after)
 
@@ -97,17 +93,15 @@ class EditsTab:
         """Show one."""
         return self._show(request, str(event.edit), name or "", "")
 
+    @parts.tells(*[gr.skip()] * 6)
     def _show(self, request: gr.Request, edit: str, name: str, said: str) -> Any:
-        try:
-            counter = parts.served(self.counter, request)
-            stored = counter.find(edit)
-            alive = counter.clerk.in_force_in(stored, counter.holder)
-            entries = counter.log(edit=stored.id)
-            fits = counter.desk.sets.fits(stored)
-            page = shown.details(counter.store, stored, alive, entries, fits)
-            sets = counter.sets()
-        except Exception as error:  # whatever it is, the page says a line of it: `line`
-            return shown.problem(line(error)), *[gr.skip()] * 6
+        counter = parts.served(self.counter, request)
+        stored = counter.find(edit)
+        alive = counter.clerk.in_force_in(stored, counter.holder)
+        entries = counter.log(edit=stored.id)
+        fits = counter.desk.sets.fits(stored)
+        page = shown.details(counter.store, stored, alive, entries, fits)
+        sets = counter.sets()
         where = name or next(iter(alive), entries[0].set if entries else DEFAULT) or DEFAULT
         return (
             said,
@@ -151,6 +145,7 @@ class EditsTab:
         listed = (text, name, tag, start)
         return self._change("restored", Counter.restore, (edit, where, author.strip(), reason), listed, request)
 
+    @parts.tells(*[gr.skip()] * 10)
     def _change(
         self,
         what: str,
@@ -160,9 +155,6 @@ class EditsTab:
         request: gr.Request,
     ) -> Any:
         edit, where, _, _ = given
-        try:
-            version = work(parts.served(self.counter, request), *given)
-        except Exception as error:  # whatever it is, the page says a line of it: `line`
-            return shown.problem(line(error)), *[gr.skip()] * 10
+        version = work(parts.served(self.counter, request), *given)
         said = shown.done(f"{what.capitalize()} {edit} in {where}, which is at version {version} now.")
         return *self._show(request, edit, where, said), *self._list(request, *listed)

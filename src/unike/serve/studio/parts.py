@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from copy import deepcopy
+from functools import wraps
+from inspect import iscoroutinefunction
 from typing import Any
 
 import gradio as gr
 
-from unike.serve.studio.counter import AUTHOR, Counter
+from unike.serve.studio import shown
+from unike.serve.studio.counter import AUTHOR, Counter, line
 
 PICK = """
 element.addEventListener("click", event => {
@@ -62,3 +67,34 @@ def served(counter: Counter, request: gr.Request) -> Counter:
     """
     inner = request.request
     return counter.of(None if inner is None else inner.scope["state"].get("holder"))
+
+
+def tells(*others: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Let an event end in a line on the page, whatever fails; gradio would say "Error" there, and no more.
+
+    Args:
+        *others: What becomes of the event's outputs behind the first, which is told.
+    """
+
+    def decorated(event: Callable[..., Any]) -> Callable[..., Any]:
+        def failed(error: Exception) -> Any:
+            problem = shown.problem(line(error))
+            return (problem, *deepcopy(others)) if others else problem
+
+        @wraps(event)
+        def now(*given: Any, **more: Any) -> Any:
+            try:
+                return event(*given, **more)
+            except Exception as error:  # whatever it is: `line` tells the log what nobody foresaw
+                return failed(error)
+
+        @wraps(event)
+        async def later(*given: Any, **more: Any) -> Any:
+            try:
+                return await event(*given, **more)
+            except Exception as error:  # the same
+                return failed(error)
+
+        return later if iscoroutinefunction(event) else now
+
+    return decorated

@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from unike.serve.studio import parts, shown
-from unike.serve.studio.counter import Counter, in_thread, line
+from unike.serve.studio.counter import Counter, in_thread
 
 LENGTHS = (100, 1000, 10_000)
 
@@ -33,14 +33,12 @@ class LogTab:
             [self.lines, self.set],
         )
 
+    @parts.tells(gr.skip())
     def on_look(self, name: str, limit: int, request: gr.Request) -> Any:
         """List them."""
-        try:
-            counter = parts.served(self.counter, request)
-            entries = counter.log(name or "", None, limit)
-            sets = parts.all_or(counter.sets(), "all")
-        except Exception as error:  # whatever it is, the page says a line of it: `line`
-            return shown.problem(line(error)), gr.skip()
+        counter = parts.served(self.counter, request)
+        entries = counter.log(name or "", None, limit)
+        sets = parts.all_or(counter.sets(), "all")
         return shown.lines("The newest line first", entries), gr.update(choices=sets)
 
 
@@ -74,27 +72,21 @@ class CanariesTab:
         )
         self.list.click(self.on_drop, self.author, shown_again)
 
+    @parts.tells()
     def on_open(self, request: gr.Request) -> Any:
         """List them."""
-        try:
-            return shown.watched(self.counter.store, parts.served(self.counter, request).canaries())
-        except Exception as error:  # whatever it is, the page says a line of it: `line`
-            return shown.problem(line(error))
+        return shown.watched(self.counter.store, parts.served(self.counter, request).canaries())
 
+    @parts.tells(gr.skip())
     async def on_add(self, question: str, picture: str | None, author: str, request: gr.Request) -> Any:
         """Watch a question."""
-        try:
-            counter = parts.served(self.counter, request)
-            canary = await in_thread(counter.add_canary, question, picture, author.strip())
-        except Exception as error:  # whatever it is, the page says a line of it: `line`
-            return shown.problem(line(error)), gr.skip()
+        counter = parts.served(self.counter, request)
+        canary = await in_thread(counter.add_canary, question, picture, author.strip())
         return shown.done(f"{canary.id} is watched."), await in_thread(self.on_open, request)
 
+    @parts.tells(gr.skip())
     async def on_drop(self, author: str, event: gr.EventData, request: gr.Request) -> Any:
         """Watch one no more."""
-        try:
-            counter = parts.served(self.counter, request)
-            canary = await in_thread(counter.drop_canary, str(event.edit), author.strip())
-        except Exception as error:  # whatever it is, the page says a line of it: `line`
-            return shown.problem(line(error)), gr.skip()
+        counter = parts.served(self.counter, request)
+        canary = await in_thread(counter.drop_canary, str(event.edit), author.strip())
         return shown.done(f"{canary.id} is watched no more."), await in_thread(self.on_open, request)

@@ -9,8 +9,13 @@ import gradio as gr
 from unike.serve.errors import invalid
 from unike.serve.sets import DEFAULT
 from unike.serve.studio import parts, shown
-from unike.serve.studio.counter import Counter, line
+from unike.serve.studio.counter import Counter
 from unike.serve.studio.values import Change
+
+
+def nothing() -> tuple[Any, ...]:
+    """Nothing is shown that could be confirmed."""
+    return "", gr.update(visible=False), None
 
 
 class RollBack:
@@ -49,42 +54,31 @@ class RollBack:
 
     # ------------------------------------------------------------------ what happens
 
+    @parts.tells(gr.skip(), gr.update(choices=[], value=""))
     def on_choices(self, name: str, request: gr.Request) -> Any:
         """The sets, and the versions of the chosen one."""
-        try:
-            counter = parts.served(self.counter, request)
-            sets, versions = counter.sets(), counter.versions(name or DEFAULT)
-        except Exception as error:  # whatever it is, the page says a line of it: `line`
-            return shown.problem(line(error)), gr.skip(), gr.update(choices=[], value="")
+        counter = parts.served(self.counter, request)
+        sets, versions = counter.sets(), counter.versions(name or DEFAULT)
         return "", gr.update(choices=sets), gr.update(choices=versions, value="")
 
     def on_versions(self, name: str, request: gr.Request) -> Any:
         """The same for another set; what was shown of the one before is gone."""
         return *self.on_choices(name, request), *nothing()
 
+    @parts.tells(*nothing())
     def on_preview(self, name: str, version: str, request: gr.Request) -> Any:
         """What would come into force, and what would be taken off."""
-        try:
-            change = parts.served(self.counter, request).change_to(name or DEFAULT, version)
-        except Exception as error:  # whatever it is, the page says a line of it: `line`
-            return shown.problem(line(error)), *nothing()
+        change = parts.served(self.counter, request).change_to(name or DEFAULT, version)
         if change.is_nothing:
             return shown.done(f"Version {change.version} of {change.set} is what is in force."), *nothing()
         return "", shown.change(change), gr.update(visible=True), change
 
+    @parts.tells(*[gr.skip()] * 2, *nothing())
     def on_roll_back(self, name: str, seen: Change | None, reason: str, author: str, request: gr.Request) -> Any:
         """Do what was shown, if it is still what would happen."""
-        try:
-            if seen is None:
-                raise invalid("nothing is shown that could be done; show first what would change")
-            made = parts.served(self.counter, request).roll_back(seen, author.strip(), reason)
-        except Exception as error:  # whatever it is, the page says a line of it: `line`
-            return shown.problem(line(error)), *[gr.skip()] * 2, *nothing()
+        if seen is None:
+            raise invalid("nothing is shown that could be done; show first what would change")
+        made = parts.served(self.counter, request).roll_back(seen, author.strip(), reason)
         _, sets, versions = self.on_choices(name, request)
         said = shown.done(f"Version {seen.version} of {seen.set} is in force again, as version {made}.")
         return said, sets, versions, *nothing()
-
-
-def nothing() -> tuple[Any, ...]:
-    """Nothing is shown that could be confirmed."""
-    return "", gr.update(visible=False), None
