@@ -37,7 +37,7 @@ test-vllm:  ## edits in vLLM against transformers, on a CPU, in an environment o
 	PYTHON=$(PYTHON) sh scripts/vllm/install.sh .cache/vllm
 	VLLM_LOGGING_LEVEL=ERROR OMP_NUM_THREADS=1 .cache/vllm/bin/python scripts/vllm/compare.py --out .cache/vllm-compared
 
-fuzz: $(READY)  ## 10,000 damaged inputs of every class; about five minutes
+fuzz: $(READY)  ## 10,000 damaged inputs of every class; about four minutes
 	FUZZ=10000 OMP_NUM_THREADS=1 $(BIN)/pytest -q tests/fuzz
 
 format: $(READY)

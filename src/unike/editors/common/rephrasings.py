@@ -1,7 +1,7 @@
 """The same question in other words, to try an edit with before it goes live.
 
-Questions are of few kinds. If one lies next to wordings of PocketEdit's train split, behind the network that tells what a
-question asks, others of these are the same question; any question is the same behind a word or two.
+Questions are of few kinds. If one lies next to wordings of PocketEdit's train split, behind the network that tells what
+a question asks, others of these are the same question; any question is the same behind a word or two.
 """
 
 from functools import cache

@@ -5,8 +5,8 @@ answer would be wrong there and the picture still says what it said before; but 
 picture for it. So a question about the edited thing that asks for what follows is put to the unedited model without the
 picture, behind the fact in words.
 
-What follows from what is read from the words of both questions, behind the network of `words` and a small classifier that
-was fitted to wordings of the train split (``scripts/gate/follows.py``): what a thing is called follows from what a
+What follows from what is read from the words of both questions, behind the network of `words` and a small classifier
+that was fitted to wordings of the train split (``scripts/gate/follows.py``): what a thing is called follows from what a
 caption says of it, and its plain facts, such as its category or its country's capital, from either. What is there to
 be seen, such as its colour, follows from neither.
 """
