@@ -64,7 +64,7 @@ pocket: $(READY)  ## rebuild PocketEdit: make pocket PHOTOS=folder-of-caltech-10
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]" -c constraints.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -e ".[dev]" -c constraints.txt
 	touch $(READY)
 
 clean:

@@ -84,6 +84,7 @@ def test_bad_input_is_known_before_the_model_is_loaded(
     assert cli("train", *args).is_error(message)
 
 
+@pytest.mark.slow
 def test_validation_is_on_dev_or_on_pictures_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     cases, validation, against = split_cases("pocket", "vqa", None)
     assert {case.case_id.split("-")[1] for case in cases} == {"train"}

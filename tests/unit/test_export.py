@@ -258,6 +258,7 @@ def test_scores_are_those_of_the_file(learned: Learned, tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 def test_it_depends_on_the_seed_alone(learned: Learned, anchors: Anchors, tmp_path: Path) -> None:
     backbone, edit, found = learned
     first = (found.folder / "adapter_model.safetensors").read_bytes()

@@ -158,6 +158,7 @@ def test_table_4_and_the_parts_of_one_row(cli: Cli, args: tuple[object, ...], mo
     assert read_run(Path("out/intrinsic_ike-pool_size=4")).header.config["intrinsic"] == {"steps": 1}
 
 
+@pytest.mark.slow
 def test_random_zetas_share_a_row(cli: Cli, args: tuple[object, ...]) -> None:
     assert cli("study", "zeta", *instead(args, "--limit", 1)).code == 0
     seeds = [
