@@ -12,7 +12,8 @@ demo: $(READY)  ## edit one fact in a real vision-language model
 serve: $(READY)  ## the studio and OpenAI's API, with the bundled model; builds it on first use
 	$(BIN)/unike serve --model mini --store store --studio
 
-test: lint types unit  ## lint, types and tests
+test: lint  ## lint, types and tests
+	$(MAKE) -j2 types unit
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -239,6 +239,7 @@ def test_generation_equals_decoding_without_a_cache(edits: Edit, backbone: Backb
     )
 
 
+@pytest.mark.slow
 def test_every_row_of_a_batch_gets_the_answer_of_its_own_edit(
     make_editor: Callable[..., Editor[Any]], backbone: Backbone, facts: list[Query]
 ) -> None:

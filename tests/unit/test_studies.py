@@ -150,6 +150,7 @@ def test_the_command_line_knows_every_study() -> None:
 # ---------------------------------------------------------------------- the others, on a tiny model
 
 
+@pytest.mark.slow
 def test_table_4_and_the_parts_of_one_row(cli: Cli, args: tuple[object, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     in_context = Variant("Intrin + IKE", {"ike": {"pool_size": 4}}, "intrinsic_ike")
     monkeypatch.setattr(ablation, "ROWS", [ablation.ROWS[0], in_context])

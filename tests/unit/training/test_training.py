@@ -160,7 +160,9 @@ def test_what_is_not_finite_ends_the_run(
 # ---------------------------------------------------------------------- it goes on
 
 
-@pytest.mark.parametrize(("editor", "kill_at"), [("mend", 0), ("mend", 9), ("ke", 14)])
+@pytest.mark.parametrize(
+    ("editor", "kill_at"), [("mend", 0), ("mend", 9), pytest.param("ke", 14, marks=pytest.mark.slow)]
+)
 def test_killed_and_resumed_is_as_if_never_killed(
     model: Backbone, learned: list[EditCase], judged: list[EditCase], tmp_path: Path, editor: str, kill_at: int
 ) -> None:
