@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ from unike.store.tables import METADATA
 
 PATIENCE = 60
 """Seconds that a writer waits for another."""
+
+PAUSE = 0.02
+"""Seconds between two tries."""
 
 MARK = "unike_alembic"
 """The table that tells a store from other databases: which steps were taken."""
@@ -43,7 +47,23 @@ def set_up(connection: Any, record: Any) -> None:
     for setting in ("synchronous=FULL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {setting}")
     if connection.execute(f"SELECT 1 FROM sqlite_master WHERE name = '{MARK}'").fetchone():  # else it is not ours
-        connection.execute("PRAGMA journal_mode=WAL")
+        write_ahead(connection)
+
+
+def write_ahead(connection: Any) -> None:
+    """Let a database keep a log that is written ahead of it, once nobody is at work in it.
+
+    For that alone SQLite does not wait as it does for other locks: it refuses at once.
+    """
+    until = time.monotonic() + PATIENCE
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > until:
+                raise
+            time.sleep(PAUSE)
 
 
 def set_up_frozen(connection: Any, record: Any) -> None:

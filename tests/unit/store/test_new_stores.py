@@ -2,6 +2,7 @@
 
 import sqlite3
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, TimeoutError
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -156,3 +157,26 @@ def test_a_set_that_cannot_be_read_makes_no_other_store(cli: Cli, made: list[Edi
     assert cli("store", "push", tmp_path / "other", *here).is_error("is missing")
     assert cli("store", "pull", tmp_path / "store", "--store", tmp_path / "other").is_error("is missing")
     assert not (tmp_path / "other").exists()
+
+
+def test_a_store_that_another_is_just_making_is_waited_for(made: list[Edit], tmp_path: Path) -> None:
+    """Its log is not yet written ahead, and SQLite does not wait by itself to change that."""
+    with closing(Store.open(tmp_path / "store")) as store:
+        store.add(made[1])
+    with closing(sqlite3.connect(tmp_path / "store" / "store.db", isolation_level=None)) as other:
+        other.execute("PRAGMA journal_mode=DELETE")
+        other.execute("BEGIN IMMEDIATE")
+
+        def add() -> int:
+            with closing(Store.open(tmp_path / "store")) as late:
+                late.add(made[2])
+                return late.version()
+
+        with ThreadPoolExecutor(1) as pool:
+            added = pool.submit(add)
+            with pytest.raises(TimeoutError):
+                added.result(timeout=0.3)
+            other.execute("COMMIT")
+            assert added.result(timeout=30) == 2
+    with closing(sqlite3.connect(tmp_path / "store" / "store.db")) as later:
+        assert later.execute("PRAGMA journal_mode").fetchone() == ("wal",)
