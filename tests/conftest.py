@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from matrix import FEW, STACKS, TRAINED
+from matrix import FEW, STACKS, TRAINED, held_later
 from PIL import Image
 from tinies import TINIES
 from torch.nn.functional import normalize
@@ -53,7 +53,7 @@ def facts(pictures: list[Path]) -> list[Query]:
     ]
 
 
-@pytest.fixture(scope="session", params=sorted(TINIES))
+@pytest.fixture(scope="session", params=held_later(sorted(TINIES), str))
 def make_backbone(request: pytest.FixtureRequest) -> Callable[..., Backbone]:
     """A function ``(seed=0) -> Backbone`` for each tiny model of each family."""
     return TINIES[request.param]
