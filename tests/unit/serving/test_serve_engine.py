@@ -75,7 +75,7 @@ def test_what_waits_is_one_batch_and_each_row_has_its_own_edits(
     with Blocked(engine):
         engine.submit(jobs[:2])
         engine.submit(jobs[2:])
-    assert answered(*jobs) and seen == [(5, 3)]
+    assert answered(*jobs) and wait_for(lambda: seen == [(5, 3)])
     for each in jobs:
         alone = EditedModel(model, each.edits.edits).generate(
             [each.query], decoding=[Decoding(each.decoding.max_new_tokens)]
@@ -96,7 +96,7 @@ def test_those_who_were_answered_are_waited_for_a_moment(engines: Callable[..., 
     engine.submit(second[:1])
     time.sleep(0.05)
     engine.submit(second[1:])
-    assert answered(*second) and seen == [3, 3]
+    assert answered(*second) and wait_for(lambda: seen == [3, 3])
     engine.gather = 0.01
     alone = [job(tokens=1) for _ in range(2)]
     for each in alone:
@@ -104,7 +104,7 @@ def test_those_who_were_answered_are_waited_for_a_moment(engines: Callable[..., 
         assert answered(each)
     engine.gather = 60.0  # who asks alone does not wait
     engine.submit([last := job(tokens=1)])
-    assert answered(last) and seen == [3, 3, 1, 1, 1]
+    assert answered(last) and wait_for(lambda: seen == [3, 3, 1, 1, 1])
 
 
 def test_a_short_answer_does_not_wait_for_a_long_one(engines: Callable[..., Engine]) -> None:
