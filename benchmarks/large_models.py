@@ -39,6 +39,7 @@ from transformers import (
 import unike
 from unike.backbones.convert import minigpt4
 from unike.backbones.families.blip2 import Blip2
+from unike.backbones.forward.context import SEEN
 from unike.backbones.forward.functional import target_positions
 from unike.backbones.loading import DTYPES, resolve_device
 from unike.data.leaks import ImageHashes
@@ -46,6 +47,7 @@ from unike.data.queries import Query
 from unike.editors.common.anchors import Anchors
 from unike.editors.unike.gate import Gate, RisingRamp
 from unike.editors.unike.knowledge import Knowledge, LayerKnowledge, Triplet
+from unike.editors.unike.metric import Metric
 from unike.editors.unike.prepare.config import PrepareConfig
 from unike.editors.unike.spaces import Encoder
 
@@ -134,9 +136,9 @@ def knowledge(model: Blip2) -> Knowledge:
         )
         for layer in LAYERS
     }
-    metric = torch.eye(2 * width)[:, : min(1024, width)]
-    cohort = torch.nn.functional.normalize(draw(64, metric.shape[1]), dim=1)
-    gate = Gate(draw(2 * width), metric, cohort, RisingRamp(low=(0.1,), high=(0.15,)))
+    metric = Metric(draw(SEEN * width), torch.eye(2 * width)[:, :256], draw(SEEN * width, 256))
+    cohort = torch.nn.functional.normalize(draw(64, metric.width), dim=1)
+    gate = Gate(metric, cohort, RisingRamp(low=(0.1,), high=(0.15,)))
     triplets = [Triplet(f"{i}", ImageHashes(f"{i:016x}", "0f" * 96), "this", "that") for i in range(TRIPLETS)]
     made_for = {"source": model.source, "fingerprint": model.fingerprint()}
     made_for |= {"template": model.template, "n_layers": model.n_layers}

@@ -22,6 +22,7 @@ from unike.editors.trained.artifact import Trained
 from unike.editors.trained.base import TrainedEditor
 from unike.editors.unike.gate import Gate, RisingRamp
 from unike.editors.unike.knowledge import Knowledge, LayerKnowledge, Triplet
+from unike.editors.unike.metric import Metric
 from unike.editors.unike.spaces import Encoder
 
 TRIPLETS = 12
@@ -103,9 +104,9 @@ def some_knowledge(
         )
 
     mean, spread = seen_by(backbone)
-    metric = torch.randn(2 * width, GATE_WIDTH, generator=apart) / spread.unsqueeze(1)
+    maps = (torch.randn(n, GATE_WIDTH // 2, generator=apart) / spread[:n].unsqueeze(1) for n in (2 * width, len(mean)))
     cohort = normalize(torch.randn(20, GATE_WIDTH, generator=apart), dim=1)
-    gate = Gate(mean, metric, cohort, RisingRamp(*((end,) for end in about)))
+    gate = Gate(Metric(mean, *maps), cohort, RisingRamp(*((end,) for end in about)))
     triplets = tuple(
         Triplet(f"What is {i}?", ImageHashes(f"{i:016x}", "0f" * 96), "this", f"that {i}") for i in range(TRIPLETS)
     )
@@ -116,7 +117,7 @@ def some_knowledge(
 
 
 def seen_by(backbone: Backbone) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and spread, ``[2 D]`` each, of what a tiny model sees in some pictures."""
+    """Mean and spread, ``[S]`` each, of what a tiny model sees in some pictures."""
     with TemporaryDirectory() as folder:
         painted = [paint(Path(folder) / f"{seed}.png", (32, 32), seed) for seed in range(100, 106)]
         seen = backbone.run_to_split(backbone.encode([Query("?", path) for path in painted]), 0).pictures

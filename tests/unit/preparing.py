@@ -24,6 +24,8 @@ FAST = {
     "batch": 8,
     "rows": 16,
     "store_dtype": "float32",
+    "gate_hands": 2,
+    "gate_steps": 5,
 }
 CONFIG = PrepareConfig(**FAST)
 

@@ -12,10 +12,11 @@ from torch import Tensor
 
 import unike
 from unike.backbones.adapter import Backbone
+from unike.backbones.forward.context import SEEN
 from unike.core.errors import UnikeError
 from unike.core.files import seal
 from unike.data.leaks import ImageHashes
-from unike.editors.unike.gate import Gate, RisingRamp
+from unike.editors.unike.gate import Gate
 from unike.editors.unike.injection import project_memory, projected_attention
 from unike.editors.unike.knowledge import (
     CONFIG_FILE,
@@ -182,8 +183,13 @@ def test_missing_files_and_other_folders(tmp_path: Path) -> None:
 
 
 def some_gate(width: int = D, **tensors: Tensor) -> Gate:
-    drawn = {"mean": draw(2 * width, seed=1), "metric": draw(2 * width, 8, seed=2), "cohort": draw(9, 8, seed=3)}
-    return Gate(**(drawn | tensors), about=RisingRamp((0.2, 0.3), (0.6, 0.7)))
+    drawn = {
+        "mean": draw(SEEN * width, seed=1),
+        "discriminant": draw(2 * width, 5, seed=2),
+        "contrast": draw(SEEN * width, 3, seed=4),
+        "cohort": draw(9, 8, seed=3),
+    }
+    return Gate.of({"about": {"low": (0.2, 0.3), "high": (0.6, 0.7)}}, drawn | tensors)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
@@ -197,7 +203,7 @@ def test_a_gate_is_kept_as_everything_else_is(tmp_path: Path, dtype: str) -> Non
         kept = found.gate.tensors()[name]
         assert kept.dtype == torch.float32 and torch.equal(kept, tensor.to(getattr(torch, dtype)).float())
     assert known.fingerprint != some_knowledge(dtype).fingerprint, "it is part of the content"
-    assert found.to("meta").gate.mean.device.type == "meta"
+    assert found.to("meta").gate.cohort.device.type == "meta"
     some_knowledge().save_pretrained(tmp_path)
     assert Knowledge.from_pretrained(tmp_path).gate is None
 
@@ -207,10 +213,12 @@ def test_a_damaged_gate_is_one_line(tmp_path: Path) -> None:
     for gate in (
         some_gate(width=D - 1),
         some_gate(mean=draw(D)),
-        some_gate(metric=draw(2 * D, 7)),
+        some_gate(discriminant=draw(2 * D, 4)),
+        some_gate(contrast=draw(2 * D, 3)),
+        some_gate(contrast=draw(SEEN * D, 4)),
         some_gate(cohort=draw(8)),
         some_gate(cohort=draw(0, 8)),
-        some_gate(metric=torch.full((2 * D, 8), float("nan"))),
+        some_gate(discriminant=torch.full((2 * D, 5), float("nan"))),
     ):
         replace(some_knowledge("float32"), gate=gate).save_pretrained(tmp_path)
         refused(tmp_path)

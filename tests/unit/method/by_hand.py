@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from unike_parts import cosine
 
 from unike.backbones.adapter import Backbone
+from unike.backbones.forward.context import SIDE
 from unike.backbones.forward.hooks import trace
 from unike.backbones.forward.split import Batch
 from unike.backbones.sites import AttentionSite
@@ -23,6 +24,7 @@ from unike.editors.unike import gate as ramps
 from unike.editors.unike.config import UniKEConfig
 from unike.editors.unike.gate import Gate, Ramp
 from unike.editors.unike.knowledge import LayerKnowledge, evenly, knowledge_of
+from unike.editors.unike.metric import SHARE, Metric
 from unike.editors.unike.words import read_words
 from unike.edits.edit import Edit
 
@@ -107,11 +109,29 @@ def read_prompt(backbone: Backbone, gate: Gate, batch: Batch, row: int) -> Promp
 def picture_of(gate: Gate, shown: np.ndarray) -> tuple[np.ndarray, float]:
     """Of visual features ``[n, D]``: where the gate has them, and the mean cosine of the ten nearest of its cohort."""
     if not len(shown):
-        return np.zeros(gate.metric.shape[1]), 0.0
-    seen = np.concatenate([shown.mean(axis=0), shown.std(axis=0)])
-    z = gate.metric.double().numpy().T @ (seen - gate.mean.double().numpy())
-    z = z / np.sqrt((z**2).sum())
+        return np.zeros(gate.metric.width), 0.0
+    seen = np.concatenate([shown.mean(axis=0), shown.std(axis=0), *parts_by_hand(shown)])
+    mean, discriminant, contrast = (getattr(gate.metric, name).double().numpy() for name in Metric.TENSORS)
+    told = unit((seen - mean)[: len(discriminant)] @ discriminant)
+    z = unit(np.concatenate([unit((seen - mean) @ contrast), SHARE * told]))
     return z, float(np.mean(sorted(float(other @ z) for other in gate.cohort.double().numpy())[-10:]))
+
+
+def parts_by_hand(features: np.ndarray) -> list[np.ndarray]:
+    """Nine means: of a square's ninths, or of as many stretches, which overlap where they do not come out even."""
+    side, n = int(np.sqrt(len(features))), len(features)
+
+    def stretches(length: int, parts: int) -> list[slice]:
+        return [slice(i * length // parts, -(-(i + 1) * length // parts)) for i in range(parts)]
+
+    if side < SIDE or n > side * side + 1:
+        return [features[part].mean(axis=0) for part in stretches(n, SIDE * SIDE)]
+    square, parts = features[: side * side].reshape(side, side, -1), stretches(side, SIDE)
+    return [square[rows, columns].mean(axis=(0, 1)) for rows in parts for columns in parts]
+
+
+def unit(vector: np.ndarray) -> np.ndarray:
+    return np.asarray(vector / np.sqrt((vector**2).sum()))
 
 
 def opened(gate: Gate, edits: Sequence[Mapping[str, Tensor]], read: Prompt, rivalry: float | None) -> list[Opened]:

@@ -3,17 +3,20 @@
 import numpy as np
 import pytest
 import torch
+from by_hand import parts_by_hand
 from unike_parts import draw
 
-from unike.backbones.forward.context import Prefill, seen_in
+from unike.backbones.forward.context import SEEN, SIDE, Prefill, parts_of, seen_in
 
 D = 32
 
 
 def by_hand(embedded: torch.Tensor, shown: list[int]) -> np.ndarray:
-    """Mean and spread of some positions' embeddings; zero for none."""
+    """Mean, spread and parts of some positions' embeddings; zero for none."""
     features = embedded[shown].double().numpy()
-    return np.concatenate([features.mean(axis=0), features.std(axis=0)]) if shown else np.zeros(2 * D)
+    if not shown:
+        return np.zeros(SEEN * D)
+    return np.concatenate([features.mean(axis=0), features.std(axis=0), *parts_by_hand(features)])
 
 
 def marked(length: int, *rows: list[int]) -> torch.Tensor:
@@ -30,11 +33,28 @@ PLACES = [0, 1, 2], [4, 6], [], [5]
 def test_what_is_seen_are_mean_and_spread_of_visual_features() -> None:
     read, shown = 3 + draw(4, 7, D), marked(7, *PLACES)
     found = seen_in(read, shown)
-    assert found.shape == (4, 2 * D) and found.dtype == torch.float32
+    assert found.shape == (4, SEEN * D) and found.dtype == torch.float32
     for row, places in enumerate(PLACES):
         assert np.allclose(found[row].numpy(), by_hand(read[row], places), atol=1e-5)
     assert not found[2].any(), "nothing is shown"
-    assert found[3, :D].any() and not found[3, D:].any(), "one feature has no spread"
+    assert found[3, :D].any() and not found[3, D : 2 * D].any(), "one feature has no spread"
+
+
+@pytest.mark.parametrize("n", [1, 5, 9, 10, 11, 16, 17, 32, 49, 576, 577, 1088])
+def test_the_parts_of_a_picture_are_those_of_a_square_or_stretches(n: int) -> None:
+    """A square may be followed by one more, which speaks of the whole."""
+    features = draw(n, D)
+    assert np.allclose(parts_of(features).numpy(), np.stack(parts_by_hand(features.double().numpy())), atol=1e-5)
+
+
+def test_parts_say_where_things_lie() -> None:
+    """Mean and spread are the same upside down, the parts are not."""
+    features = draw(16, D)
+    over = features.reshape(4, 4, D).flip(0).reshape(16, D)
+    one, other = (seen_in(each.unsqueeze(0), torch.ones(1, 16).bool())[0] for each in (features, over))
+    assert torch.allclose(one[: 2 * D], other[: 2 * D], atol=1e-5)
+    turned = one[2 * D :].reshape(SIDE, SIDE, D).flip(0).flatten()
+    assert torch.allclose(turned, other[2 * D :], atol=1e-5) and not torch.allclose(one, other)
 
 
 def test_what_is_seen_does_not_depend_on_what_stands_elsewhere() -> None:

@@ -9,13 +9,14 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from unike.backbones.adapter import Backbone
-from unike.backbones.forward.context import Acting, Prefill
+from unike.backbones.forward.context import SEEN, Acting, Prefill
 from unike.backbones.forward.hooks import Hooks
 from unike.data.queries import Query
 from unike.editors.unike.asked import ASKED_WIDTH
 from unike.editors.unike.config import UniKEConfig, merged
 from unike.editors.unike.editor import UniKE, UniKEEdit
 from unike.editors.unike.gate import KEPT, Gate, Reading, RisingRamp, install_gate
+from unike.editors.unike.metric import Metric
 from unike.editors.unike.words import NAMED_WIDTH
 from unike.edits.edit import Edit
 from unike.edits.group import Group
@@ -65,8 +66,11 @@ class Together:
 
 # ---------------------------------------------------------------------- gates
 
-WIDTH, SHOWN = 24, 40
-"""Of what a drawn gate compares pictures by, and of what pictures show."""
+WIDTH, FEATURES = 24, 20
+"""Of what a drawn gate compares pictures by, and of visual features."""
+
+SHOWN = SEEN * FEATURES
+"""Of what pictures show."""
 
 OPEN, CLOSED = RisingRamp((-9.0,), (-8.0,)), RisingRamp((8.0,), (9.0,))
 """Wherever a cosine may lie."""
@@ -74,8 +78,14 @@ OPEN, CLOSED = RisingRamp((-9.0,), (-8.0,)), RisingRamp((8.0,), (9.0,))
 
 def some_gate(**settings: Any) -> Gate:
     cohort = normalize(draw(30, WIDTH, seed=3), dim=1)
-    chosen = {"mean": draw(SHOWN, seed=2), "metric": draw(SHOWN, WIDTH, seed=1), "cohort": cohort}
-    return Gate(**(chosen | {"about": RisingRamp((-0.9, -0.5), (0.5, 0.6))} | settings))
+    chosen = {"metric": some_metric(), "cohort": cohort, "about": RisingRamp((-0.9, -0.5), (0.5, 0.6))}
+    return Gate(**(chosen | settings))
+
+
+def some_metric(features: int = FEATURES, width: int = WIDTH) -> Metric:
+    """Half of it discriminant, half contrast."""
+    halves = draw(2 * features, width // 2, seed=1), draw(SEEN * features, width // 2, seed=4)
+    return Metric(draw(SEEN * features, seed=2), *halves)
 
 
 def some_reading(*shape: int, seed: int = 0, pictured: bool = True) -> Reading:

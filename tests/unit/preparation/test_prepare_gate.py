@@ -10,15 +10,14 @@ from tinies import tiny_backbone
 
 from unike.backbones.adapter import Backbone
 from unike.core.images import load_image
-from unike.data.leaks import content_hash
 from unike.data.provenance import every_query
 from unike.data.queries import EditCase, Probe, Query
-from unike.editors.unike.calibration import Pictures, calibrate
-from unike.editors.unike.knowledge import Knowledge
+from unike.editors.unike.calibration import calibrate
+from unike.editors.unike.pictures import Pictures
 from unike.editors.unike.prepare.config import PrepareConfig
-from unike.editors.unike.prepare.gate import images_of, pairs_of, things
+from unike.editors.unike.prepare.gate import SHOWN, images_of, kinds, pairs_of, shown_by_hands, things
 from unike.editors.unike.prepare.pipeline import is_prepared, prepare
-from unike.editors.unike.prepare.views import waved
+from unike.editors.unike.prepare.views import Hand
 
 pytestmark = pytest.mark.usefixtures("at_home")
 
@@ -54,25 +53,42 @@ def test_the_gate_is_that_of_every_picture_seen_alone(
     alone = [backbone.run_to_split(backbone.encode([Query("What is this?", image)]), 0).pictures for image in images]
     same = [(row[gallery[i]], row[gallery[20 + i]]) for i in range(12)]
     near = [(row[gallery[i]], row[gallery[i - 2 + 12 * (i < 2)]]) for i in range(12)]
-    thing, views = things(24, same), []
-    for image in images:
-        waved(load_image(image), int(content_hash(image)[:8], 16)).save(view := tmp_path / f"{image.stem}.png")
-        views.append(backbone.run_to_split(backbone.encode([Query(QUESTION, view)]), 0).pictures)
-    pictures = Pictures(torch.cat(alone), thing, same, near, torch.cat(views), thing)
-    gate, shares = calibrate(pictures, known_error(known))
+    thing, none = things(24, same), torch.zeros(24, dtype=torch.long)
+    drawn = shown_by_hands(thing, none, FAST["gate_hands"])
+    for row, hand in drawn:
+        Hand.drawn(hand).show(load_image(images[row])).save(view := tmp_path / f"{row}-{hand}.png")
+        alone.append(backbone.run_to_split(backbone.encode([Query(QUESTION, view)]), 0).pictures)
+    of = torch.tensor([*range(24), *(row for row, _ in drawn)])
+    pictures = Pictures(torch.cat(alone), thing[of], none[of * 0], torch.tensor([0] * 24 + [by for _, by in drawn]))
+    gate, shares = calibrate(pictures, same, near, steps=FAST["gate_steps"])
     report = known.description["report"]["gate"]
-    assert (report["cases"], report["pictures"], report["things"]) == (12, 24, 12)
+    assert (report["cases"], report["pictures"], report["things"], report["views"]) == (12, 24, 12, 24)
     assert report["let_in"] == pytest.approx(shares, abs=0.1)
     assert known.gate is not None
-    assert torch.allclose(known.gate.mean, gate.mean, atol=1e-4)
+    assert torch.allclose(known.gate.metric.mean, gate.metric.mean, atol=1e-4)
     assert known.gate.about.low == pytest.approx(gate.about.low, abs=1e-2)
-    scale = gate.metric.abs().max()
-    assert torch.allclose(known.gate.metric @ known.gate.metric.T, gate.metric @ gate.metric.T, atol=1e-2 * scale**2)
+    (known_z, z), seen = ((g.metric(pictures.seen) for g in (known.gate, gate)), pictures.seen)
+    assert len(seen) == 48 and torch.allclose(known_z @ known_z.T, z @ z.T, atol=1e-2)
 
 
-def known_error(known: Knowledge) -> float:
-    error: float = known.description["config"]["gate_error"]
-    return error
+def test_made_up_hands_show_some_things_of_each_kind_once() -> None:
+    thing = torch.arange(300).repeat(2)
+    kind = (thing >= 290).long()
+    drawn = shown_by_hands(thing, kind, 3)
+    assert drawn == shown_by_hands(thing, kind, 3) and {hand for _, hand in drawn} == {1, 2, 3}
+    for hand in (1, 2, 3):
+        rows = torch.tensor([row for row, by in drawn if by == hand])
+        assert len(thing[rows].unique()) == len(rows) and kind[rows].bincount().tolist() == [SHOWN, 10]
+    assert {row for row, by in drawn if by == 1} != {row for row, by in drawn if by == 2}
+    assert shown_by_hands(thing, kind, 0) == []
+
+
+def test_a_picture_is_of_the_kind_that_the_first_case_says(gallery: list[Path]) -> None:
+    probe = Probe("m_generality", Query(QUESTION, gallery[1]))
+    flag = EditCase("a", Query(QUESTION, gallery[0], "cat"), (probe,), "flag")
+    photo = EditCase("b", Query(QUESTION, gallery[2], "cat"), (probe,), "photo")
+    assert kinds(gallery[:3], [flag, photo]).tolist() == [0, 0, 1]
+    assert kinds(gallery[:3], [photo, flag]).tolist() == [0, 1, 1]
 
 
 def test_things_are_what_pairs_link() -> None:
@@ -121,8 +137,8 @@ def test_there_may_be_no_gate(backbone: Backbone, cases: list[EditCase], gallery
     chosen = probed(cases[:12], gallery)
     known = prepare(backbone, chosen, tmp_path / "none", PrepareConfig(**FAST, gate_cases=0))
     assert known.gate is None and known.description["report"]["gate"] == {}
-    for number, kinds in enumerate([{"m_generality"}, {"near_locality", "m_locality"}]):
-        lacking = [replace(case, probes=tuple(p for p in case.probes if p.kind not in kinds)) for case in chosen]
+    for number, without in enumerate([{"m_generality"}, {"near_locality", "m_locality"}]):
+        lacking = [replace(case, probes=tuple(p for p in case.probes if p.kind not in without)) for case in chosen]
         assert prepare(backbone, lacking, tmp_path / str(number), CONFIG).gate is None
 
 

@@ -47,7 +47,7 @@ def test_a_run_that_is_killed_goes_on(
     """Killed again and again, a little later each time, it asks everything once and ends with the same bytes."""
     cases = [replace(case, probes=case.probes + of_gate(cases, number)) for number, case in enumerate(cases)]
     whole = prepared(backbone, cases, tmp_path / "whole")
-    assert b"gate.metric" in whole["knowledge.safetensors"]
+    assert b"gate.contrast" in whole["knowledge.safetensors"]
     assert len(asked(backbone)) == 40
     asked(backbone).clear()
     stages, resumed = set(), {}

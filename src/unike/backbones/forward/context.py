@@ -7,6 +7,7 @@ follows. Hooks are given it when they are installed, for that pass alone.
 What is *attached* to a model is known to the running context (a thread, an asyncio task), never to the model.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -16,6 +17,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool1d, adaptive_avg_pool2d
 
 from unike.backbones.forward.hooks import Hooks
 
@@ -23,22 +25,48 @@ Tokens = tuple[tuple[int, ...], ...]
 """Of several prompts."""
 
 
+SIDE = 3
+"""A picture is also read in ``SIDE x SIDE`` parts."""
+
+SEEN = 2 + SIDE * SIDE
+"""So many vectors say what a picture shows, see `seen_in`."""
+
+
 @torch.no_grad()
 def seen_in(read: Tensor, shown: Tensor) -> Tensor:
-    """What prompts show: mean and standard deviation of the visual features that stand in their pictures' places.
+    """What prompts show: of the visual features in a picture's place mean, standard deviation, and the means of parts.
 
     Args:
         read: Embeddings, ``[B, S, D]``.
         shown: ``[B, S']`` bool, where visual features stand; none do beyond S'.
 
     Returns:
-        ``[B, 2 D]`` fp32; zero for a prompt without a picture.
+        ``[B, SEEN D]`` fp32; zero for a prompt without a picture.
     """
-    weight, features = shown.to(read.device).float().unsqueeze(1), read[:, : shown.shape[1]].float()  # [B, 1, S']
-    count = weight.sum(dim=2).clamp(min=1)
-    mean = (weight @ features).squeeze(1) / count
-    apart = (features - mean.unsqueeze(1)) * weight.transpose(1, 2)
-    return torch.cat([mean, (apart.square().sum(dim=1) / count).sqrt()], dim=1)
+    shown = shown.to(read.device)
+    return torch.stack([_shown_by(row[: len(there)][there].float()) for row, there in zip(read, shown, strict=True)])
+
+
+def _shown_by(features: Tensor) -> Tensor:
+    """Of a picture's ``features [n, D]``: ``[SEEN D]``."""
+    if not len(features):
+        return features.new_zeros(SEEN * features.shape[1])
+    spread, mean = torch.std_mean(features, dim=0, correction=0)
+    return torch.cat([mean, spread, parts_of(features).flatten()])
+
+
+def parts_of(features: Tensor) -> Tensor:
+    """The means of a picture's parts, ``[SIDE * SIDE, D]``.
+
+    Args:
+        features: ``[n, D]`` with n > 0: a square, row by row, perhaps and one more that speaks of the whole; what is no
+            square is cut into as many stretches.
+    """
+    side, width = math.isqrt(len(features)), features.shape[1]
+    if side < SIDE or len(features) > side * side + 1:
+        return adaptive_avg_pool1d(features.T, SIDE * SIDE).T
+    square = features[: side * side].T.reshape(width, side, side)
+    return adaptive_avg_pool2d(square, SIDE).reshape(width, SIDE * SIDE).T
 
 
 @dataclass(eq=False)

@@ -86,7 +86,7 @@ def told(gate: Gate, group: Group, queries: Sequence[Query]) -> list[Query | Non
     found: list[Query | None] = [None] * len(queries)
     if not queries:
         return found
-    device = gate.mean.device
+    device = gate.cohort.device
     asked = read_words([query.prompt for query in queries]).asked.to(device)
     keys, present = keys_for(group, len(queries)), group.present_on(len(queries))
     pictured = torch.tensor([query.image is not None for query in queries], device=device).unsqueeze(1)

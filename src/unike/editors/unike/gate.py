@@ -2,8 +2,8 @@
 
 Two questions decide, and each is read where its answer is, not from one state of the decoder:
 
-- *What is it about?* The picture's own tokens, before any layer has mixed words into them: mean and spread of the
-  visual features, behind a map learned in `unike prepare` from pictures of the same thing (`calibration`). An edit
+- *What is it about?* The picture's own tokens, before any layer has mixed words into them: what they show as a whole
+  and part by part, behind a map learned in `unike prepare` from pictures of the same thing (`metric`). An edit
   without a picture is about whom its prompt names: the rare words of it that an input has, too (`words`).
 - *What is asked?* The words of the question, behind the sentence encoder that ships and a learned network (`words`).
 
@@ -29,18 +29,18 @@ Note:
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 from typing_extensions import Self
 
 from unike.backbones.adapter import Backbone
 from unike.backbones.forward.context import Prefill
 from unike.core.errors import UnikeError
 from unike.data.queries import Query
+from unike.editors.unike.metric import Metric
 from unike.editors.unike.words import Wording, read_words
 from unike.edits.group import Group
 
@@ -140,18 +140,14 @@ class Gate:
     """The gate of a backbone; what an edit adds is its key.
 
     Args:
-        mean: ``[2 D]`` of what pictures show (`seen_in`).
-        metric: ``[2 D, P]``: behind it pictures of one thing lie together.
+        metric: Behind it pictures of one thing lie together.
         cohort: ``[n, P]`` unit vectors of arbitrary pictures there.
         about: Ramps of the cosine there, beyond what is usual, see `alike`.
     """
 
-    mean: Tensor
-    metric: Tensor
+    metric: Metric
     cohort: Tensor
     about: RisingRamp
-
-    TENSORS: ClassVar[tuple[str, ...]] = ("mean", "metric", "cohort")
 
     def settings(self) -> dict[str, Any]:
         """What it is beside `tensors`, as JSON has it."""
@@ -159,7 +155,7 @@ class Gate:
 
     def tensors(self) -> dict[str, Tensor]:
         """By name."""
-        return {name: getattr(self, name) for name in self.TENSORS}
+        return {name: getattr(self.metric, name) for name in Metric.TENSORS} | {"cohort": self.cohort}
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
@@ -169,7 +165,7 @@ class Gate:
             LookupError, TypeError, ValueError: Something is missing or makes no sense.
         """
         about = RisingRamp(*(tuple(settings["about"][end]) for end in ("low", "high")))
-        return cls(tensors["mean"], tensors["metric"], tensors["cohort"], about)
+        return cls(Metric(*(tensors[name] for name in Metric.TENSORS)), tensors["cohort"], about)
 
     def to(self, device: torch.device | str) -> Self:
         """The same on another device."""
@@ -190,10 +186,10 @@ class Gate:
     def pictured(self, seen: Tensor | None, rows: int) -> tuple[Tensor, Tensor]:
         """Pictures ``[rows, P]``, and what is usual ``[rows, 1]``: zero where nothing is seen."""
         if seen is None:
-            return self.metric.new_zeros(rows, self.metric.shape[1]), self.metric.new_zeros(rows, 1)
-        seen = seen.to(self.mean.device)
+            return self.cohort.new_zeros(rows, self.metric.width), self.cohort.new_zeros(rows, 1)
+        seen = seen.to(self.cohort.device)
         there = seen.any(dim=1, keepdim=True)
-        picture = normalize((seen - self.mean) @ self.metric, dim=-1) * there
+        picture = self.metric(seen) * there
         return picture, usual(picture, self.cohort) * there
 
     def keys(self, backbone: Backbone, prefill: Prefill) -> dict[str, Tensor]:
@@ -208,7 +204,7 @@ class Gate:
         if prefill.tokens is None:
             raise UnikeError("edits are told apart by the words of a prompt: give input_ids, not inputs_embeds")
         read = read_words([backbone.asked(tokens) for tokens in prefill.tokens])
-        return Wording(*(each.to(self.mean.device) for each in read))
+        return Wording(*(each.to(self.cohort.device) for each in read))
 
     # ------------------------------------------------------------------ what follows
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from unike.backbones.adapter import Backbone
+from unike.backbones.forward.context import SEEN
 from unike.backbones.loading import DTYPES
 from unike.backbones.sites import AttentionSite
 from unike.core import home
@@ -40,7 +41,7 @@ SAVED = SealedFolder(
     "knowledge",
     CONFIG_FILE,
     TENSOR_FILE,
-    version=4,  # 1: one gate for stacks of any size; 2: edits competed by what is read at `p`; 3: the gate read states
+    version=5,  # 1: one gate for all stacks; 2: edits competed by what `p` says; 3: the gate read states; 4: no parts
     keys=frozenset({"backbone", "dtype", "layers", "gate", "triplets"}),
 )
 
@@ -190,7 +191,7 @@ class Knowledge:
                 f"{backbone.source!r} ({backbone.fingerprint()}); run unike prepare for that model"
             )
         width = next(iter(self.layers.values())).h_sem.shape[1]
-        if width != backbone.width or (self.gate is not None and len(self.gate.mean) != 2 * width):
+        if width != backbone.width or (self.gate is not None and len(self.gate.metric.mean) != SEEN * width):
             raise UnikeError(
                 f"the knowledge of {made_for['source']!r} is {width} numbers wide, and {backbone.source!r} "
                 f"{backbone.width}; run unike prepare anew"

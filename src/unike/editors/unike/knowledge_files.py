@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from typing_extensions import Self
 
+from unike.backbones.forward.context import SEEN
 from unike.core.schema import Schema
 from unike.editors.common.saved import SavedBackbone, SavedTrace
 from unike.edits.layout import Declared, check
@@ -93,8 +94,10 @@ def check_gate(tensors: Mapping[str, Tensor], width: int) -> None:
     Raises:
         ValueError: As it says.
     """
-    layout = {"gate.mean": Declared((2 * width,)), "gate.metric": Declared((2 * width, "P"))}
-    layout["gate.cohort"] = Declared(("n", "P"))
+    layout = {"gate.mean": Declared((SEEN * width,)), "gate.discriminant": Declared((2 * width, "P"))}
+    layout |= {"gate.contrast": Declared((SEEN * width, "Q")), "gate.cohort": Declared(("n", "R"))}
     check(layout, {f"gate.{name}": tensor for name, tensor in tensors.items()}, {})
+    if tensors["cohort"].shape[1] != tensors["discriminant"].shape[1] + tensors["contrast"].shape[1]:
+        raise ValueError("gate.cohort is of another metric")
     if not len(tensors["cohort"]):
         raise ValueError("gate.cohort is empty")

@@ -27,6 +27,8 @@ class PrepareConfig(Settings):
         max_new_tokens: An answer of the backbone that is as long is taken to be cut off.
         rows: Questions the backbone reads at once.
         gate_cases: How many cases' pictures the gate is made from; 0 for no gate.
+        gate_hands: Made-up hands that show pictures again, see `unike.editors.unike.prepare.views`.
+        gate_steps: Of the contrast, see `unike.editors.unike.contrast`.
         gate_error: See `unike.editors.unike.calibration.calibrate`.
     """
 
@@ -46,4 +48,6 @@ class PrepareConfig(Settings):
     max_new_tokens: int = Field(default=32, ge=1)
     rows: int = Field(default=32, ge=1)
     gate_cases: int = Field(default=10_000, ge=0)
+    gate_hands: int = Field(default=16, ge=0)
+    gate_steps: int = Field(default=800, ge=0)
     gate_error: float = Field(default=0.2, gt=0, lt=0.5)

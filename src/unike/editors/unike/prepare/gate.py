@@ -1,29 +1,35 @@
 """What the gate is made from: pictures of a train split, what they show, and which of them show one thing."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from unike.backbones.adapter import Backbone
+from unike.backbones.forward.context import SEEN
 from unike.core.images import load_image
 from unike.data.leaks import LeakGuard
+from unike.data.provenance import every_query
 from unike.data.queries import EditCase, Query
 from unike.data.sampling import evenly
-from unike.editors.unike.calibration import Pairs, Pictures, calibrate
+from unike.editors.unike.calibration import Pairs, calibrate
 from unike.editors.unike.gate import Gate
-from unike.editors.unike.prepare.views import waved
+from unike.editors.unike.pictures import Pictures
+from unike.editors.unike.prepare.views import Hand
 from unike.editors.unike.prepare.work import Work
 
 SAME, NEAR = "m_generality", ("near_locality", "m_locality")
 """Kinds of probes with another picture of the edited thing, and with one of another thing: the first that there is."""
 
-VIEWS = 400
-"""Most pictures that are also seen as another hand might show them."""
+SHOWN = 128
+"""Most things of a kind that a made-up hand shows."""
+
+Drawn = tuple[int, int]
+"""A picture, by its row, and the made-up hand that shows it."""
 
 
 def find_gate(work: Work, cases: Sequence[EditCase], guard: LeakGuard) -> tuple[Gate | None, dict[str, Any]]:
@@ -47,15 +53,19 @@ def find_gate(work: Work, cases: Sequence[EditCase], guard: LeakGuard) -> tuple[
     thing = things(len(images), linked_rows)
     if not thing.any():  # one thing alone
         return None, {}
-    viewed = evenly(len(images), VIEWS)
-    seen, views = see(work, "seen", images, guard), see(work, "views", [images[i] for i in viewed], guard)
-    pictures = Pictures(seen, thing, same_rows, near_rows, views, thing[viewed])
-    gate, shares = calibrate(pictures, work.config.gate_error)
+    kind = kinds(images, chosen)
+    drawn = shown_by_hands(thing, kind, work.config.gate_hands)
+    of = torch.tensor([*range(len(images)), *(picture for picture, _ in drawn)])
+    hand = torch.tensor([0] * len(images) + [by for _, by in drawn])
+    seen = torch.cat([see(work, images, guard), see_drawn(work, images, drawn, guard)])
+    pictures = Pictures(seen, thing[of], kind[of], hand)
+    gate, shares = calibrate(pictures, same_rows, near_rows, error=work.config.gate_error, steps=work.config.gate_steps)
     told = {name: round(share, 4) for name, share in shares.items()}
     return gate, {
         "cases": len(chosen),
         "pictures": len(images),
-        "things": int(pictures.thing.max()) + 1,
+        "things": int(thing.max()) + 1,
+        "views": len(drawn),
         "let_in": told,
     }
 
@@ -90,33 +100,81 @@ def things(n: int, same: Pairs) -> Tensor:
     return torch.tensor([first(i) for i in range(n)]).unique(return_inverse=True)[1]
 
 
-def see(work: Work, how: Literal["seen", "views"], images: Sequence[Path], guard: LeakGuard) -> Tensor:
-    """What pictures show, ``[n, 2 D]``: as they are, or as another hand might have made them (`waved`)."""
-    parts = []
-    starts = range(0, len(images), work.config.rows)
+def kinds(images: Sequence[Path], cases: Sequence[EditCase]) -> Tensor:
+    """``[n]`` long: of what kind pictures are, as the first case says that shows them."""
+    domain = {image: case.domain for case in reversed(cases) for image in images_shown(case)}
+    names = sorted(set(domain.values()))
+    return torch.tensor([names.index(domain[image]) for image in images])
+
+
+def images_shown(case: EditCase) -> list[Path]:
+    """A case's pictures."""
+    return [query.image for query in every_query([case]) if query.image is not None]
+
+
+def shown_by_hands(thing: Tensor, kind: Tensor, hands: int) -> list[Drawn]:
+    """Which made-up hand shows which pictures: of each kind some things, a picture each."""
+    found = []
+    for hand in range(1, hands + 1):
+        chosen = torch.Generator().manual_seed(hand)
+        for one in kind.unique().tolist():
+            rows = (kind == one).nonzero().flatten()
+            rows = rows[torch.randperm(len(rows), generator=chosen)].tolist()
+            of_thing = {int(thing[row]): row for row in rows}
+            found += [(row, hand) for row in list(of_thing.values())[:SHOWN]]
+    return found
+
+
+def see(work: Work, images: Sequence[Path], guard: LeakGuard) -> Tensor:
+    """What pictures show as they are, ``[n, S]``."""
+
+    def read(some: Sequence[Path]) -> Tensor:
+        return read_pictures(work.backbone, some)
+
+    return in_parts(work, "seen", images, [guard.hashes[image].content for image in images], read)
+
+
+def see_drawn(work: Work, images: Sequence[Path], drawn: Sequence[Drawn], guard: LeakGuard) -> Tensor:
+    """What pictures show by made-up hands, ``[m, S]``."""
+
+    def read(some: Sequence[Drawn]) -> Tensor:
+        with TemporaryDirectory() as folder:
+            views = [Path(folder) / f"{number}.png" for number in range(len(some))]
+            for view, (picture, hand) in zip(views, some, strict=True):
+                Hand.drawn(hand).show(load_image(images[picture])).save(view)
+            return read_pictures(work.backbone, views)
+
+    return in_parts(work, "views", drawn, [[guard.hashes[images[row]].content, hand] for row, hand in drawn], read)
+
+
+def in_parts(
+    work: Work, name: str, pictures: Sequence[Any], made_from: Sequence[Any], read: Callable[[Any], Tensor]
+) -> Tensor:
+    """What pictures show, ``[n, S]``, some at a time, each part once.
+
+    Args:
+        work: The run.
+        name: Of the parts.
+        pictures: In any form that ``read`` takes.
+        made_from: What each depends on, as JSON has it.
+        read: From some pictures to what they show.
+    """
+    width = SEEN * work.backbone.width
+    parts, starts = [torch.zeros(0, width)], range(0, len(pictures), work.config.rows)
     for done, start in enumerate(starts, 1):
-        some = images[start : start + work.config.rows]
-        contents = [guard.hashes[image].content for image in some]
-        read = partial(read_pictures, work.backbone, some)
-        if how == "views":
-            read = partial(read_views, work.backbone, some, [int(content[:8], 16) for content in contents])
-        tensors, _ = work.once(f"{how}-{done:05}", contents, read)
-        parts.append(tensors["seen"])
-        work.progress(f"reading {'pictures for the gate' if how == 'seen' else how}", done, len(starts))
+        some = slice(start, start + work.config.rows)
+        make = partial(_named, read, pictures[some])
+        parts.append(work.once(f"{name}-{done:05}", made_from[some], make)[0]["seen"])
+        work.progress(f"reading {'pictures' if name == 'seen' else 'views'} for the gate", done, len(starts))
     return torch.cat(parts)
 
 
-def read_pictures(backbone: Backbone, images: Sequence[Path]) -> tuple[dict[str, Tensor], None]:
-    """What pictures show, as `Work.once` wants it."""
+def _named(read: Callable[[Any], Tensor], some: Any) -> tuple[dict[str, Tensor], None]:
+    return {"seen": read(some)}, None
+
+
+def read_pictures(backbone: Backbone, images: Sequence[Path]) -> Tensor:
+    """What pictures show, ``[n, S]``."""
     seen = backbone.run_to_split(backbone.encode([Query("What is this?", image) for image in images]), 0).pictures
     assert seen is not None
-    return {"seen": seen}, None
-
-
-def read_views(backbone: Backbone, images: Sequence[Path], seeds: Sequence[int]) -> tuple[dict[str, Tensor], None]:
-    """The same of pictures on cloths that wave, each by its seed."""
-    with TemporaryDirectory() as folder:
-        views = [Path(folder) / f"{number}.png" for number in range(len(images))]
-        for view, image, seed in zip(views, images, seeds, strict=True):
-            waved(load_image(image), seed).save(view)
-        return read_pictures(backbone, views)
+    return seen
