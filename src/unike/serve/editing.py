@@ -21,6 +21,7 @@ from unike.serve.errors import ApiError, told, too_many
 from unike.serve.guard import holder_of, note
 from unike.serve.keys import Holder
 from unike.serve.metrics import Meter
+from unike.serve.pictures import unnamed
 from unike.serve.sets import DEFAULT
 
 if TYPE_CHECKING:
@@ -115,7 +116,8 @@ class Clerk:
         from unike.store.admission import admit_all
 
         terms = request.model_dump(include={"set", "author", "reason", "replace", "max_drift", "force"})
-        (found,) = admit_all(self.store, self.desk.backbone, self.editor, [fact], tags=request.tags, **terms)
+        with unnamed(fact.image):
+            (found,) = admit_all(self.store, self.desk.backbone, self.editor, [fact], tags=request.tags, **terms)
         return found
 
     def change(self, action: str, work: Callable[[], int]) -> dict[str, int]:
