@@ -128,8 +128,10 @@ def has_set(store: Store, set: str) -> None:
         UnikeError: With the sets that there are.
     """
     if set not in store.sets():
-        raise UnikeError(f"there is no set {set!r} to copy (there {_are(store.sets())})")
+        raise UnikeError(f"there is no set {set!r} to copy (there {sets_of(store)})")
 
 
-def _are(sets: list[str]) -> str:
+def sets_of(store: Store) -> str:
+    """The sets that there are, in words."""
+    sets = store.sets()
     return f"are: {', '.join(sets)}" if sets else "is none"
