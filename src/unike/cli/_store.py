@@ -104,6 +104,7 @@ def add(
         registry.editors.get(editor).config_class.parse(dict(chosen))
         shared.check_loading(device, dtype, quantize, template)
         wanted = [Query(prompt, image, target)] if prompt is not None else read_facts(facts) if facts else []
+        check_kept(wanted)
         saved = [each for _, each in shared.edits_named(edit or [])]
         found = writable(where, blobs)
     backbone, _ = shared.load(model, device, dtype, quantize, trust_remote_code, template)
@@ -122,6 +123,21 @@ def check_given(
         shared.check_text(prompt, "prompt", "say which question is to be answered differently")
         shared.check_text(target, "target", "say what the answer should be")
     shared.check_image(image)
+
+
+def check_kept(wanted: "Sequence[Query]") -> None:
+    """Refuse facts that no store keeps.
+
+    Raises:
+        UnikeError: Says which one, counted from the first.
+    """
+    from unike.store.names import check_fact
+
+    for number, each in enumerate(wanted, 1):
+        try:
+            check_fact(each.prompt, each.target or "")
+        except UnikeError as error:
+            raise UnikeError(f"fact {number}: {error}") from None
 
 
 def let_in(

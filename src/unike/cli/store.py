@@ -8,6 +8,7 @@ from rich.table import Table
 
 from unike.cli import _shared as shared
 from unike.cli._store import HERE, Author, Blobs, In, Reason, Where, add, opened, writable
+from unike.core.errors import UnikeError
 
 if TYPE_CHECKING:
     from unike.store import Store
@@ -51,6 +52,7 @@ def ls(
     found = opened(where)
     some = found.all(tag=tag, text=text)
     if not every:
+        check_there(found, of)
         wanted = {each.id for each in some}
         some = [each for each in found.members(of, version) if each.id in wanted]
     at = found.version(of) if version is None else version
@@ -68,6 +70,19 @@ def ls(
         shared.OUT.print(grid)
     sets = ", ".join(found.sets()) or "none yet"
     typer.echo(f"{len(some)} edits; sets: {sets}" if every else f"{len(some)} in force in {of!r}, version {at}")
+
+
+def check_there(found: "Store", of: str) -> None:
+    """Refuse to look into a set that there is not; the one that is meant where none is named may have no edit yet.
+
+    Raises:
+        UnikeError: With the sets that there are.
+    """
+    from unike.store.names import DEFAULT, checked_set
+    from unike.store.upkeep import sets_of
+
+    if checked_set(of) != DEFAULT and of not in found.sets():
+        raise UnikeError(f"there is no set {of!r} (there {sets_of(found)})")
 
 
 @store.command("show")
@@ -107,6 +122,8 @@ def log(
 ) -> None:
     """Show who did what when, and why."""
     found = opened(where)
+    if of is not None:
+        check_there(found, of)
     lines = found.log(of, None if edit is None else found.find(edit).id, limit)
     if as_json:
         shared.print_json({"log": [entry.model_dump(mode="json") for entry in lines]})
@@ -219,11 +236,12 @@ def pull(
     into: Annotated[
         str | None, typer.Option(metavar="SET", help="The set here.", show_default="of the same name")
     ] = None,
+    blobs: Blobs = None,
     author: Author = None,
     reason: Reason = "",
 ) -> None:
     """Put what is in force in another store in force here, in one step."""
-    copy(opened(source), lambda: writable(where), of, into, author, reason)
+    copy(opened(source), lambda: writable(where, blobs), of, into, author, reason)
 
 
 def copy(
@@ -246,13 +264,14 @@ def canary_add(
     prompt: Annotated[str, typer.Option(help="The question.")],
     image: shared.Image = None,
     where: Where = HERE,
+    blobs: Blobs = None,
     author: Author = None,
 ) -> None:
     """Ask a question before and after each edit from now on."""
     from unike.data.queries import Query
 
     shared.check_text(prompt, "prompt", "say what to ask")
-    typer.echo(writable(where).add_canary(Query(prompt, image), author=author).id)
+    typer.echo(writable(where, blobs).add_canary(Query(prompt, image), author=author).id)
 
 
 @canary.command("ls")

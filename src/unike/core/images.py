@@ -24,6 +24,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 64_000_000
 """The largest picture that is decoded; a small file that unpacks to more is a decompression bomb."""
 
+MAX_SIDE = 65_535
+"""The longest side, which is the longest that a JPEG has; the processors take seconds for a line of millions."""
+
 READ_PIXELS = 12_845_056
 """Larger pictures are scaled down to this at once: where Qwen2-VL's processor stops, and no family reads more."""
 
@@ -113,8 +116,8 @@ def load_image(path: Path | str) -> Image.Image:
     """Read a picture as RGB, upright, of at most `READ_PIXELS` pixels; transparency becomes white.
 
     Raises:
-        UnikeError: No file, a folder, not a picture, a truncated picture, one of more than `MAX_PIXELS` pixels, or
-            grey values without a scale.
+        UnikeError: No file, a folder, not a picture, a truncated picture, one of more than `MAX_PIXELS` pixels or
+            with a side of more than `MAX_SIDE`, or grey values without a scale.
     """
     path = Path(path)
     try:
@@ -133,6 +136,11 @@ def load_image(path: Path | str) -> Image.Image:
                 size = f"{image.width} x {image.height}"
                 raise UnikeError(
                     f"image too large: {path} has {size} pixels, the limit is {MAX_PIXELS:,}; scale it down"
+                )
+            if max(image.size) > MAX_SIDE:
+                raise UnikeError(
+                    f"image too long: {path} has {image.width} x {image.height} pixels, and a side has at most "
+                    f"{MAX_SIDE:,}; cut it up"
                 )
             return _as_rgb(image, path)
     except UnidentifiedImageError:

@@ -22,7 +22,7 @@ from unike.serve.chat import ChatRequest, conversation, named, read_request
 from unike.serve.errors import ApiError, invalid, told
 from unike.serve.jobs import Gone, Job, TimedOut
 from unike.serve.keys import Holder
-from unike.serve.pictures import Pictures
+from unike.serve.pictures import Pictures, unnamed
 from unike.serve.sets import NOTHING, EditSet, Sets
 from unike.serve.settings import Settings
 
@@ -262,7 +262,8 @@ class Desk:
                 "context_length_exceeded",
             )
         if query.image is not None:
-            self.backbone.check_image(query.image)
+            with unnamed(query.image):
+                self.backbone.check_image(query.image)
 
     def way(self, request: ChatRequest, number: int, most: int) -> Decoding:
         """How one of a request's answers is written; each has a seed of its own."""

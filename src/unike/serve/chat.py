@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from unike.core.errors import UnikeError
 from unike.core.schema import parse_json
 from unike.data.queries import Turn
+from unike.serve.bodies import check_parts
 from unike.serve.errors import ApiError, invalid
 from unike.serve.settings import Settings
 from unike.store.names import set_and_version
@@ -46,6 +47,10 @@ SEEDS = 1 << 63
 
 MOST_IDS = 100
 """Edits that a request may name one by one."""
+
+
+BRANCHES = ("str", "list[str]", "ImageURL")
+"""How pydantic calls the types that a field may be of."""
 
 
 class Strict(BaseModel):
@@ -181,8 +186,9 @@ def read_body(body: bytes) -> dict[str, Any]:
     """A JSON object.
 
     Raises:
-        ApiError: It is none.
+        ApiError: It is none, or has absurdly many values.
     """
+    check_parts(body)
     try:
         value = parse_json(body)
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is one
@@ -201,11 +207,34 @@ def parsed(schema: type[Any], value: Mapping[str, Any]) -> Any:
     try:
         return schema.model_validate(value)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(str(part) for part in first["loc"] if part not in ("str", "list[str]"))[:100]
+        first = _telling(error.errors(include_url=False, include_input=False))
+        place = _place(first)[:100]
         if first["type"] == "extra_forbidden":
             raise invalid(f"the field {place!r} is not known here; leave it out", place) from None
         raise invalid(f"{place}: {first['msg']}", place) from None
+
+
+def _telling(errors: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    """Of a value that may be of several types, the error of the one that it is of: that looks furthest into it."""
+    first = errors[0]
+    at = len(first["loc"])
+    return next(
+        (each for each in errors if each["loc"][: at - 1] == first["loc"][:-1] and len(each["loc"]) > at), first
+    )
+
+
+def _place(error: Mapping[str, Any]) -> str:
+    """Where it is wrong, as the client has it: without the types that were tried."""
+    *way, last = error["loc"]
+    is_named = last not in BRANCHES or error["type"] in ("extra_forbidden", "missing")
+    parts = [*(part for part in way if part not in BRANCHES), *([last] if is_named else [])]
+    for number, part in enumerate(parts):
+        if str(part).startswith(
+            "list[tagged-union["
+        ):  # what follows is a place in the list, and the kind that is there
+            del parts[number + 2 : number + 3], parts[number]
+            break
+    return ".".join(map(str, parts))
 
 
 def _asks_nothing(key: str, value: Any) -> bool:

@@ -21,7 +21,9 @@ from unike.serve.errors import ApiError, told, too_many
 from unike.serve.guard import holder_of, note
 from unike.serve.keys import Holder
 from unike.serve.metrics import Meter
+from unike.serve.pictures import unnamed
 from unike.serve.sets import DEFAULT
+from unike.store.names import check_fact, checked_text
 
 if TYPE_CHECKING:
     from unike.editors.base import Editor
@@ -89,6 +91,7 @@ class Clerk:
         """
         request = await run_in_threadpool(parsed, EditRequest, read_body(body))
         check_change(request.set, holder)
+        check_fact(request.prompt, request.target)
         self.store.check_writable()
         image = await run_in_threadpool(self._keep, request)
         try:
@@ -115,15 +118,24 @@ class Clerk:
         from unike.store.admission import admit_all
 
         terms = request.model_dump(include={"set", "author", "reason", "replace", "max_drift", "force"})
-        (found,) = admit_all(self.store, self.desk.backbone, self.editor, [fact], tags=request.tags, **terms)
+        with unnamed(fact.image):
+            (found,) = admit_all(self.store, self.desk.backbone, self.editor, [fact], tags=request.tags, **terms)
         return found
 
-    def change(self, action: str, work: Callable[[], int]) -> dict[str, int]:
+    def change(self, action: str, work: Callable[[], int], **texts: str) -> dict[str, int]:
         """Change a set.
+
+        Args:
+            action: What is done, for the metrics.
+            work: Does it.
+            **texts: Who does it and why.
 
         Raises:
             ApiError: It cannot be changed so.
+            UnikeError: A text cannot be kept.
         """
+        for what, text in texts.items():
+            checked_text(what, text, empty=what != "author")
         try:
             version = work()
         except UnikeError as error:
@@ -233,7 +245,8 @@ def _add_changes(router: APIRouter, clerk: Clerk) -> None:
         check_change(set, holder_of(request))
         stored = clerk.find(name, holder_of(request))
         note(request, edit=stored.id)
-        made = clerk.change("revoked", lambda: clerk.store.revoke(stored.id, set=set, author=author, reason=reason))
+        who: dict[str, Any] = {"author": author, "reason": reason}
+        made = clerk.change("revoked", lambda: clerk.store.revoke(stored.id, set=set, **who), **who)
         return {"object": "edit.revoked", "id": stored.id, "set": set, **made}
 
     @router.post("/{name}/restore")
@@ -246,7 +259,10 @@ def _add_changes(router: APIRouter, clerk: Clerk) -> None:
             stored = clerk.find(name, holder_of(request))
             note(request, edit=stored.id)
             return {"object": "edit.restored", "id": stored.id, "set": why.set} | clerk.change(
-                "restored", lambda: clerk.store.restore(stored.id, **why.model_dump())
+                "restored",
+                lambda: clerk.store.restore(stored.id, **why.model_dump()),
+                author=why.author,
+                reason=why.reason,
             )
 
         return await run_in_threadpool(work)
@@ -277,7 +293,7 @@ def set_routes(clerk: Clerk) -> APIRouter:
         def work() -> dict[str, Any]:
             clerk.members(name, None, holder_of(request))
             more: dict[str, Any] = {"author": wanted.author, "reason": wanted.reason}
-            made = clerk.change("rolled back", lambda: clerk.store.roll_back(name, wanted.version, **more))
+            made = clerk.change("rolled back", lambda: clerk.store.roll_back(name, wanted.version, **more), **more)
             return {"object": "set", "name": name, **made}
 
         return await run_in_threadpool(work)

@@ -11,9 +11,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from unike.serve.bodies import DRAINED, drain, most_of, too_large
 from unike.serve.errors import ApiError, told, too_many
 from unike.serve.keys import ANYONE, Holder, Keys
 from unike.serve.metrics import Meter
@@ -67,9 +69,11 @@ class Guard:
         self.meter.open.set(self._open)
         try:
             self._check(scope)
-            await self.app(scope, self._limited(scope, receive), answer)
+            await self.app(scope, await self._limited(scope, receive), answer)
         except ApiError as error:
             await self._say(error, answer, scope, receive)
+        except ClientDisconnect:  # while it was sending: there is nobody to be told
+            pass
         except Exception:  # a client is told one line, and the log all of it
             LOG.error("request failed\n%s", traceback.format_exc())
             await self._say(told(RuntimeError()), answer, scope, receive)
@@ -145,12 +149,19 @@ class Guard:
 
     # ------------------------------------------------------------------ how much
 
-    def _limited(self, scope: Scope, receive: Receive) -> Receive:
-        """What a request sends, as long as it is not too much and does not take too long."""
-        most, until = self.settings.max_body, time.monotonic() + self.settings.timeout
-        length = Headers(scope=scope).get("content-length", "0")
+    async def _limited(self, scope: Scope, receive: Receive) -> Receive:
+        """What a request sends, as long as it is not too much and does not take too long.
+
+        Raises:
+            ApiError: It says that it is too much.
+        """
+        headers, until = Headers(scope=scope), time.monotonic() + self.settings.timeout
+        most, drained = most_of(scope["path"], self.settings), DRAINED * self.settings.max_body
+        length = headers.get("content-length", "0")
         if not length.isdigit() or len(length) > 18 or int(length) > most:
-            raise _too_large(most)
+            if length.isdigit() and len(length) < 18 and int(length) <= drained and "expect" not in headers:
+                await drain(receive, drained)
+            raise too_large(most)
         seen, whole = 0, False
 
         async def limited() -> Message:
@@ -167,7 +178,9 @@ class Guard:
                 seen += len(message.get("body", b""))
                 whole = not message.get("more_body", False)
                 if seen > most:
-                    raise _too_large(most)
+                    if not whole:
+                        await drain(receive, drained)
+                    raise too_large(most)
             return message
 
         return limited
@@ -198,10 +211,6 @@ class _Answer:
         if message["type"] == "http.response.start":
             self.status = message["status"]
         await self._send(message)
-
-
-def _too_large(most: int) -> ApiError:
-    return ApiError(413, f"a request has at most {most:,} bytes here", headers={"connection": "close"})
 
 
 def _hostname(url: str) -> str | None:

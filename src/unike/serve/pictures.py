@@ -10,7 +10,8 @@ import hashlib
 import re
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from urllib.parse import unquote, urlsplit
@@ -23,6 +24,22 @@ from unike.serve.errors import ApiError, invalid
 DATA_URL = re.compile(r"data:(?P<type>[\w.+/-]*)(?P<base64>;base64)?,", re.ASCII | re.IGNORECASE)
 
 TYPES = ("image/png", "image/jpeg", "image/jpg", "image/webp", "image/gif", "image/bmp", "image/tiff")
+
+
+@contextmanager
+def unnamed(path: Path | None) -> Iterator[None]:
+    """Within the block, what is wrong with a request's picture is told without the path of its file.
+
+    Raises:
+        ApiError: Something is wrong with it.
+    """
+    try:
+        yield
+    except UnikeError as error:
+        if path is None or str(path) not in str(error):
+            raise
+        said = " ".join(str(error).replace(str(path), "the picture of the request").split())
+        raise invalid(said, "image_url") from None
 
 
 class Pictures:
@@ -53,10 +70,11 @@ class Pictures:
         path.parent.mkdir()
         path.write_bytes(content)
         try:
-            load_image(path)
-        except UnikeError as error:
+            with unnamed(path):
+                load_image(path)
+        except ApiError:
             self.drop(path)
-            raise invalid(str(error).replace(str(path), "the picture of the request"), "image_url") from None
+            raise
         return path
 
     def drop(self, path: Path) -> None:

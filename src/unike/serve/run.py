@@ -23,6 +23,9 @@ from unike.serve.keys import Keys
 GRACE = 10
 """Seconds that running requests have when the server is told to end."""
 
+HEAD = 1 << 16
+"""Bytes of a request's head: httptools, which uvicorn would prefer, keeps heads of any length in memory."""
+
 
 def check_host(host: str, keys: Keys, no_auth: bool) -> None:
     """Refuse to be reached from other machines without keys, unless that is what is wanted.
@@ -105,17 +108,28 @@ def serve(app: ASGIApp, listening: socket.socket, ready: Callable[[], None]) -> 
         KeyboardInterrupt: It was told so with Ctrl-C.
         SystemExit: It was told so with SIGTERM; with 0.
     """
-    config = uvicorn.Config(
+    with listening:
+        Server(config_of(app), ready).run(sockets=[listening])
+
+
+def config_of(app: ASGIApp, grace: int = GRACE) -> uvicorn.Config:
+    """How uvicorn is to serve an app.
+
+    Args:
+        app: The service.
+        grace: Seconds that running requests have at the end.
+    """
+    return uvicorn.Config(
         app,
         log_config=None,
         access_log=False,
         server_header=False,
+        http="h11",
+        h11_max_incomplete_event_size=HEAD,
         ws="none",
         lifespan="on",
-        timeout_graceful_shutdown=GRACE,
+        timeout_graceful_shutdown=grace,
     )
-    with listening:
-        Server(config, ready).run(sockets=[listening])
 
 
 @contextmanager

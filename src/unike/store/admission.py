@@ -28,7 +28,7 @@ from unike.editors.common.rephrasings import rephrased
 from unike.edits.conflicts import question_of
 from unike.edits.edit import Edit
 from unike.edits.edited import EditedModel
-from unike.store.names import DEFAULT, checked_set, checked_tags, checked_text, question_key
+from unike.store.names import DEFAULT, check_fact, checked_set, checked_tags, checked_text, question_key
 from unike.store.store import Moved, Store
 from unike.store.values import Stored, Value
 
@@ -82,6 +82,11 @@ class Admission(Value):
     def of(cls, fact: Query, status: str, **more: Any) -> Self:
         """What became of a fact."""
         return cls(prompt=fact.prompt, target=fact.target or "", status=status, **more)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether something went wrong before it could be decided upon."""
+        return self.status == "refused" and not self.asked and not self.conflicts
 
     @property
     def drift(self) -> float:
@@ -164,22 +169,30 @@ def admit_all(
 ) -> list[Admission]:
     """The same for many: edits are made in batches, each fact is let in or refused by itself.
 
-    What is in force already is left as it is, so a run that was interrupted goes on where it stopped.
+    What is in force already is left as it is, so a run that was interrupted goes on where it stopped. Of several facts,
+    one of which no edit can be made is refused, and the others have their turn; unless what went wrong is the same for
+    all of a batch: then it is about no fact, and all that are left are refused for it.
 
     Returns:
         What became of each, in their order.
 
     Raises:
-        UnikeError: A fact cannot be edited at all, or the store cannot be written.
+        UnikeError: Before the first edit is made: a fact cannot be edited at all, or not be kept. Of one fact alone,
+            also whatever goes wrong with it.
     """
     agreed = Terms(**terms)
     facts = given_queries(facts, "fact")
     for fact in facts:
+        check_fact(fact.prompt, fact.target or "")
         editor.check(backbone, fact)
     found: list[Admission] = []
     for start in range(0, len(facts), BATCH):
         progress("editing", start, len(facts))
-        found += _admit_some(store, backbone, editor, facts[start : start + BATCH], agreed)
+        some = _admit_some(store, backbone, editor, facts[start : start + BATCH], agreed, alone=len(facts) == 1)
+        found += some
+        if len(some) > 1 and all(each.has_failed for each in some) and len({each.why for each in some}) == 1:
+            found += [Admission.of(fact, "refused", why=some[0].why) for fact in facts[len(found) :]]
+            break
     progress("editing", len(facts), len(facts))
     return found
 
@@ -195,16 +208,33 @@ def admit_made(store: Store, backbone: Backbone, edit: Edit, **terms: Any) -> Ad
 
 
 def _admit_some(
-    store: Store, backbone: Backbone, editor: Editor[Any], facts: Sequence[Query], terms: Terms
+    store: Store, backbone: Backbone, editor: Editor[Any], facts: Sequence[Query], terms: Terms, *, alone: bool
 ) -> list[Admission]:
-    """Of facts that nothing speaks against yet, the edits are made in one pass; then each is decided upon."""
-    view = View.of(store, backbone, terms.set)
-    found = {row: view.already(fact, terms) for row, fact in enumerate(facts)}
-    left = [row for row, admission in found.items() if admission is None]
-    if left:
-        made = editor.edit(backbone, [facts[row] for row in left])
-        for number, row in enumerate(left):
+    """Of facts that nothing speaks against yet, the edits are made in one pass; then each is decided upon.
+
+    Raises:
+        UnikeError: Of a fact alone, what goes wrong with it.
+    """
+    try:
+        view = View.of(store, backbone, terms.set)
+        found = {row: view.already(fact, terms) for row, fact in enumerate(facts)}
+        left = [row for row, admission in found.items() if admission is None]
+        made = editor.edit(backbone, [facts[row] for row in left]) if left else None
+    except UnikeError as error:
+        if alone:
+            raise
+        if len(facts) == 1:
+            return [Admission.of(facts[0], "refused", why=str(error))]
+        each_alone = (_admit_some(store, backbone, editor, [fact], terms, alone=False) for fact in facts)
+        return [admission for some in each_alone for admission in some]
+    for number, row in enumerate(left):
+        assert made is not None
+        try:
             found[row] = _decide(store, backbone, made[number], terms)
+        except UnikeError as error:
+            if alone:
+                raise
+            found[row] = Admission.of(facts[row], "refused", why=str(error))
     return [admission for admission in found.values() if admission is not None]
 
 

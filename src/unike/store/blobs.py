@@ -5,6 +5,7 @@ database names it; one that nothing names was left by a writer that was killed.
 """
 
 import hashlib
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ class Blobs:
         self.is_local = self.files.protocol == "file" or "file" in self.files.protocol
 
     def put(self, content: bytes) -> str:
-        """Keep bytes, if they are not there.
+        """Keep bytes; those that are there are as young as if they were written now: see `upkeep.collect`.
 
         Returns:
             Their name.
@@ -66,7 +67,7 @@ class Blobs:
             UnikeError: They cannot be written.
         """
         name = name_of(content)
-        if self.has(name):
+        if self.is_local and self.has(name) and self._renewed(name):
             return name
         place = self._place(name)
         try:
@@ -78,6 +79,14 @@ class Blobs:
         except REFUSALS as error:
             raise UnikeError(f"cannot write to {self.url}: {reason_of(error)}") from None
         return name
+
+    def _renewed(self, name: str) -> bool:
+        """Whether a file was made as young as one that is written now; one of another user cannot be."""
+        try:
+            os.utime(self._place(name))
+            return True
+        except OSError:
+            return False
 
     def has(self, name: str) -> bool:
         """Whether a blob is there, whole.
@@ -140,6 +149,20 @@ class Blobs:
             name = place.rpartition("/")[2]
             if is_hash(name):
                 yield Found(name, int(about.get("size") or 0), _age(about))
+
+    def age(self, name: str) -> float:
+        """Seconds since a blob was put, as it is now; 0 where it is not there, or that is not known.
+
+        Raises:
+            UnikeError: It cannot be read.
+        """
+        try:
+            self.files.invalidate_cache()
+            return _age(self.files.info(self._place(name)))
+        except FileNotFoundError:
+            return 0.0
+        except REFUSALS as error:
+            raise UnikeError(f"cannot read {self.url}: {reason_of(error)}") from None
 
     def drop(self, name: str) -> None:
         """Remove a blob.

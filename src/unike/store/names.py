@@ -64,6 +64,17 @@ def checked_text(what: str, text: str, *, empty: bool = True) -> str:
     return found
 
 
+def check_fact(prompt: str, target: str) -> None:
+    """Refuse a fact that cannot be kept, before an edit of it is made.
+
+    Raises:
+        UnikeError: It holds a null.
+    """
+    for what, text in (("prompt", prompt), ("target", target)):
+        if "\0" in text:
+            raise UnikeError(f"the {what} {text!r} holds a null, which no database keeps")
+
+
 def checked_tags(tags: Sequence[str]) -> tuple[str, ...]:
     """Tags, each once.
 

@@ -23,7 +23,16 @@ from unike.edits.files import is_hash, taken_apart
 from unike.store import journal
 from unike.store.blobs import Blobs, name_of
 from unike.store.database import Database
-from unike.store.names import DEFAULT, asks, author_or_user, checked_set, checked_tags, checked_text, identity
+from unike.store.names import (
+    DEFAULT,
+    asks,
+    author_or_user,
+    check_fact,
+    checked_set,
+    checked_tags,
+    checked_text,
+    identity,
+)
 from unike.store.places import FILE, FOLDER, check_new, kept_at, not_there
 from unike.store.reading import Reader, stored_of
 from unike.store.tables import ABOUT, CANARIES, EDITS
@@ -288,12 +297,10 @@ class Store(Reader):
         shown = None
         if fact.image is not None:
             shown = read_picture(fact.image) if is_hash(seen) else None
-            picture_name = picture_name or (None if is_hash(fact.image.name) else fact.image.name)
+            picture_name = picture_name or (None if is_hash(fact.image.name) else shown_name(fact.image))
         if (None if shown is None else name_of(shown)) != (seen or None):
             raise UnikeError(f"the picture {fact.image} is not the one that the edit was made with; make the edit anew")
-        for what, text in (("prompt", fact.prompt), ("target", fact.target or "")):
-            if "\0" in text:
-                raise UnikeError(f"the {what} {text!r} holds a null, which no database keeps")
+        check_fact(fact.prompt, fact.target or "")
         described, content = taken_apart(edit)
         described["facts"][0]["image"] = None
         self._make()
@@ -352,6 +359,11 @@ def _check_seen(set: str, seen: int | None, newest: int) -> None:
 def _line(author: str | None, reason: str) -> dict[str, str]:
     """Who and why, for the log."""
     return {"author": author_or_user(author), "reason": checked_text("reason", reason)}
+
+
+def shown_name(path: Path) -> str:
+    """What a file is called, as a database keeps it: names of files need not be UTF-8."""
+    return path.name.encode(errors="replace").decode().replace("\0", "")
 
 
 def read_picture(path: Path) -> bytes:

@@ -1,29 +1,33 @@
 """What keeps a store sound: looking for damage, removing what nothing names, and copying sets to other stores."""
 
-from sqlalchemy import select
+from sqlalchemy import Connection, select
 
 from unike.core.errors import UnikeError
 from unike.core.progress import Progress, silent
 from unike.store import journal
 from unike.store.names import DEFAULT
+from unike.store.proof import Kept, check_row, unexplained
 from unike.store.store import Store
 from unike.store.tables import CANARIES, EDITS
 
 GRACE = 3600
 """Seconds for which a blob that nothing names is left: its writer may be about to name it."""
 
+AT_ONCE = 100
+"""So many are removed while other writers wait."""
+
 
 def damage(store: Store, progress: Progress = silent) -> list[str]:
-    """What is wrong with a store, a line each: blobs that are missing or changed, edits that cannot be read, the log.
+    """What is wrong with a store, a line each: in blobs, edits and the log, or what does not follow from the log.
 
     Args:
         store: Is only read.
         progress: Told how many edits were looked at.
     """
-    found = []
-    first = journal.broken(store.log())
-    if first is not None:
-        found.append(f"line {first} of the log is missing or was changed")
+    kept = Kept.of(store)
+    first = journal.broken(kept.log)
+    found = [] if first is None else [f"line {first} of the log is missing or was changed"]
+    found += unexplained(kept)
     edits = store.all()
     for number, stored in enumerate(edits):
         progress("reading edits", number, len(edits))
@@ -31,9 +35,11 @@ def damage(store: Store, progress: Progress = silent) -> list[str]:
             if stored.picture is not None:
                 store.blobs.get(stored.picture)
             store.blobs.get(stored.tensors)
-            store.edit(stored)
+            check_row(store, stored, store.edit(stored))
         except UnikeError as error:
             found.append(str(error))
+        except ValueError as error:
+            found.append(f"the edit {stored.id} was changed: {error}; pull it anew")
     progress("reading edits", len(edits), len(edits))
     for canary in store.canaries():
         try:
@@ -57,14 +63,28 @@ def collect(store: Store, grace: float = GRACE) -> tuple[int, int]:
         ReadOnly: The store can only be read.
     """
     store.check_writable()
-    lying = [blob for blob in store.blobs.all() if blob.age >= grace]  # first: what is named later was put later
+    named = _named(store)
+    lying = [blob for blob in store.blobs.all() if blob.age >= grace and blob.name not in named]
+    dropped = []
+    for start in range(0, len(lying), AT_ONCE):
+        with store.database.writing() as connection:  # nobody names one meanwhile
+            named = _named_in(connection)
+            for blob in lying[start : start + AT_ONCE]:
+                if blob.name not in named and store.blobs.age(blob.name) >= grace:  # a writer may have put it again
+                    store.blobs.drop(blob.name)
+                    dropped.append(blob)
+    return len(dropped), sum(blob.size for blob in dropped)
+
+
+def _named(store: Store) -> set[str | None]:
     with store.database.reading() as connection:
-        named = {*connection.scalars(select(EDITS.c.tensors)), *connection.scalars(select(EDITS.c.picture))}
-        named |= set(connection.scalars(select(CANARIES.c.picture)))
-    unnamed = [blob for blob in lying if blob.name not in named]
-    for blob in unnamed:
-        store.blobs.drop(blob.name)
-    return len(unnamed), sum(blob.size for blob in unnamed)
+        return _named_in(connection)
+
+
+def _named_in(connection: Connection) -> set[str | None]:
+    """The blobs that edits and canaries name."""
+    columns = (EDITS.c.tensors, EDITS.c.picture, CANARIES.c.picture)
+    return {name for column in columns for name in connection.scalars(select(column))}
 
 
 def copy_set(
@@ -108,8 +128,10 @@ def has_set(store: Store, set: str) -> None:
         UnikeError: With the sets that there are.
     """
     if set not in store.sets():
-        raise UnikeError(f"there is no set {set!r} to copy (there {_are(store.sets())})")
+        raise UnikeError(f"there is no set {set!r} to copy (there {sets_of(store)})")
 
 
-def _are(sets: list[str]) -> str:
+def sets_of(store: Store) -> str:
+    """The sets that there are, in words."""
+    sets = store.sets()
     return f"are: {', '.join(sets)}" if sets else "is none"

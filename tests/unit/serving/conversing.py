@@ -12,11 +12,10 @@ from typing import Any
 
 import httpx
 import openai
-import uvicorn
 from fastapi import FastAPI
 
 from unike.serve.engine import Engine
-from unike.serve.run import Server, address_of, listen
+from unike.serve.run import Server, address_of, config_of, listen
 from unike.store import Store
 
 MODEL = "tiny"
@@ -28,8 +27,7 @@ JSON = {"content-type": "application/json"}
 def running(app: FastAPI) -> Iterator[str]:
     """The address of a server that answers within the block."""
     listening, ready = listen("127.0.0.1", 0), threading.Event()
-    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=2)
-    server = Server(config, ready.set)
+    server = Server(config_of(app, grace=2), ready.set)
     thread = threading.Thread(target=lambda: server.run(sockets=[listening]))
     thread.start()
     try:

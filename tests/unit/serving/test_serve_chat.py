@@ -152,6 +152,10 @@ def test_fields_that_ask_for_nothing_are_taken(service: Service) -> None:
     assert service.post(**neutral, metadata={"a": "b"}, logit_bias=None).status_code == 200
 
 
+def _image(url: Any) -> list[dict[str, Any]]:
+    return [{"type": "image_url", "image_url": url}]
+
+
 REFUSED: list[tuple[dict[str, Any], int, str]] = [
     ({"model": "gpt-4"}, 404, "there is no model 'gpt-4' here; it is 'tiny', or 'tiny@SET' with edits"),
     ({"model": "tiny@nobody"}, 404, "there is no set 'nobody' of edits (known: default, tenant-a)"),
@@ -188,6 +192,16 @@ REFUSED: list[tuple[dict[str, Any], int, str]] = [
         400,
         "stands before the first question",
     ),
+    ({"messages": user(_image("data:image/png;base64,AAAA"))}, 400, "messages.0.content.0.image_url: Input should be"),
+    ({"messages": user(_image({"urk": 1}))}, 400, "messages.0.content.0.image_url.url: Field required"),
+    ({"messages": user([{"type": "text", "txt": "?"}])}, 400, "messages.0.content.0.text: Field required"),
+    ({"messages": user([{"type": "text", "text": "?", "t": 1}])}, 400, "'messages.0.content.0.t' is not known here"),
+    ({"messages": user([{"text": "?"}])}, 400, "messages.0.content.0: Unable to extract tag"),
+    ({"messages": user([7])}, 400, "messages.0.content.0: Input should be"),
+    ({"messages": user(7)}, 400, "messages.0.content: Input should be"),
+    ({"edits": ["a", 7]}, 400, "edits.1: Input should be a valid string"),
+    ({"edits": 7}, 400, "edits: Input should be a valid string"),
+    ({"str": 7}, 400, "the field 'str' is not known here"),
     ({"messages": user([{"type": "input_audio", "input_audio": {}}])}, 400, "messages.0.content"),
     ({"messages": user("half \ud83d")}, 400, "half a character"),
     ({"messages": user("<image>")}, 400, "holds the image placeholder"),

@@ -23,6 +23,7 @@ from unike.serve.errors import ApiError
 from unike.serve.jobs import Job
 from unike.serve.keys import Keys, read_keys
 from unike.serve.pictures import Pictures
+from unike.store import admission
 
 USER, ADMIN = "u" * 20, "a" * 20
 
@@ -122,13 +123,13 @@ def test_pictures_of_every_kind_are_read(
     assert answer == model.ask(path, "?")
 
 
-def bomb() -> bytes:
-    """A PNG of some hundred bytes that says it has 100,000 x 100,000 pixels."""
+def png(width: int, height: int) -> bytes:
+    """A PNG of some hundred bytes that says that it is so large."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
-    header = struct.pack(">IIBBBBB", 100_000, 100_000, 8, 2, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     data = zlib.compress(b"\0" * 1000)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
@@ -154,13 +155,27 @@ def test_bad_pictures_are_refused_in_a_line(plain: Service, pictures: list[Path]
         (encoded(b""), 400, "not an image"),
         (encoded(b"%!PS-Adobe-3.0 EPSF-3.0"), 400, "not an image"),
         (encoded(pictures[0].read_bytes()[:200]), 400, "broken image: the picture of the request"),
-        (encoded(bomb()), 400, "image too large"),
+        (encoded(png(100_000, 100_000)), 400, "image too large"),
         (encoded(large.getvalue()), 400, "image too large"),
+        (encoded(png(1, 60_000_000)), 400, "image too long: the picture of the request has 1 x 60000000 pixels"),
         (encoded(b"\0" * (1 << 20) + b"\0"), 413, "a picture has at most 1,048,576 bytes here"),
     ):
         message = told(shown(plain, url), status)
         assert says in message and "/tmp" not in message, (url[:40], message)
     assert says_of_two(plain, pictures) == "2 pictures were given; a conversation is about one, or none"
+
+
+def test_what_the_model_dislikes_of_a_picture_is_told_without_its_file(
+    plain: Service, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def check(path: Path) -> None:
+        raise UnikeError(f"image of a size that tiny cannot read: {path} has 1 x 1 pixels")
+
+    monkeypatch.setattr(type(plain.engine.backbone), "check_image", lambda self, path: check(path))
+    monkeypatch.setattr(admission, "admit_all", lambda store, model, editor, facts, **terms: check(facts[0].image))
+    edit = {"prompt": "What is this?", "target": "a dog", "image": data_url(pictures[0])}
+    for answer in (shown(plain, data_url(pictures[0])), plain.http.post("/edits", json=edit)):
+        assert "cannot read: the picture of the request has 1 x 1 pixels" in told(answer, 400)
 
 
 def says_of_two(service: Service, pictures: list[Path]) -> str:

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from conversing import MODEL, Serve, Service, data_url, told, user, wait_for
@@ -261,12 +262,30 @@ def test_edits_are_listed(serving: Serve, store: Store, edits: dict[str, Edit]) 
         ("POST", "/edits", {"prompt": "a", "target": "b", "image": "/etc/passwd"}, 400, "is not fetched"),
         ("POST", "/edits", {"prompt": "a", "target": "b", "image": "data:image/png;base64,AAAA"}, 400, "not an image"),
         ("POST", "/edits", [], 400, "the body is no JSON object"),
+        ("POST", "/edits", {"prompt": "a\0", "target": "b"}, 400, "holds a null, which no database keeps"),
     ],
 )
 def test_changes_without_sense_are_refused(
     plain: Service, method: str, path: str, body: Any, status: int, says: str
 ) -> None:
     assert says in told(plain.http.request(method, path, json=body), status)
+
+
+def test_who_changes_something_is_asked_in_one_way(
+    serving: Serve, store: Store, edits: dict[str, Edit], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = store.add(edits["a"], author="t").id
+    service = serving(store=store)
+    monkeypatch.setattr(service.engine, "between", lambda work: pytest.fail("the engine was asked"))
+    for author, says in ((" ", "the author is empty"), ("a\0", "or a null")):
+        for method, path, body in (
+            ("DELETE", f"/edits/{name}?author={quote(author)}", None),
+            ("POST", f"/edits/{name}/restore", {"author": author}),
+            ("POST", "/sets/default/roll-back", {"version": 0, "author": author}),
+        ):
+            assert says in told(service.http.request(method, path, json=body), 400)
+    assert "holds a null" in told(service.http.post("/edits", json={"prompt": "a", "target": "b\0"}), 400)
+    assert store.version() == 1
 
 
 @pytest.fixture(scope="module")

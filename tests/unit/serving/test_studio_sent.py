@@ -1,6 +1,7 @@
 """What is sent to the studio by hand: whatever it is, it ends in one line, and in no traceback."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +10,8 @@ from conversing import Serve, Service, told, wait_for
 pytest.importorskip("gradio")
 
 from studio import Visitor
+
+from unike.serve.studio import door
 
 ODD: list[Any] = [None, 7, 1.5, True, [], {}, {"path": "/etc/passwd"}, {"path": 7}, "half \ud83d", "a\0b", "$none$"]
 
@@ -117,3 +120,45 @@ def test_a_page_that_was_loaded_before_the_server_began_anew_is_told(
     answer = visitor.http.get("/gradio_api/queue/data", params={"session_hash": "of_another_time"})
     assert answer.status_code == 200 and '"session_not_found":true' in answer.text
     assert not wait_for(lambda: any("without completing" in line for line in caplog.messages), 0.1)
+
+
+# ---------------------------------------------------------------------- paths and files
+
+
+@pytest.mark.parametrize("path", ["/static/" + "a" * 5000, "/assets/%00", "/static/" + "é" * 200, "/svelte/../../x"])
+def test_paths_that_name_no_file_are_not_there(visitor: Visitor, quiet: None, path: str) -> None:
+    assert "there is nothing at" in told(visitor.http.get(path), 404)
+
+
+FORM = {"content-type": "multipart/form-data; boundary=X"}
+
+
+@pytest.mark.parametrize("query", ["", "?upload_id=a"])
+@pytest.mark.parametrize(
+    "head",
+    ['form-data; name="files"; x=y', "form-data", 'form-data; filename="a.png"', "", "\xff"],
+)
+def test_an_upload_that_is_no_file_is_refused(visitor: Visitor, quiet: None, head: str, query: str) -> None:
+    body = f"--X\r\nContent-Disposition: {head}\r\n\r\nx\r\n--X--\r\n".encode()
+    assert told(visitor.http.post(f"/gradio_api/upload{query}", content=body, headers=FORM), 400)
+
+
+@pytest.mark.parametrize("body", [b"--X\r\n\r\n\r\n", b"x" * 100])
+def test_an_upload_that_is_no_form_is_refused(visitor: Visitor, quiet: None, body: bytes) -> None:
+    for headers in (FORM, {}, {"content-type": "multipart/form-data"}):
+        assert told(visitor.http.post("/gradio_api/upload", content=body, headers=headers), 400)
+
+
+def test_visitors_fill_no_disk(
+    visitor: Visitor, pictures: list[Path], quiet: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert visitor.upload(pictures[0])
+    monkeypatch.setattr(door, "MOST_KEPT", 1 << 15)  # each counts for more
+    answer = visitor.http.post("/gradio_api/upload", files={"files": ("a.png", pictures[0].read_bytes(), "image/png")})
+    assert "too many pictures" in told(answer, 429)
+
+
+def test_what_a_button_sends_is_not_megabytes(visitor: Visitor, quiet: None) -> None:
+    for path in ("/gradio_api/queue/join", "/gradio_api/cancel"):
+        answer = visitor.http.post(path, content=b"[" + b"[]," * 500_000 + b"[]]")
+        assert "at most 1,048,576 bytes" in told(answer, 413)

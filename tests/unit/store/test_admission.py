@@ -161,6 +161,67 @@ def test_many_are_let_in_or_refused_one_by_one_and_a_second_run_changes_nothing(
     assert [each.status for each in again] == ["there", "there", "refused", "there"] and store.version() == 2
 
 
+@pytest.fixture
+def in_threes(monkeypatch: pytest.MonkeyPatch) -> list[Query]:
+    """Facts that have nothing to do with each other, which are taken three at a time; nothing is asked about them."""
+    monkeypatch.setattr(door, "BATCH", 3)
+    monkeypatch.setattr(door, "check", lambda *_: [door.Asked(kind="own", prompt="", before="", after="", right=True)])
+    asked = ("Who wrote Hamlet?", "Where is Lima?", "What is two and two?", "Is water wet?", "When was the war?")
+    return [Query(prompt, None, "x") for prompt in asked]
+
+
+def test_a_fact_that_fails_is_refused_and_the_others_have_their_turn(
+    store: Store, backbone: Backbone, monkeypatch: pytest.MonkeyPatch, in_threes: list[Query]
+) -> None:
+    method, calls = make_editor("answer_cache"), []
+    edit, add = method.edit, store.add
+
+    def made(model: Backbone, facts: Any) -> Any:
+        calls.append(len(facts))
+        if in_threes[1] in facts:
+            raise UnikeError("no edit can be made")
+        return edit(model, facts)
+
+    def added(edit: Any, **terms: Any) -> Any:
+        if edit.facts[0] == in_threes[4]:
+            raise UnikeError("it cannot be kept")
+        return add(edit, **terms)
+
+    monkeypatch.setattr(method, "edit", made)
+    monkeypatch.setattr(store, "add", added)
+    found = admit_all(store, backbone, method, in_threes)
+    assert [each.why for each in found] == ["", "no edit can be made", "", "", "it cannot be kept"]
+    assert [each.status for each in found] == ["added", "refused", "added", "added", "refused"]
+    assert len(store.members()) == 3 and calls == [3, 1, 1, 1, 2]
+    with pytest.raises(UnikeError, match="no edit can be made"):
+        admit_all(store, backbone, method, in_threes[1:2])
+
+
+def test_what_goes_wrong_with_all_is_not_tried_to_the_end(
+    store: Store, backbone: Backbone, monkeypatch: pytest.MonkeyPatch, in_threes: list[Query]
+) -> None:
+    tried: list[Any] = []
+
+    def full(edit: Any, **terms: Any) -> Any:
+        tried.append(edit)
+        raise UnikeError("the disk is full")
+
+    monkeypatch.setattr(store, "add", full)
+    found = admit_all(store, backbone, make_editor("answer_cache"), in_threes)
+    assert [each.why for each in found] == ["the disk is full"] * 5 and len(tried) == 3
+
+
+@pytest.mark.parametrize("fact", [Query("a\0", None, "b"), Query("a", None, "b\0")])
+def test_a_fact_that_no_store_keeps_is_known_before_an_edit_is_made(
+    store: Store, backbone: Backbone, fact: Query, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = make_editor("answer_cache")
+    monkeypatch.setattr(method, "edit", lambda *_: pytest.fail("an edit was made"))
+    with pytest.raises(UnikeError, match="holds a null, which no database keeps"):
+        admit_all(store, backbone, method, [ASKED, fact])
+    assert store.all() == []
+
+
 def test_edits_of_other_models_are_nobodys_business(store: Store, backbone: Backbone) -> None:
     other = tiny_backbone("llava", seed=1)
     let_in(store, other, ASKED)

@@ -62,6 +62,16 @@ def test_a_picture_need_not_stay_where_it_was(store: Store, opened: Open, pictur
         store.add(edit, set="other")
 
 
+def test_a_picture_may_be_called_whatever_files_are(store: Store, pictures: list[Path], tmp_path: Path) -> None:
+    image = tmp_path / "b\udcff.png"
+    shutil.copy(pictures[0], image)
+    backbone = tiny_backbone("llava")
+    stored = store.add(
+        registry.editors.get("ft")(lr=1e-2, steps=2).edit(backbone, Query("What is this?", image, "cat"))
+    )
+    assert stored.picture_name == "b?.png" and store.members() == [stored]
+
+
 def test_the_same_fact_is_one_and_another_answer_is_refused(store: Store, made: list[Edit]) -> None:
     first = store.add(made[0])
     assert store.add(made[0], author="bob") == first and store.version() == 1 and len(store.log()) == 1
@@ -241,7 +251,7 @@ def test_a_log_that_was_tampered_with_is_noticed(made: list[Edit], change: str, 
             connection.exec_driver_sql(f"DROP TRIGGER {name}")
         connection.exec_driver_sql(change)
     line = change[-1]
-    assert upkeep.damage(store) == [f"line {line} of the log is missing or was changed"]
+    assert upkeep.damage(store)[0] == f"line {line} of the log is missing or was changed"
 
 
 def test_blobs_that_are_missing_or_changed_are_named(store: Store, opened: Open, made: list[Edit]) -> None:

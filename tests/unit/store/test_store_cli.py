@@ -114,6 +114,35 @@ def test_mistakes_are_known_before_the_model_is_loaded(
     assert early("store", "add", "--model", tiny_folder, *arguments).is_error(says)
 
 
+def test_a_fact_that_no_store_keeps_is_known_before_the_model_is_loaded(
+    early: Cli, tiny_folder: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "facts.jsonl"
+    file.write_text('{"prompt": "a", "target": "b"}\n{"prompt": "c\\u0000", "target": "d"}\n')
+    added = early("store", "add", "--model", tiny_folder, "--facts", file, "--store", tmp_path / "store")
+    assert added.is_error("fact 2: the prompt 'c\\x00' holds a null") and not (tmp_path / "store").exists()
+
+
+def test_a_set_that_there_is_not_is_not_looked_into(store: Cli) -> None:
+    add(store, "Who wrote Hamlet?", "Marlowe", "--in", "live")
+    for command in ("ls", "log"):
+        assert store(command, "--in", "nobody").is_error("there is no set 'nobody' (there are: live)")
+        assert store(command, "--in", "live").code == 0
+    assert "0 in force in 'default'" in store("ls").out
+
+
+@pytest.mark.parametrize("command", [("canary", "add", "--prompt", "?"), ("pull",)])
+def test_what_makes_a_store_is_told_where_its_blobs_are(
+    store: Cli, cli: Cli, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    add(store, "Who wrote Hamlet?", "Marlowe")
+    named = [*command, *([tmp_path / "store"] if command == ("pull",) else [])]
+    where = f"sqlite:///{tmp_path}/other.db"
+    assert cli("store", *named, "--store", where).is_error("say where tensors and pictures go: --blobs URL")
+    assert cli("store", *named, "--store", where, "--blobs", tmp_path / "blobs").code == 0
+    assert "all as it should be" in cli("store", "check", "--store", where).out
+
+
 def test_what_is_not_there(cli: Cli, store: Cli, tiny_folder: Path, tmp_path: Path) -> None:
     for command in ("ls", "log", "check", "gc", "canary ls"):
         assert store(command).is_error("there is no store in")

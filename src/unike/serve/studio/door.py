@@ -6,18 +6,24 @@ that the page needs are named here, and nothing else is reached. A browser is to
 
 from __future__ import annotations
 
+import os
 import re
+import traceback
+from contextlib import suppress
 from html import escape
+from pathlib import Path
 from urllib.parse import parse_qs, unquote
 
 from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from unike.serve.errors import ApiError
-from unike.serve.guard import error_response
+from unike.serve.errors import ApiError, invalid, told, too_many
+from unike.serve.guard import LOG, error_response
 from unike.serve.keys import Keys
 from unike.serve.sessions import COOKIE, LASTS, LOGIN, STUDIO, Sessions
 from unike.serve.studio.sent import Sent, is_upload
@@ -30,7 +36,13 @@ NEEDED = re.compile(
 )
 """Paths of gradio's below the studio's that the page needs."""
 
-FILE, JOIN = "/gradio_api/file=", "/gradio_api/queue/join"
+FILE, JOIN, UPLOAD = "/gradio_api/file=", "/gradio_api/queue/join", "/gradio_api/upload"
+
+LONGEST = 255
+"""Bytes of a file's name, where it is longest."""
+
+MOST_KEPT, SMALLEST = 1 << 30, 1 << 16
+"""Bytes of all pictures of visitors, after which no more are taken, and what each counts for at least."""
 
 ELSEWHERE = re.compile(rb"""<meta\s+(?:property="og|name="twitter)[^>]*>|<link rel="manifest"[^>]*>""")
 """What the page says of other places."""
@@ -64,24 +76,27 @@ class Door:
             await self.app(scope, receive, send)
             return
 
-        async def answer(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                MutableHeaders(scope=message).update(HEADERS)
-            await send(message)
-
+        answer = _Answer(send)
         path = scope["path"].removeprefix(scope.get("root_path", ""))
-        if NEEDED.fullmatch(path) is None or not self._may_show(path):
-            await error_response(ApiError(404, f"there is nothing at {ascii(scope['path'])[:80]}"))(
-                scope, receive, answer
-            )
-            return
-        if path.rstrip("/") == JOIN:
-            try:
+        try:
+            if NEEDED.fullmatch(path) is None or not is_name(path) or not self._may_show(path):
+                raise ApiError(404, f"there is nothing at {ascii(scope['path'])[:80]}")
+            if path.rstrip("/") == JOIN:
                 receive = _again(self.sent.read(await _whole(receive)), receive)
-            except ApiError as error:
-                await error_response(error)(scope, receive, answer)
-                return
-        await self._pass_on(path, scope, receive, answer)
+            if path.rstrip("/") == UPLOAD:
+                await run_in_threadpool(check_room, self.sent.uploads)
+                await self._take_in(scope, receive, answer)
+            else:
+                await self._pass_on(path, scope, receive, answer)
+        except ApiError as error:
+            await error_response(error)(scope, receive, answer)
+        except ClientDisconnect:  # while it was sending: there is nobody to be told
+            return
+        except Exception as error:  # gradio would tell it in words of its own
+            if answer.has_begun:
+                raise
+            LOG.error("request failed\n%s", traceback.format_exc())
+            await error_response(told(RuntimeError(error)))(scope, receive, answer)
 
     async def _pass_on(self, path: str, scope: Scope, receive: Receive, answer: Send) -> None:
         """Let gradio answer."""
@@ -93,9 +108,46 @@ class Door:
             # Of a session that is over, which a page still has that was loaded before, gradio says so, and then fails.
             await answer({"type": "http.response.body", "body": b"", "more_body": False})
 
+    async def _take_in(self, scope: Scope, receive: Receive, answer: Send) -> None:
+        """Let gradio keep a picture.
+
+        Raises:
+            ApiError: What is sent is no form with a file, of which gradio makes exceptions of all sorts.
+        """
+        held = _Held(answer)
+        try:
+            await self.app(scope, receive, held)
+        except (ApiError, ClientDisconnect, OSError):  # a full disk is no fault of the visitor's
+            raise
+        except Exception as error:
+            raise invalid(f"the form that was sent cannot be read ({type(error).__name__})") from None
+        if held.status >= 400:
+            said = " ".join(held.body.decode(errors="replace").split())[:200]
+            raise ApiError(held.status, said or "the form that was sent cannot be read")
+
     def _may_show(self, path: str) -> bool:
         """Whether a path names no file, or a picture that a visitor sent."""
         return not path.startswith(FILE) or is_upload(unquote(path.removeprefix(FILE)), self.sent.uploads)
+
+
+def is_name(path: str) -> bool:
+    """Whether a path can name a file."""
+    return "\0" not in path and all(len(part.encode(errors="replace")) <= LONGEST for part in path.split("/"))
+
+
+def check_room(folder: Path) -> None:
+    """Refuse pictures of visitors while there are too many.
+
+    Raises:
+        ApiError: As it says; they go after an hour.
+    """
+    taken = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with suppress(OSError):  # it is gone meanwhile
+                taken += max(SMALLEST, os.stat(os.path.join(place, name)).st_size)
+    if taken > MOST_KEPT:
+        raise too_many("there are too many pictures of visitors here; they go after an hour")
 
 
 async def _whole(receive: Receive) -> bytes:
@@ -103,6 +155,8 @@ async def _whole(receive: Receive) -> bytes:
     body, more = b"", True
     while more:
         message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
         body += message.get("body", b"")
         more = message.get("more_body", False)
     return body
@@ -118,6 +172,36 @@ def _again(body: bytes, receive: Receive) -> Receive:
         return await receive()
 
     return again
+
+
+class _Answer:
+    """What is sent, as the studio's pages are."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.has_begun = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.has_begun = True
+            MutableHeaders(scope=message).update(HEADERS)
+        await self._send(message)
+
+
+class _Held:
+    """What gradio says of a picture that was sent: held back if it is no good."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self.status, self.body = 0, b""
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+        if self.status < 400:
+            await self._send(message)
+        else:
+            self.body += message.get("body", b"")
 
 
 class _Trimmed:
@@ -152,8 +236,7 @@ def login_routes(keys: Keys, sessions: Sessions) -> APIRouter:
 
     @router.post(LOGIN)
     async def sign_in(request: Request) -> Response:
-        given = parse_qs((await request.body()).decode(errors="replace")).get("key", [""])[0]
-        holder = keys.holder(f"Bearer {given}")
+        holder = keys.holder(f"Bearer {_key(await request.body())}")
         if holder is None:
             return _page("this is none of the server's keys; whoever runs it has them", 401)
         response = _to(f"{STUDIO}/")
@@ -171,6 +254,14 @@ def login_routes(keys: Keys, sessions: Sessions) -> APIRouter:
         return response
 
     return router
+
+
+def _key(form: bytes) -> str:
+    """What was written into the page's one field; nothing if something else was sent."""
+    try:
+        return parse_qs(form.decode(errors="replace"), max_num_fields=1).get("key", [""])[0]
+    except ValueError:
+        return ""
 
 
 def _to(address: str) -> Response:
