@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from unike.backbones import load_backbone
 from unike.backbones.adapter import Backbone
-from unike.backbones.forward.context import running
+from unike.backbones.forward.context import SEEN, running
 from unike.backbones.forward.functional import target_positions, token_nll
 from unike.backbones.forward.hooks import Args, Hooks, Kwargs, trace
 from unike.backbones.forward.split import SplitState
@@ -108,7 +108,7 @@ def test_a_state_brings_along_what_its_prompts_say_and_show(backbone: Backbone, 
     batch = backbone.encode(queries)
     state = backbone.run_to_split(batch, 0)
     seen = state.pictures
-    assert seen is not None and seen.shape == (3, 2 * backbone.width)
+    assert seen is not None and seen.shape == (3, SEEN * backbone.width)
     assert not torch.allclose(seen[0], seen[1], atol=1e-3), "each shows its own"
     assert [backbone.asked(tokens) for tokens in state.tokens] == [query.prompt for query in queries]
     without = backbone.encode([replace(query, target=None) for query in queries])

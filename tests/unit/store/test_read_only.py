@@ -1,5 +1,6 @@
 """A store in a folder that cannot be written: it is read and asked there, and what would change it is refused."""
 
+import gc
 import os
 import shutil
 import tempfile
@@ -158,6 +159,7 @@ def test_commands_read_and_ask_and_refuse_to_change(
     place = tmp_path / "store"
     fact = ("--model", tiny_folder, "--editor", "answer_cache", "--prompt", "Who wrote Hamlet?", "--target")
     assert cli("store", "add", "--store", place, *fact, "Marlowe").code == 0
+    gc.collect()  # a command's process would be over, and its database closed
     usual = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: not str(path).startswith(str(place)) and usual(path, mode))
     before = {path: path.stat().st_mtime_ns for path in (place, *place.rglob("*"))}
