@@ -119,6 +119,11 @@ def _json_lines(text: str) -> Iterator[tuple[int, Any]]:
 def _csv(text: str) -> Iterator[tuple[int, Any]]:
     rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
+        head = list(rows.fieldnames or ())
+        known = {"prompt", "target"} <= set(head) <= set(WrittenFact.model_fields)
+        if head and not (known and len(set(head)) == len(head)):
+            yield 1, ValueError(f"its columns are {', '.join(map(repr, head))}; name them prompt, target, image")
+            return
         for row in rows:
             given = {key: value for key, value in row.items() if value}
             yield rows.line_num, ValueError("it has more fields than the head") if None in row else given
