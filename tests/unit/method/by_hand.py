@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from unike_parts import cosine
 
 from unike.backbones.adapter import Backbone
-from unike.backbones.forward.context import SIDE
+from unike.backbones.forward.context import ACROSS
 from unike.backbones.forward.hooks import trace
 from unike.backbones.forward.split import Batch
 from unike.backbones.sites import AttentionSite
@@ -124,9 +124,9 @@ def parts_by_hand(features: np.ndarray) -> list[np.ndarray]:
     def stretches(length: int, parts: int) -> list[slice]:
         return [slice(i * length // parts, -(-(i + 1) * length // parts)) for i in range(parts)]
 
-    if side < SIDE or n > side * side + 1:
-        return [features[part].mean(axis=0) for part in stretches(n, SIDE * SIDE)]
-    square, parts = features[: side * side].reshape(side, side, -1), stretches(side, SIDE)
+    if side < ACROSS or n > side * side + 1:
+        return [features[part].mean(axis=0) for part in stretches(n, ACROSS * ACROSS)]
+    square, parts = features[: side * side].reshape(side, side, -1), stretches(side, ACROSS)
     return [square[rows, columns].mean(axis=(0, 1)) for rows in parts for columns in parts]
 
 

@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 from unike_parts import draw
 
 from unike.backbones.forward.context import SEEN
-from unike.editors.unike.calibration import COHORT, HALF, SHOWN, SIZES, calibrate, cohort_of, measured
+from unike.editors.unike.calibration import BY_HANDS, COHORT, HALF, SIZES, calibrate, cohort_of, measured
 from unike.editors.unike.gate import Gate, Ramp
 from unike.editors.unike.metric import WITHIN, Metric, learn_discriminant, learn_metric, within
 from unike.editors.unike.pictures import Pictures
@@ -128,7 +128,7 @@ def test_a_cohort_is_spread_over_all_and_of_unit_length() -> None:
         return cohort_of(shown, Metric(torch.zeros(SEEN), draw(2, 2), draw(SEEN, 3)))
 
     some, many = cohort(7), cohort(3 * COHORT)
-    assert some.shape == (7, 5) and len(many) == COHORT and len(cohort(3 * COHORT, hand=2)) == SHOWN
+    assert some.shape == (7, 5) and len(many) == COHORT and len(cohort(3 * COHORT, hand=2)) == BY_HANDS
     assert torch.allclose(many.norm(dim=1), torch.ones(COHORT), atol=1e-5)
 
 

@@ -6,7 +6,7 @@ import torch
 from by_hand import parts_by_hand
 from unike_parts import draw
 
-from unike.backbones.forward.context import SEEN, SIDE, Prefill, parts_of, seen_in
+from unike.backbones.forward.context import ACROSS, SEEN, Prefill, parts_of, seen_in
 
 D = 32
 
@@ -53,7 +53,7 @@ def test_parts_say_where_things_lie() -> None:
     over = features.reshape(4, 4, D).flip(0).reshape(16, D)
     one, other = (seen_in(each.unsqueeze(0), torch.ones(1, 16).bool())[0] for each in (features, over))
     assert torch.allclose(one[: 2 * D], other[: 2 * D], atol=1e-5)
-    turned = one[2 * D :].reshape(SIDE, SIDE, D).flip(0).flatten()
+    turned = one[2 * D :].reshape(ACROSS, ACROSS, D).flip(0).flatten()
     assert torch.allclose(turned, other[2 * D :], atol=1e-5) and not torch.allclose(one, other)
 
 

@@ -125,14 +125,20 @@ def test_a_blob_elsewhere_that_is_put_again_is_young(tmp_path: Path) -> None:
     assert blobs.age(name) < before
 
 
+def left_half_way(edit: Edit, folder: Path) -> tuple[Store, Store]:
+    """A store, opened twice, with the blobs of an edit whose writer was killed before it named them."""
+    source, store, other = Store.open(folder / "source"), *(Store.open(folder / "store") for _ in range(2))
+    stored = source.add(edit)
+    store.add_canary(Query("Who?"))
+    for name in (stored.tensors, str(stored.picture)):
+        store.blobs.put(source.blobs.get(name))
+    return store, other
+
+
 def test_gc_leaves_what_a_writer_names_meanwhile(
     made: list[Edit], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, store, writer = Store.open(tmp_path / "source"), *(Store.open(tmp_path / "store") for _ in range(2))
-    stored = source.add(made[0])
-    store.add_canary(Query("Who?"))
-    for name in (stored.tensors, str(stored.picture)):  # of a writer that was killed
-        store.blobs.put(source.blobs.get(name))
+    store, writer = left_half_way(made[0], tmp_path)
     left = store.blobs.put(b"left")
     grow_old(tmp_path / "store" / "blobs")
     usual = store.database.writing
@@ -149,11 +155,7 @@ def test_gc_leaves_what_a_writer_names_meanwhile(
 def test_a_writer_that_puts_what_lies_there_is_not_run_over_by_gc(
     made: list[Edit], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, store, other = Store.open(tmp_path / "source"), *(Store.open(tmp_path / "store") for _ in range(2))
-    stored = source.add(made[0])
-    store.add_canary(Query("Who?"))
-    for name in (stored.tensors, str(stored.picture)):
-        store.blobs.put(source.blobs.get(name))
+    store, other = left_half_way(made[0], tmp_path)
     grow_old(tmp_path / "store" / "blobs")
     usual = store.database.writing
     removed: list[tuple[int, int]] = []

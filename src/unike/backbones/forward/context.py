@@ -25,10 +25,10 @@ Tokens = tuple[tuple[int, ...], ...]
 """Of several prompts."""
 
 
-SIDE = 3
-"""A picture is also read in ``SIDE x SIDE`` parts."""
+ACROSS = 3
+"""A picture is also read in ``ACROSS x ACROSS`` parts."""
 
-SEEN = 2 + SIDE * SIDE
+SEEN = 2 + ACROSS * ACROSS
 """So many vectors say what a picture shows, see `seen_in`."""
 
 
@@ -56,17 +56,17 @@ def _shown_by(features: Tensor) -> Tensor:
 
 
 def parts_of(features: Tensor) -> Tensor:
-    """The means of a picture's parts, ``[SIDE * SIDE, D]``.
+    """The means of a picture's parts, ``[ACROSS * ACROSS, D]``.
 
     Args:
         features: ``[n, D]`` with n > 0: a square, row by row, perhaps and one more that speaks of the whole; what is no
             square is cut into as many stretches.
     """
     side, width = math.isqrt(len(features)), features.shape[1]
-    if side < SIDE or len(features) > side * side + 1:
-        return adaptive_avg_pool1d(features.T, SIDE * SIDE).T
+    if side < ACROSS or len(features) > side * side + 1:
+        return adaptive_avg_pool1d(features.T, ACROSS * ACROSS).T
     square = features[: side * side].T.reshape(width, side, side)
-    return adaptive_avg_pool2d(square, SIDE).reshape(width, SIDE * SIDE).T
+    return adaptive_avg_pool2d(square, ACROSS).reshape(width, ACROSS * ACROSS).T
 
 
 @dataclass(eq=False)

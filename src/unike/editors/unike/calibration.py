@@ -10,11 +10,8 @@ from unike.editors.unike.gate import Gate, RisingRamp, usual
 from unike.editors.unike.metric import Metric, learn_metric
 from unike.editors.unike.pictures import Pictures
 
-COHORT, SHOWN = 1000, 400
+COHORT, BY_HANDS = 1000, 400
 """Most pictures that say what is usual: as they are, and by made-up hands."""
-
-STEPS = 800
-"""Of the contrast."""
 
 FOLDS = 5
 """Ramps are drawn on pictures of things that their metric was not learned from."""
@@ -33,7 +30,7 @@ Pairs = Sequence[tuple[int, int]]
 
 
 def calibrate(
-    pictures: Pictures, same: Pairs, near: Pairs, *, error: float = 0.2, steps: int = STEPS
+    pictures: Pictures, same: Pairs, near: Pairs, *, error: float = 0.2, steps: int
 ) -> tuple[Gate, dict[str, float]]:
     """A gate, and how well it tells pictures of things that it was not learned from.
 
@@ -67,7 +64,7 @@ def calibrate(
 
 def cohort_of(pictures: Pictures, metric: Metric) -> Tensor:
     """Unit vectors of what is usual, behind a metric: pictures as they are and by made-up hands, evenly spread."""
-    parts = ((pictures.as_they_are, COHORT), (~pictures.as_they_are, SHOWN))
+    parts = ((pictures.as_they_are, COHORT), (~pictures.as_they_are, BY_HANDS))
     rows = [where.nonzero().flatten() for where, _ in parts]
     chosen = [some[evenly(len(some), most)] for some, (_, most) in zip(rows, parts, strict=True)]
     return metric(pictures.seen[torch.cat(chosen)])

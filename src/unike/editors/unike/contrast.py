@@ -44,8 +44,9 @@ def learn_contrast(pictures: Pictures, mean: Tensor, discriminant: Tensor, steps
         steps: Of two batches each, one by a made-up hand and one as pictures are.
     """
     generator = torch.Generator().manual_seed(0)
-    before = inputs(pictures.seen - mean, discriminant)
-    read, batches = (pictures.seen - mean) @ before, Batches(pictures, mean, generator)
+    centred = pictures.seen - mean
+    before = inputs(centred, discriminant)
+    read, batches = centred @ before, Batches(pictures, mean, generator)
     weight = nn.Parameter(torch.randn(read.shape[1], WIDTH, generator=generator) / read.shape[1] ** 0.5)
     optimiser = torch.optim.AdamW([weight], lr=RATE, weight_decay=DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, RATE, total_steps=max(2, steps))

@@ -59,21 +59,18 @@ class Metric:
         return normalize(torch.cat([normalize(centred @ self.contrast, dim=1), told], dim=1), dim=1)
 
 
-def learn_metric(pictures: Pictures, steps: int, width: int = WIDTH) -> Metric:
+def learn_metric(pictures: Pictures, steps: int) -> Metric:
     """Both maps from pictures: the discriminant from those that are as they are.
 
     Args:
         pictures: To learn from.
         steps: Of the contrast.
-        width: Most directions of the discriminant.
     """
     as_they_are = pictures.as_they_are
     mean = pictures.seen[as_they_are].mean(dim=0)
-    centred = pictures.seen - mean
-    told = centred[:, : 2 * len(mean) // SEEN]
-    discriminant = learn_discriminant(told[as_they_are], pictures.thing[as_they_are], width)
-    contrast = learn_contrast(pictures, mean, discriminant, steps)
-    return Metric(mean, discriminant, contrast)
+    told = (pictures.seen[as_they_are] - mean)[:, : 2 * len(mean) // SEEN]
+    discriminant = learn_discriminant(told, pictures.thing[as_they_are])
+    return Metric(mean, discriminant, learn_contrast(pictures, mean, discriminant, steps))
 
 
 def learn_discriminant(centred: Tensor, thing: Tensor, width: int = WIDTH) -> Tensor:

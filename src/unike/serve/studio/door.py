@@ -92,7 +92,7 @@ class Door:
             await error_response(error)(scope, receive, answer)
         except ClientDisconnect:  # while it was sending: there is nobody to be told
             return
-        except Exception as error:  # gradio would tell it in words of its own
+        except Exception as error:  # whatever fails in gradio's app is logged here, and told as all else is
             if answer.has_begun:
                 raise
             LOG.error("request failed\n%s", traceback.format_exc())
@@ -119,7 +119,7 @@ class Door:
             await self.app(scope, receive, held)
         except (ApiError, ClientDisconnect, OSError):  # a full disk is no fault of the visitor's
             raise
-        except Exception as error:
+        except Exception as error:  # what parses forms meets broken ones with errors of every kind, AttributeError too
             raise invalid(f"the form that was sent cannot be read ({type(error).__name__})") from None
         if held.status >= 400:
             said = " ".join(held.body.decode(errors="replace").split())[:200]
