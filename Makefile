@@ -3,8 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+RUNS := results/pocket
 
-.PHONY: demo serve test test-slow test-service test-vllm lint types unit fuzz format mini-train mini-report words pocket clean
+.PHONY: demo serve test test-slow test-service test-vllm lint types unit fuzz format report mini-train mini-report words pocket clean
 
 demo: $(READY)  ## edit one fact in a real vision-language model
 	$(BIN)/unike demo
@@ -44,6 +45,11 @@ fuzz: $(READY)  ## 10,000 damaged inputs of every class; about four minutes
 format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+report: $(READY)  ## a page of all runs, figures and failed cases, and the tables that are kept beside it; two minutes
+	for kind in md csv html; do \
+		$(BIN)/unike report $(RUNS) --format $$kind --out $(RUNS)/report.$$kind || exit 1; \
+	done
 
 mini-train: $(READY)  ## train the bundled model's adapter; resumes; about an hour on 2 cores
 	$(BIN)/python scripts/mini/parts.py --out .cache/mini
