@@ -9,15 +9,16 @@ counts too: the picture is of everything that a file names.
 
 import ast
 import re
-import sys
 from collections import defaultdict
 from html import escape
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-PICTURE = ROOT / "docs" / "rooms.svg"
-PAGE = ROOT / "docs" / "data-flow.md"
-BEGIN, END = "<!-- rooms: python scripts/docs/rooms.py -->", "<!-- end of rooms -->"
+import between
+
+PICTURE = between.ROOT / "docs" / "rooms.svg"
+PAGE = between.ROOT / "docs" / "data-flow.md"
+COMMAND = "python scripts/docs/rooms.py"
+BEGIN, END = f"<!-- rooms: {COMMAND} -->", "<!-- end of rooms -->"
 
 API = "api"
 LEFT_OUT = ("", "__main__")
@@ -189,28 +190,14 @@ def says(source: Path, room: str) -> str:
     return re.sub(r"(?<=[\w)`])\.( .*)?$", "", text, count=1).replace("|", "\\|").replace("``", "`")
 
 
-def page(text: str, rooms: str) -> str:
-    """The page with its table in place."""
-    before, _, rest = text.partition(BEGIN)
-    _, found, after = rest.partition(END)
-    if not found:
-        raise SystemExit(f"{PAGE}: there is no {BEGIN} ... {END} to put the table between")
-    return f"{before}{BEGIN}\n{rooms}\n{END}{after}"
-
-
-def drawn(source: Path = ROOT / "src" / "unike") -> dict[Path, str]:
+def drawn(source: Path = between.ROOT / "src" / "unike") -> dict[Path, str]:
     """What the picture and the page should be."""
     graph = graph_of(source)
-    return {PICTURE: picture(graph), PAGE: page(PAGE.read_text(encoding="utf-8"), table(graph, source))}
+    return {PICTURE: picture(graph), PAGE: between.put(PAGE, BEGIN, END, table(graph, source))}
 
 
 def main() -> None:
-    for path, text in drawn().items():
-        same = path.is_file() and path.read_text(encoding="utf-8") == text
-        if "--check" in sys.argv and not same:
-            raise SystemExit(f"{path.relative_to(ROOT)} is not what the imports say: python scripts/docs/rooms.py")
-        if not same:
-            path.write_text(text, encoding="utf-8")
+    between.write(drawn(), COMMAND)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 import ast
 import importlib
-import importlib.util
 import re
 import shlex
 import sys
@@ -12,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import reports
 import torch
 import typer
 from tinies import tiny_backbone
@@ -166,17 +166,55 @@ def test_the_functions_that_are_an_equation_are_there() -> None:
         assert re.search(rf"(?:def|class) {last}\b", code), name
 
 
-# ---------------------------------------------------------------------- pictures
+# ---------------------------------------------------------------------- what is made: pictures and tables
 
 
 @pytest.fixture(scope="module")
-def rooms() -> ModuleType:
-    """``scripts/docs/rooms.py``."""
-    spec = importlib.util.spec_from_file_location("rooms", ROOT / "scripts" / "docs" / "rooms.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def made() -> Iterator[Callable[[str], ModuleType]]:
+    """A file of ``scripts/docs``, by its name; these import one another."""
+    before = {*sys.modules}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "scripts" / "docs")
+        yield importlib.import_module
+    for name in {*sys.modules} - before:
+        if "scripts/docs/" in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def rooms(made: Callable[[str], ModuleType]) -> ModuleType:
+    return made("rooms")
+
+
+@pytest.fixture(scope="module")
+def table(made: Callable[[str], ModuleType]) -> ModuleType:
+    return made("table")
+
+
+def test_readmes_table_is_what_the_lines_say(table: ModuleType) -> None:
+    text = table.between.put(table.README, table.BEGIN, table.END, table.tables())
+    assert table.README.read_text(encoding="utf-8") == text, f"make the table anew: {table.COMMAND}"
+
+
+def test_a_line_that_says_something_else_changes_the_table(
+    table: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a row has its run's own settings, is of the cases that all have, and stands where its scope puts it."""
+    kinds = ("reliability", "t_generality", "m_generality", "t_locality", "m_locality", "near_locality")
+    units = {name: [reports.case(name, kinds=kinds)] for name in "abcd"}
+    reports.write(tmp_path / "ft", units, config={**reports.HEADER.config, "lr": 0.25}, dtype="bfloat16")
+    reports.write(tmp_path / "unike", units | {"e": [reports.case("e", kinds, kinds)]}, **reports.unike())
+    few = {name: [reports.case(name, ["near_locality"] * (name == "a"), kinds)] for name in "ab"}
+    reports.write(tmp_path / "ke", few, editor="ke", config={})
+    block = table.Block("one-step", {"ke": "", "ft": "lr {lr}", "unike": ""}, cases="ft")
+    monkeypatch.setattr(table, "RESULTS", tmp_path)
+    assert table.table(block).splitlines() == [
+        f"| one-step (n = 4) | scope | {' | '.join(kinds).replace('_', '-')} |",
+        "|---|---|---|---|---|---|---|---|",
+        "| `ft`, lr 0.25 † | 100 | 100 | 100 | 100 | 100 | 100 | 100 |",
+        "| `unike` | 100 | 100 | 100 | 100 | 100 | 100 | 100 |",
+        "| `ke` (n = 2) | 50.0 | 100 | 100 | 100 | 100 | 100 | 50.0 |",
+    ]
 
 
 def test_the_rooms_are_drawn_as_the_imports_are(rooms: ModuleType) -> None:
