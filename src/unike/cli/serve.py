@@ -15,7 +15,7 @@ from unike.cli import _shared as shared
 from unike.cli._options import takes
 from unike.cli._store import HERE, Blobs, Where, opened
 from unike.core.errors import UnikeError
-from unike.core.extras import needing
+from unike.core.extras import bring, needing
 from unike.core.options import parse_settings, read_options
 from unike.serve.settings import Settings
 
@@ -211,6 +211,4 @@ def say(address: str, model: str, studio: bool, as_json: bool) -> None:
         for_people = f"; for people: {page}" if studio else ""
         typer.echo(f"serving {model} at {address}{for_people}; stop with Ctrl-C")
         if not studio and find_spec("gradio") is None:
-            typer.echo(
-                'there is no page for people without gradio; bring it with: pip install -e ".[studio]"', err=True
-            )
+            typer.echo(f"there is no page for people without gradio; bring it with: {bring('studio')}", err=True)

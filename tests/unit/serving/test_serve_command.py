@@ -164,4 +164,4 @@ def test_what_is_missing_is_named(early: Cli, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delattr(unike.serve, "run")
     monkeypatch.delitem(sys.modules, "unike.serve.run")
     monkeypatch.setitem(sys.modules, "uvicorn", None)
-    assert early("serve").is_error('uvicorn is not installed; bring it with: pip install -e ".[serve]"')
+    assert early("serve").is_error('uvicorn is not installed; bring it with: pip install "unike-edit[serve]"')

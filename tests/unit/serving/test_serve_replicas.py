@@ -126,4 +126,4 @@ def test_why_replicas_do_not_start_is_one_line(tmp_path: Path) -> None:
 def test_ray_is_named_if_it_is_missing(early: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     result = early("serve", "--port", 0, "--replicas", 2)
-    assert result.is_error('ray is not installed; bring it with: pip install -e ".[ray]"')
+    assert result.is_error('ray is not installed; bring it with: pip install "unike-edit[ray]"')

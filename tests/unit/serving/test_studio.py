@@ -72,7 +72,9 @@ def test_the_page_is_there_and_names_no_other_place(visitor: Visitor) -> None:
 
 def test_what_is_missing_is_named(early: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
-    assert early("serve", "--studio").is_error('gradio is not installed; bring it with: pip install -e ".[studio]"')
+    assert early("serve", "--studio").is_error(
+        'gradio is not installed; bring it with: pip install "unike-edit[studio]"'
+    )
 
 
 def test_who_does_not_ask_for_a_studio_is_told_how_to_have_one(
@@ -88,7 +90,7 @@ def test_who_does_not_ask_for_a_studio_is_told_how_to_have_one(
     monkeypatch.setattr(command, "find_spec", lambda name: None)
     assert command.has_studio(None, 1) is False
     command.say("http://127.0.0.1:8000/v1", "mini", False, False)
-    assert 'without gradio; bring it with: pip install -e ".[studio]"' in capsys.readouterr().err
+    assert 'without gradio; bring it with: pip install "unike-edit[studio]"' in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------- what is reached
