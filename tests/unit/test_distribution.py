@@ -37,12 +37,8 @@ def test_one_version_everywhere(metadata: dict[str, Any]) -> None:
 def test_no_name_of_another_project(metadata: dict[str, Any]) -> None:
     project = metadata["project"]
     assert project["name"] == DISTRIBUTION and project["scripts"] == {"unike": "unike.cli:main"}
-    required = [
-        *project["dependencies"],
-        *(each for extra in project["optional-dependencies"].values() for each in extra),
-    ]
-    own = [re.match(r"[\w.-]+", each)[0] for each in required if each.startswith("unike")]
-    assert {*own} == {DISTRIBUTION}
+    required = [each for extra in project["optional-dependencies"].values() for each in extra]
+    assert {each.partition("[")[0] for each in required if each.startswith("unike")} == {DISTRIBUTION}
     named = re.compile(r"pip install (?:-\S+ )*[\"']?unike(?!-edit)")
     for path in [*SOURCE.rglob("*.py"), *(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CHANGELOG.md"]:
         assert not named.search(path.read_text(encoding="utf-8")), path
@@ -50,10 +46,8 @@ def test_no_name_of_another_project(metadata: dict[str, Any]) -> None:
 
 def test_every_extra_that_is_named_exists(metadata: dict[str, Any]) -> None:
     texts = [path.read_text(encoding="utf-8") for path in [*SOURCE.rglob("*.py"), *(ROOT / "docs").glob("*.md")]]
-    told = {
-        name for text in texts for name in re.findall(r"(?:needing|bring)\([\"'](\w+)[\"']\)|\"\.\[(\w+)\]\"", text)
-    }
-    names = {name for pair in told for name in pair if name}
+    ways = (r"needing\(\"(\w+)\"\)", r"bring\('(\w+)'\)", r"-e \"\.\[(\w+)\]\"")
+    names = {name for text in texts for way in ways for name in re.findall(way, text)}
     assert {"serve", "store", "studio"} <= names <= metadata["project"]["optional-dependencies"].keys()
     assert bring("serve") == 'pip install "unike-edit[serve]"'
 
