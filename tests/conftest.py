@@ -73,7 +73,7 @@ def some_knowledge(
     backbone: Backbone,
     *,
     layers: Sequence[int] = (-4, -3, -2, -1),
-    about: tuple[float, float] = (-1.5, 0.5),
+    about: tuple[float, float] = (-1.5, 0.2),
     seed: int = 0,
 ) -> Knowledge:
     """Random knowledge that fits a tiny model, stored in fp32.

@@ -22,7 +22,7 @@ from unike.backbones.forward.split import Batch
 from unike.backbones.sites import AttentionSite
 from unike.editors.unike import gate as ramps
 from unike.editors.unike.config import UniKEConfig
-from unike.editors.unike.gate import Gate, Ramp
+from unike.editors.unike.gate import COMMON, Gate, Ramp
 from unike.editors.unike.knowledge import LayerKnowledge, evenly, knowledge_of
 from unike.editors.unike.metric import SHARE, Metric
 from unike.editors.unike.words import read_words
@@ -107,14 +107,16 @@ def read_prompt(backbone: Backbone, gate: Gate, batch: Batch, row: int) -> Promp
 
 
 def picture_of(gate: Gate, shown: np.ndarray) -> tuple[np.ndarray, float]:
-    """Of visual features ``[n, D]``: where the gate has them, and the mean cosine of the ten nearest of its cohort."""
+    """Of visual features ``[n, D]``: where the gate has them, and what is usual there."""
     if not len(shown):
         return np.zeros(gate.metric.width), 0.0
     seen = np.concatenate([shown.mean(axis=0), shown.std(axis=0), *parts_by_hand(shown)])
     mean, discriminant, contrast = (getattr(gate.metric, name).double().numpy() for name in Metric.TENSORS)
     told = unit((seen - mean)[: len(discriminant)] @ discriminant)
     z = unit(np.concatenate([unit((seen - mean) @ contrast), SHARE * told]))
-    return z, float(np.mean(sorted(float(other @ z) for other in gate.cohort.double().numpy())[-10:]))
+    cosines = sorted(float(other @ z) for other in gate.cohort.double().numpy())
+    nearest = float(np.mean(cosines[-10:]))
+    return z, nearest + max(0.0, min(COMMON * float(np.mean(cosines)), nearest))
 
 
 def parts_by_hand(features: np.ndarray) -> list[np.ndarray]:

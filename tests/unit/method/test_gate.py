@@ -8,11 +8,14 @@ import ramps
 import torch
 from by_hand import Prompt, opened, picture_of
 from torch import Tensor
+from torch.nn.functional import normalize
 from unike_parts import CLOSED, FEATURES, OPEN, SHOWN, WIDTH, draw, some_gate, some_reading
 
 from unike.backbones.forward.context import seen_in
 from unike.editors.unike.gate import (
+    COMMON,
     KEPT,
+    NEAREST,
     Gate,
     Ramp,
     Reading,
@@ -20,6 +23,7 @@ from unike.editors.unike.gate import (
     alike,
     compete,
     named_alike,
+    usual,
 )
 
 # ---------------------------------------------------------------------- ramps
@@ -135,8 +139,21 @@ def test_a_picture_is_seen_through_the_metric() -> None:
 
 def test_a_small_cohort_says_what_is_usual_too() -> None:
     gate, seen = some_gate(cohort=some_gate().cohort[:2]), draw(3, SHOWN)
-    picture, usual = gate.pictured(seen, 3)
-    assert torch.allclose(usual[:, 0], (picture @ gate.cohort.T).mean(dim=1))
+    picture, found = gate.pictured(seen, 3)
+    mean = (picture @ gate.cohort.T).mean(dim=1)
+    assert torch.allclose(found[:, 0], mean + mean.clamp(min=0), atol=1e-6), "at most as much again, and never less"
+
+
+def test_what_is_like_all_a_little_is_more_usual_than_its_nearest_say() -> None:
+    cohort, near = torch.eye(100), 10
+    picture = {share: normalize(torch.tensor([[1.0] * near + [share] * 90]), dim=1) for share in (0.0, 0.02, 0.05)}
+    nearest = {share: each[0, :near].mean().item() for share, each in picture.items()}
+    mean = {share: each.mean().item() for share, each in picture.items()}
+    assert mean[0.0] < mean[0.02] < mean[0.05] and near == NEAREST
+    for share in (0.0, 0.02):
+        assert usual(picture[share], cohort).item() == pytest.approx(nearest[share] + COMMON * mean[share], abs=1e-6)
+    assert COMMON * mean[0.05] > nearest[0.05]
+    assert usual(picture[0.05], cohort).item() == pytest.approx(2 * nearest[0.05], abs=1e-6), "at most as much again"
 
 
 # ---------------------------------------------------------------------- rivals

@@ -10,7 +10,7 @@ from torch.nn.functional import normalize
 from unike_parts import draw
 
 from unike.backbones.forward.context import SEEN
-from unike.editors.unike.calibration import BY_HANDS, COHORT, HALF, SIZES, calibrate, cohort_of, measured
+from unike.editors.unike.calibration import BY_HANDS, COHORT, FOLDS, HALF, SIZES, calibrate, cohort_of, measured
 from unike.editors.unike.gate import Gate, Ramp
 from unike.editors.unike.metric import WITHIN, Metric, learn_discriminant, learn_metric, within
 from unike.editors.unike.pictures import Pictures
@@ -220,4 +220,14 @@ def test_views_by_made_up_hands_are_among_what_is_usual() -> None:
     assert len(gate.cohort) == 80 + 40
     rest = joined.of(torch.arange(10))
     assert rest.thing.bincount().tolist() == [3] * 10 and rest.hand.sum() == 10
-    assert [len(found) for found in measured(joined, plain.same, plain.near, STEPS)][2] == 80 * 78
+    assert len(measured(joined, plain.same, plain.near, STEPS)[2]) == FOLDS * 16 * 14, "of a fold's eight things"
+
+
+def test_near_things_are_strangers_both_where_a_fold_has_two() -> None:
+    """What is in the cohort is nearest to itself, so that it would seem less like the edited thing than it is."""
+    one = drawn(40)
+    fold = one.pictures.thing % FOLDS
+    both = [(int(rows[0]), int(rows[-1])) for rows in ((fold == number).nonzero() for number in range(FOLDS))]
+    apart = [pair for pair in one.near if fold[pair[0]] != fold[pair[1]]]
+    found, alone, rest = (measured(one.pictures, one.same, near, STEPS)[1] for near in ([*apart, *both], both, apart))
+    assert len(apart) == len(rest) > 0 and torch.equal(found, alone), "and where there are none, all that there are"

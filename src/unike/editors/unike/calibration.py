@@ -73,10 +73,13 @@ def cohort_of(pictures: Pictures, metric: Metric) -> Tensor:
 def measured(pictures: Pictures, same: Pairs, near: Pairs, steps: int) -> tuple[Tensor, Tensor, Tensor]:
     """How alike (`unike.editors.unike.gate.alike`) pairs of one thing, near ones, and arbitrary ones are.
 
-    Of pictures of things that neither the metric nor the cohort was made from.
+    Of pictures of things that neither the metric nor the cohort was made from: both of a pair, for what is in the
+    cohort seems less like others than it is; one of a pair where no fold has two near things, or has one thing alone.
     """
-    names = pictures.thing.unique()
+    names, thing = pictures.thing.unique(return_inverse=True)
     fold_of = torch.arange(len(names)) % min(FOLDS, len(names))
+    fold_in = fold_of[thing].tolist()
+    near = [pair for pair in near if fold_in[pair[0]] == fold_in[pair[1]]] or near
     found: tuple[list[Tensor], list[Tensor], list[Tensor]] = ([], [], [])
     plain = pictures.as_they_are
     for fold in fold_of.unique().tolist():
@@ -89,6 +92,7 @@ def measured(pictures: Pictures, same: Pairs, near: Pairs, steps: int) -> tuple[
         for pairs, likenesses in zip((same, near), found, strict=False):
             one, other = torch.tensor([p for p in pairs if here[p[0]]], dtype=torch.long).reshape(-1, 2).unbind(1)
             likenesses.append((z[one] * z[other]).sum(dim=1) - (beyond[one] + beyond[other]) / 2)
-        arbitrary = z[here] @ z[plain].T - (beyond[here].unsqueeze(1) + beyond[plain]) / 2
-        found[2].append(arbitrary[pictures.thing[here].unsqueeze(1) != pictures.thing[plain]])
+        against = here if int((fold_of == fold).sum()) > 1 else plain
+        arbitrary = z[here] @ z[against].T - (beyond[here].unsqueeze(1) + beyond[against]) / 2
+        found[2].append(arbitrary[thing[here].unsqueeze(1) != thing[against]])
     return torch.cat(found[0]), torch.cat(found[1]), torch.cat(found[2])

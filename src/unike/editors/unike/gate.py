@@ -306,14 +306,22 @@ def compete(similarities: Tensor, rivalry: float) -> Tensor:
 NEAREST = 10
 """So many arbitrary pictures say what is usual."""
 
+COMMON = 8.0
+"""How much more is usual of a picture for what it is like all arbitrary pictures on average; at most as much again."""
+
 APART = -1.0
 """How alike a picture and none are."""
 
 
 def usual(pictures: Tensor, cohort: Tensor) -> Tensor:
-    """How near arbitrary pictures come to pictures ``[n, P]``: ``[n, 1]``, the mean cosine of the nearest."""
+    """How near arbitrary pictures come to pictures ``[n, P]``: ``[n, 1]``.
+
+    The mean cosine of the nearest; and what is like all of them a little is like much that it has nothing to do with:
+    pictures by a hand that nothing was learned from are (hubs, which centring makes fewer: Suzuki et al., 2013).
+    """
     near = pictures @ cohort.T
-    return near.topk(min(NEAREST, len(cohort)), dim=1).values.mean(dim=1, keepdim=True)
+    nearest = near.topk(min(NEAREST, len(cohort)), dim=1).values.mean(dim=1, keepdim=True)
+    return nearest + torch.minimum(COMMON * near.mean(dim=1, keepdim=True), nearest).clamp(min=0)
 
 
 def alike(keys: Reading, read: Reading) -> Tensor:

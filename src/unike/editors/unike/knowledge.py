@@ -41,7 +41,7 @@ SAVED = SealedFolder(
     "knowledge",
     CONFIG_FILE,
     TENSOR_FILE,
-    version=5,  # 1: one gate for all stacks; 2: edits competed by what `p` says; 3: the gate read states; 4: no parts
+    version=6,  # 1: one gate for all stacks; 2: edits competed by `p`; 3: it read states; 4: no parts; 5: no hubs
     keys=frozenset({"backbone", "dtype", "layers", "gate", "triplets"}),
 )
 
