@@ -22,7 +22,7 @@ from unike.editors.common.covariance import precision
 from unike.editors.common.pairs import FFNPatch, wrong_positions
 from unike.editors.unike.config import PairSettings
 from unike.editors.unike.editor import UniKE
-from unike.editors.unike.pairs import blurred, keys_firing_at
+from unike.editors.unike.pairs import as_one, blurred, keys_firing_at
 
 pytestmark = pytest.mark.usefixtures("at_home")
 
@@ -171,20 +171,26 @@ def test_noise_is_relative_to_each_input_and_the_same_for_all_rows() -> None:
     assert not torch.allclose(moved[0][:, 0], moved[0][:, 1], atol=1e-3)
 
 
-def test_noise_tells_keys_of_one_position_apart_the_same_way_in_every_batch(
-    llava: Backbone, facts: list[Query]
-) -> None:
+def test_pairs_of_one_position_are_copies_whatever_noise_they_start_with(llava: Backbone, facts: list[Query]) -> None:
     tokens = len(llava.tokenizer(" a cat", add_special_tokens=False)["input_ids"]) + 1
     n_pairs = 2 * tokens + 1  # more than there are positions
-    for noise in (0.0, 0.05):
-        editor = UniKE(steps=0, pairs={"noise": noise, "n": n_pairs})
+    for steps, noise in ((0, 0.0), (0, 0.05), (3, 0.05)):
+        editor = UniKE(steps=steps, pairs={"noise": noise, "n": n_pairs})
         alone, both = patches(editor, llava, facts[:1]), patches(editor, llava, facts)
         for layer in editor.config.layers:
-            keys = alone[layer].keys[0]
-            assert len(torch.unique(keys, dim=0)) == (tokens if noise == 0 else n_pairs)
-            assert torch.allclose(both[layer].keys[0], keys, atol=1e-5)
+            keys, bias = alone[layer].keys[0], alone[layer].bias[0]
+            assert len(torch.unique(keys, dim=0)) == tokens
+            assert all(torch.equal(part[:tokens], part[tokens:-1]) for part in (keys, bias))
+            assert torch.allclose(both[layer].keys[0], keys, atol=1e-2 if steps else 1e-5)
     other = patches(UniKE(steps=0, pairs={"noise": 0.05, "n": n_pairs}, seed=1), llava, facts[:1])
-    assert not torch.equal(other[-1].keys, alone[-1].keys)
+    first = patches(UniKE(steps=0, pairs={"noise": 0.05, "n": n_pairs}), llava, facts[:1])
+    assert not torch.equal(other[-1].keys, first[-1].keys)
+
+
+def test_copies_are_their_mean() -> None:
+    part, where = torch.tensor([[[1.0], [2.0], [5.0]], [[1.0], [2.0], [6.0]]]), torch.tensor([[4, 7, 4], [3, 3, 3]])
+    assert as_one(part, where).tolist() == [[[3.0], [2.0], [3.0]], [[3.0], [3.0], [3.0]]]
+    assert as_one(part[:, :, 0], where).tolist() == [[3.0, 2.0, 3.0], [3.0, 3.0, 3.0]]
 
 
 @pytest.mark.slow

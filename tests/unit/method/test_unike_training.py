@@ -124,7 +124,7 @@ def test_what_is_minimised_is_the_loss_under_the_installed_edit(
         assert not any(tensor.requires_grad or tensor.grad is not None for tensor in old.tensors.values())
     for new, minimised in zip((start, edit), seen[0], strict=True):
         with attached(tiny, [*stack, UniKEEdit(chosen.config, new.tensors, new.facts, **made_for(new))]):
-            assert torch.allclose(token_nll(tiny.forward(batch), batch.labels), minimised, atol=1e-4)
+            assert torch.allclose(token_nll(tiny.forward(batch), batch.labels), minimised, atol=1e-3)
     assert (seen[0][1] < seen[0][0]).all()
     if older:
         with edit.attached(tiny):
@@ -147,7 +147,7 @@ def test_the_target_is_trained_behind_other_questions_as_behind_its_own(
         for new, minimised in zip((start, edit), seen[0], strict=True):
             with new.attached(tiny):
                 nll = token_nll(tiny.forward(batch), batch.labels)
-            assert torch.allclose(nll.reshape(2, 3).mean(dim=1), minimised, atol=1e-4)
+            assert torch.allclose(nll.reshape(2, 3).mean(dim=1), minimised, atol=1e-3)
     alone = editor(tiny)(steps=4, lr=2e-2, any_wording=False).edit(tiny, facts[:2])
     assert not torch.equal(alone.tensors["-1.values"], edit.tensors["-1.values"])
 

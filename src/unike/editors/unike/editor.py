@@ -38,7 +38,7 @@ from unike.core.errors import UnikeError
 from unike.data.leaks import Trace
 from unike.data.queries import Query
 from unike.editors.base import Editor
-from unike.editors.common.pairs import pairs_layout, wrong_predictions
+from unike.editors.common.pairs import PARTS, pairs_layout, wrong_predictions
 from unike.editors.unike.asked import ASKED_WIDTH
 from unike.editors.unike.collaboration import alpha_of, shift_of
 from unike.editors.unike.config import UniKEConfig
@@ -56,7 +56,7 @@ from unike.editors.unike.gate import (
 from unike.editors.unike.injection import LatentInjection, OwnEntries
 from unike.editors.unike.knowledge import Knowledge, knowledge_of
 from unike.editors.unike.memory import LatentMemory, entries_of, last_answer_token
-from unike.editors.unike.pairs import blurred, install_pairs, keys_firing_at
+from unike.editors.unike.pairs import as_one, blurred, install_pairs, keys_firing_at
 from unike.editors.unike.training import as_the_first, asked_otherwise, train
 from unike.editors.unike.words import NAMED_WIDTH, words_fingerprint
 from unike.edits.edit import Edit
@@ -161,6 +161,11 @@ def fingerprint_of(knowledge: Knowledge) -> Tensor:
     """Eight bytes, ``[8]`` uint8: of the knowledge, and of the network that its gate reads questions with."""
     read_with = f"{knowledge.fingerprint} {words_fingerprint() if knowledge.gate is not None else ''}"
     return torch.tensor(list(hashlib.sha256(read_with.encode()).digest()[:8]), dtype=torch.uint8)
+
+
+def part_of(name: str) -> str:
+    """What a tensor is, whatever its layer."""
+    return name.rpartition(".")[2]
 
 
 def rounded(tensor: Tensor) -> Tensor:
@@ -286,19 +291,20 @@ class UniKE(Editor[UniKEConfig]):
         anchors = self.anchor_inputs(backbone, config.layers) if self.uses_anchors else {}
         read = backbone.run_to_split(backbone.encode(asked_otherwise(facts, config)), self.lowest_layer(backbone))
         own = read.expand(range(0, len(read), len(read) // len(facts)))
-        tensors = self._start(backbone, self._frozen(backbone, own), anchors)
+        tensors, where = self._start(backbone, self._frozen(backbone, own), anchors)
         trained = [tensor.requires_grad_() for name, tensor in tensors.items() if self._is_trained(name)]
         if trained:
             edit = UniKEEdit(config, tensors, facts, fingerprint=backbone.fingerprint(), source=backbone.source)
             train(backbone, edit, trained, self._frozen(backbone, as_the_first(read, len(facts))), anchors)
-        return {name: tensor if name.endswith("bias") else rounded(tensor) for name, tensor in tensors.items()}
+        kept = {name: as_one(t.detach(), where) if part_of(name) in PARTS else t for name, t in tensors.items()}
+        return {name: tensor if part_of(name) == "bias" else rounded(tensor) for name, tensor in kept.items()}
 
     def _frozen(self, backbone: Backbone, state: SplitState) -> SplitState:
         """What comes before the prompts' ends is finished, where an edit leaves it as it is."""
         return backbone.shorten(state) if self.keeps_prefix else state
 
     def _is_trained(self, name: str) -> bool:
-        part = name.rpartition(".")[2]
+        part = part_of(name)
         return (
             part == "values"
             or (part in ("keys", "bias") and self.config.pairs.train_keys)
@@ -309,8 +315,10 @@ class UniKE(Editor[UniKEConfig]):
     # ------------------------------------------------------------------ where an edit starts
 
     @torch.no_grad()
-    def _start(self, backbone: Backbone, state: SplitState, anchors: dict[int, Tensor]) -> dict[str, Tensor]:
-        """The edit's tensors before training, see `UniKEEdit`; with ``V = 0``.
+    def _start(
+        self, backbone: Backbone, state: SplitState, anchors: dict[int, Tensor]
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """The edit's tensors before training, see `UniKEEdit`, with ``V = 0``; and where pairs are to fire, ``[B, N]``.
 
         Args:
             backbone: The model, with older edits attached.
@@ -337,8 +345,8 @@ class UniKE(Editor[UniKEConfig]):
             entries = entries_of(state, dict(zip(layers, records, strict=False)), at, config.memory.site)
             for layer, (keys, values) in entries.items():
                 tensors |= {f"{layer}.own_key": keys[:, :1], f"{layer}.own_values": values}
+        where = cycle(wrong_predictions(logits, state.labels), config.pairs.n)[1]
         if config.has_pairs:
-            where = cycle(wrong_predictions(logits, state.labels), config.pairs.n)[1]  # [B, N]
             rows = torch.arange(len(where), device=where.device).unsqueeze(1)
             generator = torch.Generator().manual_seed(config.seed)
             for layer, record in zip(layers, records[len(layers) :], strict=True):
@@ -349,4 +357,4 @@ class UniKE(Editor[UniKEConfig]):
         if config.has_pairs and config.has_zeta and knowledge is not None:
             for layer in layers:
                 tensors[f"{layer}.shift"] = shift_of(knowledge, layer, config).expand(len(state), 1, -1).clone()
-        return tensors
+        return tensors, where

@@ -107,3 +107,22 @@ def keys_firing_at(q: Tensor, anchors: Tensor | None, settings: PairSettings) ->
     k = d if anchors is None or settings.key_init != "whitened" else d @ precision(anchors, settings.shrinkage)
     k = k / (k * d).sum(dim=-1, keepdim=True).clamp(min=1e-8)
     return k / (1 - settings.threshold), (-(k @ mean) - settings.threshold) / (1 - settings.threshold)
+
+
+# ---------------------------------------------------------------------- what is kept of them
+
+
+def as_one(part: Tensor, where: Tensor) -> Tensor:
+    """Pairs that were trained to fire at one position of an answer, each as their mean.
+
+    An answer has fewer tokens than an edit has pairs, so some are copies of one another but for the noise that they
+    started with, and stay so (within a thousandth). As copies to the bit they are kept once (`unike.edits.files`).
+
+    Args:
+        part: Of the pairs, ``[B, N, ...]``.
+        where: The position at which each is to fire, ``[B, N]``.
+    """
+    alike = where.unsqueeze(2) == where.unsqueeze(1)
+    share = alike.to(part) / alike.sum(dim=2, keepdim=True)
+    mean = torch.einsum("bmn,bn...->bm...", share, part)
+    return mean[torch.arange(len(part), device=part.device).unsqueeze(1), alike.int().argmax(dim=2)]
