@@ -17,7 +17,7 @@ from unike.data.queries import Query
 from unike.serve.asked import Desk
 from unike.serve.chat import ImageURL, Strict, parsed, read_body
 from unike.serve.engine import Engine, Full
-from unike.serve.errors import ApiError, told, too_many
+from unike.serve.errors import ApiError, invalid, told, too_many
 from unike.serve.guard import holder_of, note
 from unike.serve.keys import Holder
 from unike.serve.metrics import Meter
@@ -92,6 +92,9 @@ class Clerk:
         request = await run_in_threadpool(parsed, EditRequest, read_body(body))
         check_change(request.set, holder)
         check_fact(request.prompt, request.target)
+        most = self.desk.settings.max_question
+        if len(request.prompt) > most:
+            raise invalid(f"the prompt has more than {most:,} characters; shorten it", "prompt")
         self.store.check_writable()
         image = await run_in_threadpool(self._keep, request)
         try:

@@ -6,11 +6,12 @@ import asyncio
 import logging
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -62,7 +63,7 @@ class Guard:
             if scope["type"] == "lifespan":
                 await self.app(scope, receive, send)
             return
-        answer = _Answer(send)
+        answer = Answer(send)
         start = time.perf_counter()
         scope.setdefault("state", {})["about"] = {}
         self._open += 1
@@ -82,7 +83,7 @@ class Guard:
             self.meter.open.set(self._open)
             self._write_down(scope, answer.status, time.perf_counter() - start)
 
-    async def _say(self, error: ApiError, answer: _Answer, scope: Scope, receive: Receive) -> None:
+    async def _say(self, error: ApiError, answer: Answer, scope: Scope, receive: Receive) -> None:
         if answer.status is None:
             await error_response(error)(scope, receive, answer)
 
@@ -200,16 +201,23 @@ class Guard:
         LOG.info("%s", line)
 
 
-class _Answer:
-    """What is sent, and with which status."""
+class Answer:
+    """What is sent, and with which status; None as long as nothing is.
 
-    def __init__(self, send: Send) -> None:
-        self._send = send
+    Args:
+        send: Where it goes.
+        headers: What its head says besides.
+    """
+
+    def __init__(self, send: Send, headers: Mapping[str, str] = MappingProxyType({})) -> None:
+        self._send, self._headers = send, headers
         self.status: int | None = None
 
     async def __call__(self, message: Message) -> None:
+        """Pass a message on."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
+            MutableHeaders(scope=message).update(self._headers)
         await self._send(message)
 
 

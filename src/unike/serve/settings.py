@@ -22,6 +22,7 @@ class Settings:
         most_tokens: The longest that a request may ask for.
         lines: Whether an answer may have several lines; otherwise it is its first, as in ``unike ask``.
         max_prompt: Characters of all messages together.
+        max_question: Characters of the question of an edit: all others wait while it is made.
         max_body_mb: Megabytes of a request.
         max_picture_mb: Megabytes of a picture's file.
         image_folders: Pictures below these may be named by ``file:`` URLs.
@@ -40,6 +41,7 @@ class Settings:
     most_tokens: Annotated[int, Option("The longest answer that a request may ask for.", least=1)] = 1024
     lines: Annotated[bool, Option("Let answers have several lines; else each is its first.")] = False
     max_prompt: Annotated[int, Option("Characters of a request's messages.", least=1)] = 32_000
+    max_question: Annotated[int, Option("Characters of an edit's question.", least=1)] = 2000
     max_body_mb: Annotated[int, Option("Megabytes of a request.", least=1)] = 16
     max_picture_mb: Annotated[int, Option("Megabytes of a picture's file.", least=1)] = 10
     image_folders: Annotated[

@@ -178,6 +178,12 @@ def test_what_the_model_dislikes_of_a_picture_is_told_without_its_file(
         assert "cannot read: the picture of the request has 1 x 1 pixels" in told(answer, 400)
 
 
+def test_an_edits_question_has_an_end(plain: Service) -> None:
+    """All others wait while an edit is made, for minutes if it is about a book."""
+    said = told(plain.http.post("/edits", json={"prompt": "x" * 2001, "target": "y"}), 400)
+    assert said == "the prompt has more than 2,000 characters; shorten it"
+
+
 def says_of_two(service: Service, pictures: list[Path]) -> str:
     urls = [{"type": "image_url", "image_url": {"url": data_url(path)}} for path in pictures[:2]]
     return told(service.post(messages=user([*urls, {"type": "text", "text": "?"}])), 400)

@@ -23,7 +23,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from unike.serve.errors import ApiError, invalid, told, too_many
-from unike.serve.guard import LOG, error_response
+from unike.serve.guard import LOG, Answer, error_response
 from unike.serve.keys import Keys
 from unike.serve.sessions import COOKIE, LASTS, LOGIN, STUDIO, Sessions
 from unike.serve.studio.sent import Sent, is_upload
@@ -76,7 +76,7 @@ class Door:
             await self.app(scope, receive, send)
             return
 
-        answer = _Answer(send)
+        answer = Answer(send, HEADERS)
         path = scope["path"].removeprefix(scope.get("root_path", ""))
         try:
             if NEEDED.fullmatch(path) is None or not is_name(path) or not self._may_show(path):
@@ -93,7 +93,7 @@ class Door:
         except ClientDisconnect:  # while it was sending: there is nobody to be told
             return
         except Exception as error:  # whatever fails in gradio's app is logged here, and told as all else is
-            if answer.has_begun:
+            if answer.status is not None:
                 raise
             LOG.error("request failed\n%s", traceback.format_exc())
             await error_response(told(RuntimeError(error)))(scope, receive, answer)
@@ -172,20 +172,6 @@ def _again(body: bytes, receive: Receive) -> Receive:
         return await receive()
 
     return again
-
-
-class _Answer:
-    """What is sent, as the studio's pages are."""
-
-    def __init__(self, send: Send) -> None:
-        self._send = send
-        self.has_begun = False
-
-    async def __call__(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self.has_begun = True
-            MutableHeaders(scope=message).update(HEADERS)
-        await self._send(message)
 
 
 class _Held:
