@@ -8,20 +8,19 @@ from typing import Any
 import pytest
 import ramps
 import torch
+from people import ASKED, edits_about_people
 from tinies import TINIES, tiny_backbone
 from torch import Tensor
 
 from unike.backbones.adapter import Backbone
 from unike.data.queries import Query
 from unike.editors.unike.editor import UniKE
-from unike.editors.unike.gate import KEPT, Openings
+from unike.editors.unike.gate import Openings
 from unike.editors.unike.knowledge import Knowledge
+from unike.editors.unike.likeness import KEPT
 from unike.edits.edit import Edit
 from unike.edits.edited import EditedModel
 from unike.edits.stack import attached
-
-PEOPLE = ("Alan Turing", "Ada Lovelace", "Marie Curie", "Emmy Noether", "Niels Bohr", "Lise Meitner")
-ASKED = [Query(f"Where does {name} live?") for name in (PEOPLE[4], PEOPLE[1])]
 
 
 @pytest.fixture(autouse=True)
@@ -40,10 +39,7 @@ def backbone(request: pytest.FixtureRequest) -> Backbone:
 def edits(
     backbone: Backbone, make_knowledge: Callable[..., Knowledge], tmp_path_factory: pytest.TempPathFactory
 ) -> list[Edit]:
-    folder = tmp_path_factory.mktemp("knowledge")
-    make_knowledge(backbone).save_pretrained(folder)
-    method = UniKE(knowledge=str(folder), layers=(-2, -1), steps=2, rounds=1, lr=5e-2, pairs={"n": 3}, memory={"k": 6})
-    return [method.edit(backbone, Query(f"Where does {name} live?", target="in a house")) for name in PEOPLE]
+    return edits_about_people(backbone, make_knowledge, tmp_path_factory.mktemp("knowledge"))
 
 
 class Standby(dict[str, Tensor]):

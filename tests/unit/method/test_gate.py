@@ -11,16 +11,8 @@ from torch import Tensor
 from unike_parts import CLOSED, FEATURES, OPEN, SHOWN, WIDTH, draw, some_gate, some_reading
 
 from unike.backbones.forward.context import seen_in
-from unike.editors.unike.gate import (
-    KEPT,
-    Gate,
-    Ramp,
-    Reading,
-    RisingRamp,
-    alike,
-    compete,
-    named_alike,
-)
+from unike.editors.unike.gate import Gate, Ramp, RisingRamp, compete
+from unike.editors.unike.likeness import KEPT, Reading, alike, named_alike
 
 # ---------------------------------------------------------------------- ramps
 
