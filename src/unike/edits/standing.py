@@ -66,7 +66,7 @@ class Block:
 
     def part(self, start: int, end: int) -> "Block":
         """Some of the edits that follow one another."""
-        return Block({name: tensor[:, start:end] for name, tensor in self.tensors.items()}, end - start)
+        return Block({name: tensor[:, start:end].contiguous() for name, tensor in self.tensors.items()}, end - start)
 
 
 class Blocks(Sequence[Block]):

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from unike.data.queries import Query, telling
 from unike.editors.unike.gate import Gate
-from unike.editors.unike.likeness import blocks_of, keys_of, likeness_in, pictured_of, shared_out
+from unike.editors.unike.likeness import at_rows, blocks_of, keys_of, likeness_in, pictured_of, shared_out
 from unike.editors.unike.words import WORD, read_words, without_names
 from unike.edits.group import Group
 from unike.edits.standing import Block
@@ -102,7 +102,8 @@ def told(gate: Gate, group: Group, queries: Sequence[Query]) -> list[Query | Non
     of_rows, present = shared_out(group.rows, len(queries)), group.present_on(len(queries))
     asks = torch.tensor([query.image is not None for query in queries], device=device).unsqueeze(1)
     says, pictured = (
-        torch.cat([of(block) for block in blocks_of(group)], dim=1)[of_rows] for of in (purposes_of, pictured_of)
+        torch.cat([at_rows(of(block), of_rows, group.rows) for block in blocks_of(group)], dim=1)
+        for of in (purposes_of, pictured_of)
     )
     may = is_after(says, wants) & pictured & asks  # [R, G]
     may = may if present is None else may & present
