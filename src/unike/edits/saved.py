@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from threading import Lock
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load
@@ -154,12 +154,35 @@ class _Standing:
             self.at[name] = start, count, shape, dtype
             start += count * dtype.itemsize
 
-    def tensor(self, name: str, content: bytes) -> Tensor:
-        """One of them."""
-        start, count, shape, dtype = self.at[name]
-        part = bytearray(content[start : start + count * dtype.itemsize])
-        return torch.frombuffer(part, dtype=dtype).reshape(shape) if count else torch.empty(shape, dtype=dtype)
+        self.size = start
+        self._lock = Lock()
+        self._drawer, self._taken = torch.empty(0, start, dtype=torch.uint8), 0
 
+    def put(self, content: bytes) -> "_Place":
+        """Keep the bytes of one edit, beside those of others: many small pieces, once freed, stay with the process."""
+        with self._lock:
+            if self._taken == len(self._drawer):
+                self._drawer, self._taken = torch.empty(DRAWER, self.size, dtype=torch.uint8), 0
+            drawer, row = self._drawer, self._taken
+            self._taken += 1
+        drawer[row] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+        return drawer, row
+
+    def tensor(self, name: str, place: "_Place") -> Tensor:
+        """One of them; a copy."""
+        start, count, shape, dtype = self.at[name]
+        where, number = place
+        if isinstance(where, Tensor):
+            part = where[number, start : start + count * dtype.itemsize].clone()
+            return part.view(dtype).reshape(shape)
+        return where[name][:, number].reshape(shape).clone()
+
+
+_Place = tuple[Tensor | Mapping[str, Tensor], int]
+"""A row of a drawer ``[DRAWER, bytes]``, or a number in a block of many edits, ``[1, g, n]`` by name."""
+
+DRAWER = 1024
+"""Edits whose small tensors are kept in one piece."""
 
 _standing_as = lru_cache(maxsize=1024)(_Standing)
 """The same object for edits that are alike in that."""
@@ -170,32 +193,25 @@ class _Saved:
 
     Args:
         source: The file.
-        tensors: Of it, as they lie there.
-        standing: Names.
+        some: Tensors of it that stand by, as they lie there.
     """
 
     __slots__ = ("kept", "source", "standing")
 
-    def __init__(self, source: Source, tensors: Mapping[str, Tensor], standing: Collection[str]) -> None:
-        some = {name: tensors[name] for name in standing if name in tensors}
+    def __init__(self, source: Source, some: Mapping[str, Tensor]) -> None:
         self.source = source
         self.standing = _standing_as(tuple((name, tuple(t.shape), t.dtype) for name, t in some.items()))
-        self.kept: bytes | tuple[Mapping[str, Tensor], int] = b"".join(
-            tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes() for tensor in some.values()
-        )
+        whole = [tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes() for tensor in some.values()]
+        self.kept: _Place = self.standing.put(b"".join(whole))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Saved, (self.source, {name: self.standing.tensor(name, self.kept) for name in self.standing.at})
 
     def __call__(self, name: str) -> Tensor:
         if name in self.standing.at:
-            return unpacked(self._standing(name))
+            return unpacked(self.standing.tensor(name, self.kept))
         tensor = RECENT.get(self.source)[name]
         return unpacked(tensor) if tensor.dtype == torch.bfloat16 else tensor.clone()
-
-    def _standing(self, name: str) -> Tensor:
-        kept = self.kept  # another thread may put it elsewhere
-        if isinstance(kept, bytes):
-            return self.standing.tensor(name, kept)
-        tensors, number = kept
-        return tensors[name][:, number].reshape(self.standing.at[name][2]).clone()
 
 
 def saved(source: Source, tensors: Mapping[str, Tensor], standing: Collection[str]) -> OnDemand:
@@ -209,7 +225,7 @@ def saved(source: Source, tensors: Mapping[str, Tensor], standing: Collection[st
     RECENT.keep(source.sha256, tensors)
     dtypes = {name: torch.float32 if t.dtype == torch.bfloat16 else t.dtype for name, t in tensors.items()}
     sizes = {name: Size(tuple(tensor.shape), dtypes[name]) for name, tensor in tensors.items()}
-    return OnDemand(sizes, _Saved(source, tensors, standing))
+    return OnDemand(sizes, _Saved(source, {name: tensors[name] for name in standing if name in tensors}))
 
 
 def stand_at(tensors: Mapping[str, Tensor], block: Mapping[str, Tensor], number: int) -> None:
