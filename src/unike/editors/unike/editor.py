@@ -24,7 +24,7 @@ Note:
 import hashlib
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ from unike.backbones.forward.functional import cycle, target_positions
 from unike.backbones.forward.hooks import Hooks, trace
 from unike.backbones.forward.split import SplitState
 from unike.core.errors import UnikeError
+from unike.core.memo import MemoOf
 from unike.data.leaks import Trace
 from unike.data.queries import Query
 from unike.editors.base import Editor
@@ -212,10 +213,13 @@ def install_memory(
 
 
 def shared_memory(group: Group, knowledge: Knowledge, layer: int) -> LatentMemory:
-    """The memory of a layer, without entries of edits."""
+    """The memory of a layer, without entries of edits: one for all stacks, which only read it."""
     settings = group.config.memory
-    make = partial(knowledge.memory, layer, settings.site, settings.size, settings.centred)
-    return group.kept(("triplets", layer), make)
+    chosen = layer, settings.site, settings.size, settings.centred
+    return _MEMORIES.of(knowledge).get(chosen, lambda: knowledge.memory(*chosen))
+
+
+_MEMORIES: MemoOf[tuple[Any, ...], LatentMemory] = MemoOf()
 
 
 def called_upon(group: Group, prefill: Prefill, gate: Callable[[], Openings] | None) -> Tensor:
