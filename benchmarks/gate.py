@@ -22,8 +22,9 @@ from unike.backbones.adapter import Backbone
 from unike.data.datasets.base import open_dataset
 from unike.data.queries import EditCase, Query, probe_kinds
 from unike.editors.unike.config import UniKEConfig
-from unike.editors.unike.gate import KEPT, Gate, Reading
+from unike.editors.unike.gate import Gate
 from unike.editors.unike.knowledge import knowledge_of
+from unike.editors.unike.likeness import KEPT, Reading
 
 ROWS = 32
 

@@ -8,20 +8,20 @@ from typing import Any
 import pytest
 import ramps
 import torch
+from people import ASKED, edits_about_people
 from tinies import TINIES, tiny_backbone
 from torch import Tensor
 
 from unike.backbones.adapter import Backbone
 from unike.data.queries import Query
 from unike.editors.unike.editor import UniKE
-from unike.editors.unike.gate import KEPT, Openings
+from unike.editors.unike.gate import Openings
 from unike.editors.unike.knowledge import Knowledge
+from unike.editors.unike.likeness import KEPT
+from unike.edits import standing
 from unike.edits.edit import Edit
-from unike.edits.edited import EditedModel
-from unike.edits.stack import attached
-
-PEOPLE = ("Alan Turing", "Ada Lovelace", "Marie Curie", "Emmy Noether", "Niels Bohr", "Lise Meitner")
-ASKED = [Query(f"Where does {name} live?") for name in (PEOPLE[4], PEOPLE[1])]
+from unike.edits.edited import EditedModel, RowsEdited
+from unike.edits.stack import attached, joined
 
 
 @pytest.fixture(autouse=True)
@@ -40,10 +40,7 @@ def backbone(request: pytest.FixtureRequest) -> Backbone:
 def edits(
     backbone: Backbone, make_knowledge: Callable[..., Knowledge], tmp_path_factory: pytest.TempPathFactory
 ) -> list[Edit]:
-    folder = tmp_path_factory.mktemp("knowledge")
-    make_knowledge(backbone).save_pretrained(folder)
-    method = UniKE(knowledge=str(folder), layers=(-2, -1), steps=2, rounds=1, lr=5e-2, pairs={"n": 3}, memory={"k": 6})
-    return [method.edit(backbone, Query(f"Where does {name} live?", target="in a house")) for name in PEOPLE]
+    return edits_about_people(backbone, make_knowledge, tmp_path_factory.mktemp("knowledge"))
 
 
 class Standby(dict[str, Tensor]):
@@ -87,6 +84,27 @@ def test_of_the_others_nothing_but_the_gate_is_read(backbone: Backbone, edits: l
     model = EditedModel(backbone, edits)
     with standing_by(others):
         assert model.generate(asked, max_new_tokens=4) == answer
+
+
+def test_it_does_not_matter_how_many_stand_in_a_block(
+    backbone: Backbone, edits: list[Edit], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one stack for all rows, of rows that share some edits, and of several edits in one."""
+    targets = [Query(query.prompt, target="in a tree") for query in (*ASKED, ASKED[0])]
+    shared = [edits, [*edits[:3], edits[4]], edits[1:5]]
+
+    def logits() -> list[Tensor]:
+        together = joined(edits[4], [edits[4], edits[1], edits[0]])
+        stacks = [EditedModel(backbone, stack) for stack in (edits, [*edits[:2], together, edits[5]])]
+        return [model.target_logits(targets) for model in (*stacks, RowsEdited(backbone, shared))]
+
+    expected = logits()
+    for size in (1, 2, 4):
+        monkeypatch.setattr(standing, "BLOCK", size)
+        for found, before in zip(logits(), expected, strict=True):
+            assert torch.allclose(found, before, atol=1e-4)
+    plain = EditedModel(backbone).target_logits(targets)
+    assert not any(torch.allclose(each, plain, atol=1e-4) for each in expected)
 
 
 def test_where_none_is_called_upon_the_model_is_its_own(backbone: Backbone, edits: list[Edit]) -> None:

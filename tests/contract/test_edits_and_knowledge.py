@@ -65,7 +65,7 @@ def test_an_edit_without_its_knowledge_is_refused_in_one_line(
     refused(r"there is no in-context knowledge of 'tiny-llava' yet; run: unike prepare --model tiny-llava")
     make_knowledge(make()).save_pretrained(place)
     known = knowledge_of(make())
-    for tensors in ({n: t for n, t in edit.tensors.items() if n != "knowledge"}, edit.tensors | {"knowledge": OTHER}):
+    for tensors in ({n: t for n, t in edit.tensors.items() if n != "knowledge"}, {**edit.tensors, "knowledge": OTHER}):
         forged = type(edit)(edit.config, tensors, edit.facts, fingerprint=edit.fingerprint, source=edit.source)
         with pytest.raises(UnikeError, match=f"was made with other knowledge .*{known.fingerprint}"):
             forged.attached(make()).__enter__()

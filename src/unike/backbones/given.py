@@ -46,9 +46,9 @@ def given_list(given: Any, kind: type, wrong: str, no_list: str = "") -> list[An
     if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
         raise UnikeError((no_list or wrong).format(shown(given)))
     found = list(given)
-    for each in found:
-        if not isinstance(each, kind):
-            raise UnikeError(wrong.format(shown(each)))
+    wrong_types = {each for each in set(map(type, found)) if not issubclass(each, kind)}
+    if wrong_types:
+        raise UnikeError(wrong.format(shown(next(each for each in found if type(each) in wrong_types))))
     return found
 
 

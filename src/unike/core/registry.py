@@ -100,11 +100,14 @@ class Registry:
         Raises:
             UnikeError: As `get`.
         """
-        homes = self._homes()
-        if not isinstance(name, str) or name not in homes:
-            raise UnikeError(did_you_mean(self.kind, name, sorted(homes)))
-        module = importlib.import_module(homes[name])
-        return importlib.import_module(f"{homes[name]}.{self.kind}") if hasattr(module, "__path__") else module
+        home = f"{self.package}.{name}"
+        if name not in self._own():  # looking through every distribution takes longer than reading an edit
+            homes = self._homes()
+            if not isinstance(name, str) or name not in homes:
+                raise UnikeError(did_you_mean(self.kind, name, sorted(homes)))
+            home = homes[name]
+        module = importlib.import_module(home)
+        return importlib.import_module(f"{home}.{self.kind}") if hasattr(module, "__path__") else module
 
     def _homes(self) -> dict[str, str]:
         """Name to dotted module; what ships with the package wins over what others add."""

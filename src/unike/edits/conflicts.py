@@ -44,6 +44,8 @@ def in_force(edits: Sequence[E], newer: Sequence[Query] = ()) -> list[E]:
         newer: Facts of an edit that is still to come.
     """
     known = {questions_of(newer)} if newer else set()
+    if not known and len({edit.questions for edit in edits}) == len(edits):
+        return list(edits)
     kept: list[E] = []
     for edit in reversed(edits):
         about = edit.questions

@@ -7,8 +7,12 @@ row ``i`` of a batch being seen by edit ``i``. ``edit[i]`` is that one alone.
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from threading import Lock
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -23,10 +27,14 @@ from unike.core.settings import Settings
 from unike.data.queries import Query
 from unike.edits.conflicts import questions_of
 from unike.edits.layout import WIDTH, Layout
+from unike.edits.tensors import Described, OnDemand, described, moved, rows_of
 
 if TYPE_CHECKING:
     from unike.edits.group import Group
     from unike.edits.weights import WeightUpdate
+
+
+E = TypeVar("E", bound="Edit")
 
 
 class EditorConfig(Settings):
@@ -46,12 +54,54 @@ class EditorConfig(Settings):
         return ()
 
 
+@dataclass(frozen=True, eq=False)
+class Common:
+    """What edits have in common that differ in numbers and facts alone: one object for all of them.
+
+    What holds of one then holds of all, so a stack is looked through for these, not edit by edit.
+
+    Args:
+        kind: The class of the edits.
+        config: Their settings.
+        described: Their tensors.
+        fingerprint: Of the backbone that they were made for.
+        rows: B.
+    """
+
+    kind: "type[Edit]"
+    config: EditorConfig
+    described: Described
+    fingerprint: str
+    rows: int
+
+
+_COMMON: WeakValueDictionary[tuple[Any, ...], Common] = WeakValueDictionary()
+_LOCK = Lock()
+
+
+def common_to(edit: "Edit") -> Common:
+    """What an edit has in common with those that are alike."""
+    shapes = described(edit.tensors)
+    key = type(edit), id(edit.config), id(shapes), edit.fingerprint, len(edit)  # both are alive while this is
+    with _LOCK:
+        found = _COMMON.get(key)
+        if found is None:
+            found = _COMMON[key] = Common(type(edit), edit.config, shapes, edit.fingerprint, len(edit))
+        return found
+
+
+def alike(edits: Sequence["E"]) -> "dict[Common, E]":
+    """What the edits of a stack have in common, and the first that has it."""
+    backwards = edits[::-1]
+    return dict(zip(map(attrgetter("common"), backwards), backwards, strict=True))
+
+
 class Edit(ABC):
     """B independent facts, as tensors that act on a backbone while attached.
 
     Args:
         config: The settings it was made with.
-        tensors: Name to ``[B, ...]``.
+        tensors: Name to ``[B, ...]``; some may be read when they are asked for (`unike.edits.saved`).
         facts: The B edited queries.
         fingerprint: Of the backbone it was made for.
         source: What that backbone was called.
@@ -61,14 +111,23 @@ class Edit(ABC):
     config_class: ClassVar[type[EditorConfig]]
 
     def __init__(
-        self, config: EditorConfig, tensors: dict[str, Tensor], facts: Sequence[Query], *, fingerprint: str, source: str
+        self,
+        config: EditorConfig,
+        tensors: Mapping[str, Tensor],
+        facts: Sequence[Query],
+        *,
+        fingerprint: str,
+        source: str,
     ) -> None:
         self.config = config
-        self.tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        self.tensors: Mapping[str, Tensor] = tensors
+        if not isinstance(tensors, OnDemand):
+            self.tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
         self.facts = tuple(facts)
         self.questions = questions_of(facts)  # of the pictures as they are now: a file may be overwritten later
         self.fingerprint = fingerprint
         self.source = source
+        self.common = common_to(self)
 
     def __len__(self) -> int:
         """B."""
@@ -90,19 +149,19 @@ class Edit(ABC):
             rows: Indices from 0, for example ``[0, 0, 2]``: then rows 0 and 1 of a batch see edit 0, row 2 edit 2.
         """
         index = list(rows)
-        picked = self.like({name: t[index] for name, t in self.tensors.items()}, [self.facts[row] for row in index])
+        picked = self.like(rows_of(self.tensors, index), [self.facts[row] for row in index])
         picked.questions = tuple(self.questions[row] for row in index)
         return picked
 
-    def like(self, tensors: dict[str, Tensor], facts: Sequence[Query]) -> Self:
+    def like(self, tensors: Mapping[str, Tensor], facts: Sequence[Query]) -> Self:
         """An edit of the same method, settings and backbone."""
         return type(self)(self.config, tensors, facts, fingerprint=self.fingerprint, source=self.source)
 
     def to(self, device: torch.device | str) -> Self:
         """The same edit on another device."""
-        moved = self.like({name: t.to(device) for name, t in self.tensors.items()}, self.facts)
-        moved.questions = self.questions
-        return moved
+        there = self.like(moved(self.tensors, torch.device(device)), self.facts)
+        there.questions = self.questions
+        return there
 
     # ------------------------------------------------------------------ what it consists of
 
@@ -115,6 +174,18 @@ class Edit(ABC):
             names: Of the tensors that are there, for a method that names them after what a model has.
         """
         return None
+
+    @classmethod
+    def standing(cls, config: Any) -> tuple[str, ...]:
+        """Tensors ``[B, 1, n]`` or ``[B, n]`` that every pass compares its inputs with, see `unike.edits.standing`.
+
+        All others are read only where an input calls upon the edit. None by default: then every pass reads all tensors,
+        and those of a file are read with it.
+
+        Args:
+            config: The settings.
+        """
+        return ()
 
     def sizes(self, backbone: Backbone) -> Mapping[str, int]:
         """What names of sizes in `layout` stand for in a model.

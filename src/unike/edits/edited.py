@@ -62,9 +62,9 @@ class EditedModel:
     def __init__(self, backbone: Backbone, edits: Sequence[Edit] = ()) -> None:
         self.backbone = given_model(backbone)
         self.edits = tuple(in_force(given_edits(edits)))
-        self.routing = [edit for edit in self.edits if isinstance(edit, RoutingEdit)]
-        self.stack = Stack(backbone, [edit for edit in self.edits if not isinstance(edit, RoutingEdit)])
-        kinds = {type(edit) for edit in self.routing}
+        kinds = {kind for kind in set(map(type, self.edits)) if issubclass(kind, RoutingEdit)}
+        self.routing = [edit for edit in self.edits if type(edit) in kinds]
+        self.stack = Stack(backbone, [edit for edit in self.edits if type(edit) not in kinds])
         if len(kinds) > 1:
             names = " and ".join(sorted(repr(kind.editor) for kind in kinds))
             raise UnikeError(f"{names} both rewrite or route questions; use edits of one of them at a time")

@@ -1,15 +1,16 @@
 """Edits on disk: a folder with ``edit_config.json`` and ``edit.safetensors``, sealed together."""
 
+import hashlib
+import json
 import re
+import sys
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import Field
 from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import Tensor
 
 from unike.core import registry
 from unike.core.errors import UnikeError
@@ -18,12 +19,20 @@ from unike.core.folders import replace_folder
 from unike.core.schema import FileName, Schema, checked
 from unike.core.version import __version__
 from unike.data.queries import Query
-from unike.edits.edit import Edit
+from unike.edits.content import from_bytes, to_bytes
+from unike.edits.edit import Edit, EditorConfig
 from unike.edits.layout import check_loaded
+from unike.edits.saved import FileSource, Source, saved
+from unike.edits.tensors import unpacked
 
 CONFIG_FILE, TENSOR_FILE = "edit_config.json", "edit.safetensors"
 SAVED = SealedFolder(
-    "edit", CONFIG_FILE, TENSOR_FILE, version=1, keys=frozenset({"editor", "config", "backbone", "facts"})
+    "edit",
+    CONFIG_FILE,
+    TENSOR_FILE,
+    version=2,
+    keys=frozenset({"editor", "config", "backbone", "facts"}),
+    older=frozenset({1}),  # without copies
 )
 
 
@@ -42,7 +51,7 @@ def write(edit: Edit, folder: Path) -> None:
 
 def taken_apart(edit: Edit) -> tuple[dict[str, Any], bytes]:
     """What describes an edit, as JSON has it, and the bytes of its tensors."""
-    content = save({name: packed(tensor.cpu()) for name, tensor in edit.tensors.items()})
+    content = to_bytes(edit.tensors)
     described: dict[str, Any] = {
         "unike": __version__,
         "editor": edit.editor,
@@ -89,8 +98,9 @@ class SavedEdit(Schema):
 def read(folder: Path, encoder: str | None = None) -> Edit:
     """As `Edit.from_pretrained`."""
     described, content = SAVED.read(folder)
+    place = str((folder / TENSOR_FILE).absolute())
     try:
-        edit = put_together(described, content)
+        edit = put_together(described, content, FileSource(place, hashlib.sha256(content).hexdigest()))
     except (ValueError, SafetensorError) as error:
         raise SAVED.damaged(folder, str(error)) from None
     for named in edit.config.encoders():
@@ -102,37 +112,42 @@ def read(folder: Path, encoder: str | None = None) -> Edit:
     return edit
 
 
-def put_together(described: Mapping[str, Any], content: bytes) -> Edit:
+def put_together(described: Mapping[str, Any], content: bytes, source: Source) -> Edit:
     """The reverse of `taken_apart`.
+
+    Args:
+        described: What describes the edit.
+        content: The bytes of its tensors.
+        source: Where they can be read again, when an input calls upon the edit.
 
     Raises:
         ValueError: The description does not say what it has to, or the tensors do not fit it.
         SafetensorError: They are none.
         UnikeError: A method or setting is unknown.
     """
-    saved = checked(SavedEdit, described)
-    editor = registry.editors.get(saved.editor)
-    facts = [Query(f.prompt, None if f.image is None else Path(f.image), f.target) for f in saved.facts]
+    saved_edit = checked(SavedEdit, described)
+    editor = registry.editors.get(saved_edit.editor)
+    facts = [Query(f.prompt, None if f.image is None else Path(f.image), f.target) for f in saved_edit.facts]
+    config = _parsed(editor.config_class, json.dumps(saved_edit.config))
+    tensors = from_bytes(content)
     edit: Edit = editor.edit_class(
-        editor.config_class.parse(saved.config),
-        {name: unpacked(tensor) for name, tensor in load(content).items()},
+        config,
+        {name: unpacked(tensor) for name, tensor in tensors.items()},
         facts,
-        fingerprint=saved.backbone.fingerprint,
-        source=saved.backbone.source,
+        fingerprint=sys.intern(saved_edit.backbone.fingerprint),
+        source=sys.intern(saved_edit.backbone.source),
     )
     edit.questions = tuple(
-        (words, fact.picture or found) for fact, (words, found) in zip(saved.facts, edit.questions, strict=True)
+        (words, fact.picture or found) for fact, (words, found) in zip(saved_edit.facts, edit.questions, strict=True)
     )
     check_loaded(edit)
+    standing = edit.standing(config)
+    if standing:
+        edit.tensors = saved(source, tensors, standing)
     return edit
 
 
-def packed(tensor: Tensor) -> Tensor:
-    """In half the bytes, where nothing is lost."""
-    half = tensor.bfloat16()
-    return half if tensor.dtype == torch.float32 and torch.equal(half.float(), tensor) else tensor
-
-
-def unpacked(tensor: Tensor) -> Tensor:
-    """The reverse: edits are computed with in float32."""
-    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor
+@lru_cache(maxsize=256)
+def _parsed(config_class: type[EditorConfig], settings: str) -> EditorConfig:
+    """The same object for all edits that were made with the same settings: it is frozen, and large beside an edit."""
+    return config_class.parse(json.loads(settings))

@@ -10,7 +10,10 @@ import torch
 from torch import Tensor
 
 from unike.backbones.adapter import Backbone
-from unike.edits.edit import Edit, EditorConfig
+from unike.core.errors import UnikeError
+from unike.edits.edit import Edit, EditorConfig, alike
+from unike.edits.standing import Blocks
+from unike.edits.tensors import OnDemand, are_on
 
 T = TypeVar("T")
 
@@ -20,7 +23,7 @@ PARTS = 32
 
 def on_device(edit: Edit, device: torch.device) -> Edit:
     """The edit, as it is if all of it is there."""
-    return edit if all(tensor.device == device for tensor in edit.tensors.values()) else edit.to(device)
+    return edit if are_on(edit.tensors, device) else edit.to(device)
 
 
 class Group:
@@ -61,21 +64,24 @@ class Group:
     @cached_property
     def rows(self) -> int:
         """B: the rows that are told apart."""
-        return math.lcm(self._rows, *{len(edit) for edit in self.made})
+        return math.lcm(self._rows, *(common.rows for common in alike(self.made)))
 
     @cached_property
     def is_trained(self) -> bool:
         """Whether tensors change from pass to pass, because the edits are being made."""
-        return any(tensor.requires_grad for edit in self.made for tensor in edit.tensors.values())
+        some = (edit for edit in self.made if not isinstance(edit.tensors, OnDemand))
+        return any(tensor.requires_grad for edit in some for tensor in edit.tensors.values())
 
     def check_rows(self, rows: int) -> None:
         """Refuse to act on rows that cannot be shared out evenly among the edits.
 
         Raises:
-            UnikeError: As `Edit.shared_out`.
+            UnikeError: As `Edit.shared_out`, or there are rows with edits of their own, and other rows are asked.
         """
-        for edit in {len(edit): edit for edit in self.made}.values():
-            edit.shared_out(rows)
+        if rows % self.rows:
+            for edit in self.made:
+                edit.shared_out(rows)
+            raise UnikeError(f"{self.rows} rows have edits of their own, but the model runs on {rows} rows")
 
     def part(self, numbers: Sequence[int]) -> "Group":
         """Some of the edits, in their order, for the same rows; those that were asked for lately are kept.
@@ -106,6 +112,10 @@ class Group:
             self._made[key] = make()
         made: T = self._made[key]
         return made
+
+    def blocks(self, names: tuple[str, ...]) -> Blocks:
+        """Tensors of all edits that inputs are compared with; they are never trained."""
+        return self.kept(("blocks", names), lambda: Blocks(tuple(self.made), names, self.backbone.device))
 
     def side_by_side(self, name: str) -> Tensor:
         """A tensor of all edits that have it, ``[B, n, ...]`` each, next to each other: ``[B, G * n, ...]``."""

@@ -102,15 +102,16 @@ def check_widths(edit: "Edit", backbone: "Backbone") -> None:
         UnikeError: As it says.
     """
     try:
-        layout, sizes = edit.layout(edit.config, edit.tensors), edit.sizes(backbone)
+        known = edit.common.described.sizes
+        layout, sizes = edit.layout(edit.config, known), edit.sizes(backbone)
         for name, wanted in (layout or {}).items():
-            if name not in edit.tensors:  # of an edit that was not read from files; its method says what follows
+            if name not in known:  # of an edit that was not read from files; its method says what follows
                 continue
-            for size, dimension in zip(edit.tensors[name].shape, wanted.shape, strict=True):
+            shape = known[name].shape
+            for size, dimension in zip(shape, wanted.shape, strict=True):
                 if isinstance(dimension, str) and size != sizes.get(dimension, size):
                     raise ValueError(
-                        f"the tensor {name} has the shape {list(edit.tensors[name].shape)}, and {dimension} is "
-                        f"{sizes[dimension]}"
+                        f"the tensor {name} has the shape {list(shape)}, and {dimension} is {sizes[dimension]}"
                     )
     except (ValueError, LookupError) as error:
         raise UnikeError(

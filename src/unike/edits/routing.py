@@ -13,9 +13,9 @@ from unike.backbones.forward.hooks import Hooks
 from unike.backbones.forward.split import SplitState
 from unike.core.errors import UnikeError
 from unike.data.queries import Query
-from unike.edits.edit import Edit
+from unike.edits.edit import Edit, alike
 from unike.edits.group import Group
-from unike.edits.layout import check_widths
+from unike.edits.stack import check_fit
 
 if TYPE_CHECKING:
     from unike.edits.edited import EditedModel
@@ -49,11 +49,8 @@ class RoutingEdit(Edit):
         Raises:
             UnikeError: As `check_fits`; or they were made with different settings.
         """
-        for edit in {edit.fingerprint: edit for edit in edits}.values():
-            edit.check_fits(backbone)
-        for edit in edits:
-            check_widths(edit, backbone)
-        if len({edit.config for edit in edits}) > 1:
+        check_fit(backbone, edits)
+        if len({common.config for common in alike(edits)}) > 1:
             raise UnikeError(f"edits of {cls.editor!r} act together only with the same settings; make them anew")
 
     @classmethod

@@ -20,11 +20,12 @@ from unike.backbones.forward.context import UNEDITED, Prefill
 from unike.backbones.forward.hooks import Args, Hooks, Kwargs, text_input
 from unike.data.queries import Query
 from unike.edits.conflicts import in_force
-from unike.edits.edit import Edit, EditorConfig
+from unike.edits.edit import Edit, EditorConfig, alike
 from unike.edits.given import given_edits, given_model
 from unike.edits.group import Group
 from unike.edits.layout import check_widths
 from unike.edits.native import in_the_models_own_calls
+from unike.edits.tensors import joined_rows
 
 Kind = tuple[type[Edit], EditorConfig]
 
@@ -141,17 +142,21 @@ def check_fit(backbone: Backbone, edits: Sequence[Edit]) -> None:
     Raises:
         UnikeError: With both models' names.
     """
-    for edit in {edit.fingerprint: edit for edit in edits}.values():
+    kinds = alike(edits)
+    for edit in {common.fingerprint: edit for common, edit in kinds.items()}.values():
         edit.check_fits(backbone)
-    for edit in edits:
+    for edit in kinds.values():
         check_widths(edit, backbone)
 
 
 def _by_kind(edits: Sequence[Edit]) -> dict[Kind, list[Edit]]:
     """Edits of one method and config together, in the order of the oldest of each."""
+    kind_of = {common: (common.kind, common.config) for common in alike(edits)}
+    if len(set(kind_of.values())) == 1:
+        return {next(iter(kind_of.values())): list(edits)}
     kinds: dict[Kind, list[Edit]] = {}
     for edit in edits:
-        kinds.setdefault((type(edit), edit.config), []).append(edit)
+        kinds.setdefault(kind_of[edit.common], []).append(edit)
     return kinds
 
 
@@ -163,13 +168,13 @@ def _in_turn(sets: Sequence[Sequence[Edit]]) -> list[list[list[Edit]]]:
     turns: list[tuple[Kind, list[list[Edit]]]] = []
     for row, edits in enumerate(sets):
         at = 0
-        for kind, alike in _by_kind(edits).items():
+        for kind, own in _by_kind(edits).items():
             later = (number for number in range(at, len(turns)) if turns[number][0] == kind)
             turn = next(later, None)
             if turn is None:
                 turn = at
                 turns.insert(turn, (kind, [[] for _ in sets]))
-            turns[turn][1][row] = alike
+            turns[turn][1][row] = own
             at = turn + 1
     return [of_rows for _, of_rows in turns]
 
@@ -179,28 +184,24 @@ def _columns(backbone: Backbone, sets: Sequence[Sequence[Edit]]) -> Group:
     count = max(map(len, sets))
     present = torch.tensor([[number < len(edits) for number in range(count)] for edits in sets])
     some = next(edit for edits in sets for edit in edits)
-    columns = [joined(some, [edits[n] if n < len(edits) else None for edits in sets]) for n in range(count)]
-    return Group(backbone, columns, None if present.all() else present)
+    rows = ([edits[n] if n < len(edits) else None for edits in sets] for n in range(count))
+    columns = [joined(row[0] or some, row) for row in rows]
+    return Group(backbone, columns, None if present.all() else present, rows=len(sets))
 
 
 def joined(some: Edit, rows: Sequence[Edit | None]) -> Edit:
     """One edit of B rows of single ones of the same kind; a row without one, and what another is smaller by, is zeros.
 
+    One that all rows have serves them as it is.
+
     Args:
         some: Any edit of that kind.
         rows: B of them.
     """
-    given = [edit for edit in rows if edit is not None]
-    tensors = {}
-    for name in dict.fromkeys(name for edit in given for name in edit.tensors):
-        parts = [edit.tensors[name] for edit in given if name in edit.tensors]
-        size = [max(sizes) for sizes in zip(*(part.shape[1:] for part in parts), strict=True)]
-        together = parts[0].new_zeros(len(rows), *size)
-        for row, edit in enumerate(rows):
-            if edit is not None and name in edit.tensors:
-                part = edit.tensors[name][0]
-                together[row][tuple(slice(length) for length in part.shape)] = part
-        tensors[name] = together
+    if all(edit is some for edit in rows):
+        return some
+    on_demand = bool(some.standing(some.config))
+    tensors = joined_rows([None if edit is None else edit.tensors for edit in rows], on_demand=on_demand)
     return some.like(tensors, [some.facts[0] if edit is None else edit.facts[0] for edit in rows])
 
 
@@ -238,7 +239,7 @@ def attached(backbone: Backbone, edits: Sequence[Edit]) -> Iterator[None]:
     if not block.edits:
         yield
         return
-    for edit in block.edits:
+    for edit in alike(block.edits).values():
         edit.check_attachable()
     context.attach(backbone, _Attached(backbone, [*blocks_on(backbone), block]))
     try:

@@ -19,6 +19,7 @@ from unike.core.errors import UnikeError
 from unike.core.files import replace_file
 from unike.core.folders import reason
 from unike.edits.files import is_hash
+from unike.edits.saved import BytesSource, FileSource, Source
 
 REFUSALS = (OSError, ValueError, RuntimeError, ImportError)
 """What file systems raise."""
@@ -116,6 +117,10 @@ class Blobs:
         if name_of(content) != name:
             raise UnikeError(f"the blob {name[:16]} in {self.url} was changed; bring it back, or pull it")
         return content
+
+    def source(self, name: str, content: bytes) -> Source:
+        """Where a blob can be read again; of one that does not lie on this machine its bytes are kept in memory."""
+        return FileSource(self._place(name), name) if self.is_local else BytesSource(content, name)
 
     def path(self, name: str) -> Path:
         """A file with a blob, for what reads files; one that is fetched lies in the cache folder.

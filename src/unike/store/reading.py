@@ -122,7 +122,8 @@ class Reader:
         picture = None if stored.picture is None else str(self.picture(stored.picture))
         try:
             facts = [fact | {"image": picture} for fact in described["facts"]]
-            edit = put_together(described | {"facts": facts}, self.blobs.get(stored.tensors))
+            content = self.blobs.get(stored.tensors)
+            edit = put_together(described | {"facts": facts}, content, self.blobs.source(stored.tensors, content))
         except (ValueError, TypeError, LookupError, SafetensorError) as error:
             raise UnikeError(f"the edit {stored.id} cannot be read: {error}; revoke it, or pull it anew") from None
         with self._lock:

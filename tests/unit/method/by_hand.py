@@ -22,10 +22,11 @@ from unike.backbones.forward.split import Batch
 from unike.backbones.sites import AttentionSite
 from unike.editors.unike import gate as ramps
 from unike.editors.unike.config import UniKEConfig
-from unike.editors.unike.gate import COMMON, Gate, Ramp
+from unike.editors.unike.gate import Gate, Ramp
 from unike.editors.unike.knowledge import LayerKnowledge, evenly, knowledge_of
+from unike.editors.unike.likeness import COMMON
 from unike.editors.unike.metric import SHARE, Metric
-from unike.editors.unike.words import read_words
+from unike.editors.unike.words import NAMED_WIDTH, read_words
 from unike.edits.edit import Edit
 
 Opened = tuple[float, float, float]
@@ -144,7 +145,10 @@ def opened(gate: Gate, edits: Sequence[Mapping[str, Tensor]], read: Prompt, riva
 
     found = []
     for edit in edits:
-        own = Prompt(*(edit[f"gate.{field.name}"].double().numpy().squeeze() for field in fields(Prompt)))
+        kept = {
+            name: edit.get(f"gate.{name}", torch.zeros(NAMED_WIDTH)) for name in (each.name for each in fields(Prompt))
+        }
+        own = Prompt(*(tensor.double().numpy().squeeze() for tensor in kept.values()))
         asked = float(own.asked @ read.asked)
         said, known = float(own.rare @ read.said), float(own.said @ read.rare)
         about = min(said, known) if read.rare.any() else said

@@ -12,8 +12,9 @@ from unike_parts import Make, editors_of, keys_of
 from unike.backbones.adapter import Backbone
 from unike.data.queries import Query
 from unike.editors.common.anchors import Anchors
-from unike.editors.unike.gate import Gate, Reading
+from unike.editors.unike.gate import Gate
 from unike.editors.unike.knowledge import Knowledge
+from unike.editors.unike.likeness import Reading
 
 
 @pytest.fixture(scope="module", params=["llava", "qwen3_vl", "blip2-opt"])

@@ -20,6 +20,7 @@ from unike.editors.unike.editor import gate_of
 from unike.editors.unike.gate import RisingRamp
 from unike.editors.unike.knowledge import knowledge_of
 from unike.editors.unike.words import read_words
+from unike.edits import standing
 from unike.edits.edited import EditedModel, RowsEdited
 from unike.edits.group import Group
 from unike.edits.stack import Stack
@@ -33,6 +34,12 @@ def open_to_pictures() -> Iterator[None]:
     """Pictures are near at most; of words the shipped ramps decide."""
     with ramps.words():
         yield
+
+
+@pytest.fixture(autouse=True, params=[1, standing.BLOCK], ids=["each-in-a-block", "all-in-one"])
+def block(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many edits stand in a block."""
+    monkeypatch.setattr(standing, "BLOCK", request.param)
 
 
 @pytest.fixture

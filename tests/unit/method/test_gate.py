@@ -12,19 +12,8 @@ from torch.nn.functional import normalize
 from unike_parts import CLOSED, FEATURES, OPEN, SHOWN, WIDTH, draw, some_gate, some_reading
 
 from unike.backbones.forward.context import seen_in
-from unike.editors.unike.gate import (
-    COMMON,
-    KEPT,
-    NEAREST,
-    Gate,
-    Ramp,
-    Reading,
-    RisingRamp,
-    alike,
-    compete,
-    named_alike,
-    usual,
-)
+from unike.editors.unike.gate import Gate, Ramp, RisingRamp, compete
+from unike.editors.unike.likeness import COMMON, KEPT, NEAREST, Reading, alike, named_alike, usual
 
 # ---------------------------------------------------------------------- ramps
 

@@ -29,18 +29,9 @@ from unike.backbones.forward.hooks import Hooks
 from unike.data.queries import Query
 from unike.editors.common.pairs import FFNPatch, PairGate, install_patch
 from unike.editors.unike.collaboration import FixedAlpha
-from unike.editors.unike.gate import (
-    ASKED,
-    Gate,
-    Openings,
-    Ramp,
-    Reading,
-    RisingRamp,
-    alike,
-    compete,
-    install_gate,
-)
+from unike.editors.unike.gate import ASKED, Gate, Openings, Ramp, RisingRamp, compete, install_gate
 from unike.editors.unike.injection import LatentInjection
+from unike.editors.unike.likeness import Reading, alike
 from unike.editors.unike.memory import LatentMemory
 from unike.editors.unike.words import read_words
 

@@ -15,8 +15,9 @@ from unike.backbones.adapter import Backbone
 from unike.backbones.forward.context import Acting, Prefill, attach
 from unike.core.errors import UnikeError
 from unike.data.queries import Query
-from unike.editors.unike.gate import ASKED, ASKED_OF_NAMED, NAMED, Gate, Reading, RisingRamp
+from unike.editors.unike.gate import ASKED, ASKED_OF_NAMED, NAMED, Gate, RisingRamp
 from unike.editors.unike.knowledge import Knowledge
+from unike.editors.unike.likeness import Reading
 from unike.edits.native import in_the_models_own_calls, tokens_behind
 
 pytestmark = pytest.mark.usefixtures("wide_words")

@@ -14,9 +14,9 @@ from unike.backbones.adapter import Backbone
 from unike.backbones.forward.functional import target_positions
 from unike.data.queries import Query
 from unike.editors.unike.editor import UniKE
-from unike.editors.unike.gate import KEPT, Reading, alike
 from unike.editors.unike.injection import LatentInjection, RecallLog
 from unike.editors.unike.knowledge import Knowledge
+from unike.editors.unike.likeness import KEPT, Reading, alike
 from unike.edits.edited import EditedModel
 from unike.edits.stack import attached
 

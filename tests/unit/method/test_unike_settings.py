@@ -27,7 +27,7 @@ from unike.edits.stack import edits_on
 
 
 PAIRS, OWN = {"keys", "bias", "values"}, {"own_key", "own_values"}
-OF_GATE = {"gate.picture", "gate.usual", "gate.asked", "gate.said", "gate.rare"}
+OF_GATE = {"gate.picture", "gate.usual", "gate.asked"}
 TRAINED = PAIRS | {"own_values"}
 
 PARTS: list[tuple[dict[str, Any], set[str], set[str]]] = [

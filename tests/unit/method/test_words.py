@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from unike.editors.unike.asked import ASKED_WIDTH
-from unike.editors.unike.gate import ASKED, ASKED_OF_NAMED, NAMED, Reading, named_alike
+from unike.editors.unike.gate import ASKED, ASKED_OF_NAMED, NAMED
+from unike.editors.unike.likeness import Reading, named_alike
 from unike.editors.unike.words import (
     NAMED_WIDTH,
     Wording,

@@ -15,7 +15,8 @@ from unike.data.queries import Query
 from unike.editors.unike.asked import ASKED_WIDTH
 from unike.editors.unike.config import UniKEConfig, merged
 from unike.editors.unike.editor import UniKE, UniKEEdit
-from unike.editors.unike.gate import KEPT, Gate, Reading, RisingRamp, install_gate
+from unike.editors.unike.gate import Gate, RisingRamp, install_gate
+from unike.editors.unike.likeness import KEPT, Reading
 from unike.editors.unike.metric import Metric
 from unike.editors.unike.words import NAMED_WIDTH
 from unike.edits.edit import Edit

@@ -4,7 +4,7 @@ What a method stores of a fact are two unit vectors, of its question and of its 
 takes no part in either, so what the answer to a question should be cannot tell whether a fact is found for it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -47,7 +47,7 @@ class RetrievalSettings(Settings):
 class Stored(Protocol):
     """B independent facts, and what they are found by: ``text [B, W]`` and ``image [B, D]``."""
 
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
     facts: tuple[Query, ...]
 
     def shared_out(self, rows: int) -> list[int]:

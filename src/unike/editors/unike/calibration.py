@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from unike.data.sampling import evenly
-from unike.editors.unike.gate import Gate, RisingRamp, usual
+from unike.editors.unike.gate import Gate, RisingRamp
+from unike.editors.unike.likeness import usual
 from unike.editors.unike.metric import Metric, learn_metric
 from unike.editors.unike.pictures import Pictures
 

@@ -24,7 +24,7 @@ Note:
 import hashlib
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -35,6 +35,7 @@ from unike.backbones.forward.functional import cycle, target_positions
 from unike.backbones.forward.hooks import Hooks, trace
 from unike.backbones.forward.split import SplitState
 from unike.core.errors import UnikeError
+from unike.core.memo import MemoOf
 from unike.data.leaks import Trace
 from unike.data.queries import Query
 from unike.editors.base import Editor
@@ -43,18 +44,10 @@ from unike.editors.unike.asked import ASKED_WIDTH
 from unike.editors.unike.collaboration import alpha_of, shift_of
 from unike.editors.unike.config import UniKEConfig
 from unike.editors.unike.follows import told
-from unike.editors.unike.gate import (
-    GATE_ASKED,
-    GATE_PICTURE,
-    GATE_RARE,
-    GATE_SAID,
-    GATE_USUAL,
-    Gate,
-    Openings,
-    install_gate,
-)
+from unike.editors.unike.gate import Gate, Openings, install_gate
 from unike.editors.unike.injection import LatentInjection, OwnEntries
 from unike.editors.unike.knowledge import Knowledge, knowledge_of
+from unike.editors.unike.likeness import GATE_ASKED, GATE_PICTURE, GATE_USUAL, KEPT, WORDS, needed
 from unike.editors.unike.memory import LatentMemory, entries_of, last_answer_token
 from unike.editors.unike.pairs import as_one, blurred, install_pairs, keys_firing_at
 from unike.editors.unike.training import as_the_first, asked_otherwise, train
@@ -71,10 +64,10 @@ class UniKEEdit(Edit):
 
     For each edited layer ``{layer}.keys [B, N, D]``, ``{layer}.bias [B, N]``, ``{layer}.values [B, N, D]``: the pairs;
     ``{layer}.shift [B, 1, D]``: ``beta zeta'``; ``{layer}.own_key [B, 1, D]``, ``{layer}.own_values [B, E, D]``: its
-    entries in the memory, which share a key. And ``gate.picture``, ``gate.usual``, ``gate.asked``, ``gate.said``,
-    ``gate.rare``, ``[B, 1, n]``: what relevance compares with, see `Reading`; and ``knowledge [B, 8]`` uint8: the
-    fingerprint of what the edit was made with, because it acts only together with that (`fingerprint_of`). All but
-    the bias is as fine as bfloat16, in which files keep it.
+    entries in the memory, which share a key. And ``gate.picture``, ``gate.usual``, ``gate.asked`` and, unless all facts
+    have a picture, ``gate.said`` and ``gate.rare``, ``[B, 1, n]``: what relevance compares with, see `Reading`; and
+    ``knowledge [B, 8]`` uint8: the fingerprint of what the edit was made with, because it acts only together with that
+    (`fingerprint_of`). All but the bias is as fine as bfloat16, in which files keep it.
     """
 
     editor = "unike"
@@ -90,7 +83,7 @@ class UniKEEdit(Edit):
             found[KNOWLEDGE] = FINGERPRINT
         if config.has_gate:
             found |= {GATE_PICTURE: declared(1, "P"), GATE_USUAL: declared(1, 1), GATE_ASKED: declared(1, ASKED_WIDTH)}
-            found |= dict.fromkeys((GATE_SAID, GATE_RARE), declared(1, NAMED_WIDTH))
+            found |= dict.fromkeys((each for each in WORDS if each in names), declared(1, NAMED_WIDTH))
         if config.has_memory and config.memory.own_entry:
             values = declared(config.pairs.n if config.memory.entry == "every" else 1, WIDTH)
             found |= {f"{layer}.own_key": declared(1, WIDTH) for layer in config.layers}
@@ -100,6 +93,11 @@ class UniKEEdit(Edit):
             moved = config.has_zeta and config.needs_knowledge
             found |= {f"{layer}.shift": declared(1, WIDTH) for layer in config.layers if moved}
         return found
+
+    @classmethod
+    def standing(cls, config: UniKEConfig) -> tuple[str, ...]:
+        """What the gate compares with, and the knowledge; without a gate every pass reads all."""
+        return (*KEPT, KNOWLEDGE) if config.has_gate else ()
 
     def install(self, backbone: Backbone, hooks: Hooks, prefill: Prefill) -> None:
         """Put one edit, or a batch, on a backbone."""
@@ -145,15 +143,20 @@ def checked_knowledge(group: Group) -> Knowledge:
         UnikeError: One was made with other knowledge, and would act in another way than it was made to.
     """
     knowledge = knowledge_of(group.backbone, group.config.knowledge)
-    for number, edit in enumerate(group.made):
-        made_with = edit.tensors.get(KNOWLEDGE)
-        if made_with is not None and group.present is not None:
-            made_with = made_with[group.present[:, number]]
-        if made_with is None or not (made_with.cpu() == fingerprint_of(knowledge)).all():
+    start = 0
+    for block in group.blocks(UniKEEdit.standing(group.config) or (KNOWLEDGE,)):
+        made_with = block.tensors.get(KNOWLEDGE, torch.zeros(1, len(block), 1))
+        other = (made_with.cpu() != fingerprint_of(knowledge)).any(dim=-1)  # [B, g]
+        if group.present is not None:
+            present = group.present[:, start : start + len(block)].cpu()
+            other = other.repeat_interleave(len(present) // len(other), dim=0) & present
+        if other.any():
+            edit = group.made[start + int(other.any(dim=0).nonzero()[0])]
             raise UnikeError(
                 f"the edit {edit.facts[0].prompt!r} was made with other knowledge of {edit.source!r} than there is now "
                 f"({knowledge.fingerprint}), or by another version; bring that back, or make the edit anew"
             )
+        start += len(block)
     return knowledge
 
 
@@ -215,10 +218,13 @@ def install_memory(
 
 
 def shared_memory(group: Group, knowledge: Knowledge, layer: int) -> LatentMemory:
-    """The memory of a layer, without entries of edits."""
+    """The memory of a layer, without entries of edits: one for all stacks, which only read it."""
     settings = group.config.memory
-    make = partial(knowledge.memory, layer, settings.site, settings.size, settings.centred)
-    return group.kept(("triplets", layer), make)
+    chosen = layer, settings.site, settings.size, settings.centred
+    return _MEMORIES.of(knowledge).get(chosen, lambda: knowledge.memory(*chosen))
+
+
+_MEMORIES: MemoOf[tuple[Any, ...], LatentMemory] = MemoOf()
 
 
 def called_upon(group: Group, prefill: Prefill, gate: Callable[[], Openings] | None) -> Tensor:
@@ -331,7 +337,7 @@ class UniKE(Editor[UniKEConfig]):
         if knowledge is not None:
             tensors[KNOWLEDGE] = fingerprint_of(knowledge).to(backbone.device).repeat(len(state), 1)
         if config.has_gate:
-            tensors |= gate_of(knowledge).keys(backbone, state.prefill())
+            tensors |= needed(gate_of(knowledge).keys(backbone, state.prefill()))
 
         positions = target_positions(state.labels)
         attention = [backbone.attention(layer).module for layer in layers]

@@ -21,9 +21,11 @@ from safetensors.torch import load
 from torch import Tensor
 
 from unike.data.queries import Query, telling
-from unike.editors.unike.gate import Gate, Reading, alike, keys_for
+from unike.editors.unike.gate import Gate
+from unike.editors.unike.likeness import at_rows, blocks_of, keys_of, likeness_in, pictured_of, shared_out
 from unike.editors.unike.words import WORD, read_words, without_names
 from unike.edits.group import Group
+from unike.edits.standing import Block
 
 FILE = "follows.safetensors"
 
@@ -70,8 +72,17 @@ def follows(edited: Tensor, asked: Tensor) -> Tensor:
     Returns:
         ``[..., G]`` bool.
     """
-    says, wants = purposes()(edited), purposes()(asked, SURE).unsqueeze(-1)
-    return (says > OTHER) & (says < wants)
+    return is_after(purposes()(edited), purposes()(asked, SURE))
+
+
+def is_after(says: Tensor, wants: Tensor) -> Tensor:
+    """The same from what edits' questions ``[..., G]`` and inputs ``[...]`` are for."""
+    return (says > OTHER) & (says < wants.unsqueeze(-1))
+
+
+def purposes_of(block: Block) -> Tensor:
+    """What the own questions of a block's edits are for, ``[B, g]``."""
+    return block.once("purposes", lambda block: purposes()(keys_of(block).asked))
 
 
 @torch.no_grad()
@@ -87,22 +98,25 @@ def told(gate: Gate, group: Group, queries: Sequence[Query]) -> list[Query | Non
     if not queries:
         return found
     device = gate.cohort.device
-    asked = read_words([query.prompt for query in queries]).asked.to(device)
-    keys, present = keys_for(group, len(queries)), group.present_on(len(queries))
-    pictured = torch.tensor([query.image is not None for query in queries], device=device).unsqueeze(1)
-    may = follows(keys.asked, asked) & keys.picture.any(dim=-1) & pictured  # [R, G]
+    wants = purposes()(read_words([query.prompt for query in queries]).asked.to(device), SURE)
+    of_rows, present = shared_out(group.rows, len(queries)), group.present_on(len(queries))
+    asks = torch.tensor([query.image is not None for query in queries], device=device).unsqueeze(1)
+    says, pictured = (
+        torch.cat([at_rows(of(block), of_rows, group.rows) for block in blocks_of(group)], dim=1)
+        for of in (purposes_of, pictured_of)
+    )
+    may = is_after(says, wants) & pictured & asks  # [R, G]
     may = may if present is None else may & present
     rows = may.any(dim=1).nonzero().flatten().tolist()
     if not rows:
         return found
     batch = group.backbone.encode([queries[row].question for row in rows])
     read = gate.read(group.backbone, group.backbone.run_to_split(batch, 0).prefill())
-    own = keys if group.rows == 1 else Reading(*(key[rows] for key in keys))
     some = None if present is None else present[rows]
+    alike = likeness_in(group, read, [of_rows[row] for row in rows])
     # No edit competes: of those that are open the nearest is told, and edits about names are no rivals of pictures.
-    openings = gate.openings(own, read, present=some)
-    open_to = may[rows] & (openings.fact >= ENOUGH)
-    for row, number in zip(rows, nearest_of(alike(own, read), open_to), strict=True):
+    open_to = may[rows] & (gate.decide(alike, present=some).fact >= ENOUGH)
+    for row, number in zip(rows, nearest_of(alike.picture, open_to), strict=True):
         if number is not None:
             edit = group.made[number]
             fact = edit.facts[edit.shared_out(len(queries))[row]]

@@ -40,33 +40,18 @@ from unike.backbones.adapter import Backbone
 from unike.backbones.forward.context import Prefill
 from unike.core.errors import UnikeError
 from unike.data.queries import Query
+from unike.editors.unike.likeness import (
+    KEPT,
+    Likeness,
+    Reading,
+    likeness,
+    likeness_in,
+    shared_out,
+    usual,
+)
 from unike.editors.unike.metric import Metric
 from unike.editors.unike.words import Wording, read_words
 from unike.edits.group import Group
-
-GATE_PICTURE, GATE_USUAL, GATE_ASKED = "gate.picture", "gate.usual", "gate.asked"
-GATE_SAID, GATE_RARE = "gate.said", "gate.rare"
-KEPT = (GATE_PICTURE, GATE_USUAL, GATE_ASKED, GATE_SAID, GATE_RARE)
-"""What an edit's own question was read as, ``[B, 1, n]`` each, in the order of `Reading`."""
-
-
-class Reading(NamedTuple):
-    """What is compared: of an edit's own question, or of an input."""
-
-    picture: Tensor
-    """``[..., P]``, the picture as `Gate.metric` has it, a unit vector; zero without one."""
-
-    usual: Tensor
-    """``[..., 1]``, how near the pictures are that are nearest to it among arbitrary ones; zero without one."""
-
-    asked: Tensor
-    """``[..., ASKED_WIDTH]``, see `unike.editors.unike.words.Wording`."""
-
-    said: Tensor
-    """``[..., NAMED_WIDTH]``, the trigrams of its words, see the same."""
-
-    rare: Tensor
-    """``[..., NAMED_WIDTH]``: how much of what is rare in its names lies in each; of an edit without, in its words."""
 
 
 class Openings(NamedTuple):
@@ -217,17 +202,26 @@ class Gate:
         Args:
             keys: Of G edits, ``[..., G, n]`` each.
             read: Of the inputs, ``[..., n]`` each.
+            rivalry: As in `decide`.
+            present: The same.
+        """
+        return self.decide(likeness(keys, read), rivalry, present)
+
+    @torch.no_grad()
+    def decide(self, found: Likeness, rivalry: float | None = None, present: Tensor | None = None) -> Openings:
+        """How far edits are called upon that are as like inputs as this.
+
+        Args:
+            found: Of G edits.
             rivalry: How far an edit may be behind the one that is most like an input; without it no edit competes.
             present: ``[..., G]`` bool, which edits there are for each input; None for all.
         """
-        picture, asked = alike(keys, read), _each(keys.asked, read.asked)
-        has_picture = keys.picture.any(dim=-1)
-        named = torch.zeros_like(picture) if has_picture.all() else named_alike(keys, read)
-        about = torch.where(has_picture, picture, named)
-        question = torch.where(has_picture, ASKED(asked), ASKED_OF_NAMED(asked))
+        pictured, picture, asked, named = found
+        about = torch.where(pictured, picture, named)
+        question = torch.where(pictured, ASKED(asked), ASKED_OF_NAMED(asked))
         of_whom = NAMED(named)
-        fact = torch.where(has_picture, self.about.of(1)(picture), of_whom)
-        own = torch.where(has_picture, self._own(picture, present), of_whom)
+        fact = torch.where(pictured, self.about.of(1)(picture), of_whom)
+        own = torch.where(pictured, self._own(picture, present), of_whom)
         if rivalry is not None:
             near = asked + about
             nearest = compete(near if present is None else near.masked_fill(~present, -torch.inf), rivalry)
@@ -240,11 +234,13 @@ class Gate:
     @torch.no_grad()
     def opened_by(self, group: Group, queries: Sequence[Query]) -> Openings:
         """How far questions are about each edit of a stack, ``[Q, G]`` each, without an answer being written."""
-        keys, found = keys_for(group, 1), torch.zeros(3, len(queries), len(group))
+        found = torch.zeros(3, len(queries), len(group))
         for rows in group.backbone.groups(queries):
             batch = group.backbone.encode([queries[row].question for row in rows])
             read = self.read(group.backbone, group.backbone.run_to_split(batch, 0).prefill())
-            found[:, rows] = torch.stack(self.openings(keys, read, group.config.gate.rivalry)).cpu()
+            found[:, rows] = torch.stack(
+                self.decide(likeness_in(group, read, [0] * len(rows)), group.config.gate.rivalry)
+            ).cpu()
         return Openings(*found)
 
     def _own(self, picture: Tensor, present: Tensor | None) -> Tensor:
@@ -276,21 +272,14 @@ def install_gate(gate: Gate, group: Group, prefill: Prefill) -> Callable[[], Ope
         if not opened:
             rows = prefill.passes[-1][0]
             read = (x.repeat_interleave(rows // len(x), dim=0) for x in gate.read(group.backbone, prefill))
-            keys, present = keys_for(group, rows), group.present_on(rows)
-            opened.append(gate.openings(keys, Reading(*read), group.config.gate.rivalry, present))
+            found = likeness_in(group, Reading(*read), shared_out(group.rows, rows))
+            present = group.present_on(rows)
+            opened.append(gate.decide(found, group.config.gate.rivalry, present))
             prefill.note("gate", opened[0].gate.amax(dim=1))
             prefill.note("fact", opened[0].fact.amax(dim=1))
         return opened[0]
 
     return openings
-
-
-def keys_for(group: Group, rows: int) -> Reading:
-    """What the edits of a stack keep, as R rows see it: ``[R, G, n]`` each, or ``[1, G, n]`` where all see the same."""
-    keys = [group.side_by_side(name) for name in KEPT]
-    if group.rows > 1:
-        keys = [key.repeat_interleave(rows // group.rows, dim=0) for key in keys]
-    return Reading(*keys)
 
 
 def compete(similarities: Tensor, rivalry: float) -> Tensor:
@@ -301,49 +290,3 @@ def compete(similarities: Tensor, rivalry: float) -> Tensor:
         rivalry: Above 0; the less, the fewer edits have a say.
     """
     return (1 - (similarities.amax(dim=-1, keepdim=True) - similarities) / rivalry).clamp(min=0)
-
-
-NEAREST = 10
-"""So many arbitrary pictures say what is usual."""
-
-COMMON = 8.0
-"""How much more is usual of a picture for what it is like all arbitrary pictures on average; at most as much again."""
-
-APART = -1.0
-"""How alike a picture and none are."""
-
-
-def usual(pictures: Tensor, cohort: Tensor) -> Tensor:
-    """How near arbitrary pictures come to pictures ``[n, P]``: ``[n, 1]``.
-
-    The mean cosine of the nearest; and what is like all of them a little is like much that it has nothing to do with:
-    pictures by a hand that nothing was learned from are (hubs, which centring makes fewer: Suzuki et al., 2013).
-    """
-    near = pictures @ cohort.T
-    nearest = near.topk(min(NEAREST, len(cohort)), dim=1).values.mean(dim=1, keepdim=True)
-    return nearest + torch.minimum(COMMON * near.mean(dim=1, keepdim=True), nearest).clamp(min=0)
-
-
-def alike(keys: Reading, read: Reading) -> Tensor:
-    """How alike the pictures of G edits and an input are, ``[..., G]``: their cosine, beyond what is usual for both.
-
-    Flags are like flags; a photograph of a rare thing is like nothing else. So what a cosine says depends on how near
-    other pictures come anyway (score normalisation with a cohort, as in telling speakers apart: Auckenthaler et al.,
-    2000).
-    """
-    beyond = _each(keys.picture, read.picture) - (keys.usual.squeeze(-1) + read.usual) / 2
-    both = keys.picture.any(dim=-1) & read.picture.any(dim=-1, keepdim=True)
-    return beyond.masked_fill(~both, APART)
-
-
-def named_alike(keys: Reading, read: Reading) -> Tensor:
-    """How much of what is rare in the prompts of edits an input says, and they of what it names: the lesser, 0..1."""
-    said, known = _each(keys.rare, read.said), _each(keys.said, read.rare)
-    return torch.where(read.rare.any(dim=-1, keepdim=True), torch.minimum(said, known), said)
-
-
-def _each(keys: Tensor, read: Tensor) -> Tensor:
-    """Products of ``keys [..., G, n]`` with ``read [..., n]``: ``[..., G]``."""
-    if keys.ndim == 3 and len(keys) == 1 and read.ndim == 2:  # one stack for all rows: not a copy for each
-        return read.float() @ keys[0].float().T
-    return (keys.float() @ read.float().unsqueeze(-1)).squeeze(-1)
