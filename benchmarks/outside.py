@@ -2,6 +2,8 @@
 
     npm pack emoji-datasource-facebook@15.1.2 emoji-datasource-apple@15.1.2   # unpack each into a folder of its name
     python benchmarks/outside.py --one emoji-datasource-facebook --other emoji-datasource-apple
+    npm pack emojione-assets@4.5.0   # a third hand, beside one of those two
+    python benchmarks/outside.py --one emojione-assets --other emoji-datasource-facebook
 
 Each edit teaches a made-up name of one hand's drawing. Asked are three free wordings; the other hand's drawing of the
 same; three other things of its subcategory by the first hand (flags: other flags), the very same question; and two
@@ -24,6 +26,8 @@ NAMES = (
 )  # fmt: skip
 CATEGORIES = ("Food & Drink", "Animals & Nature", "Objects", "Flags", "Travel & Places")
 NEAR = 3
+NAMES_OF = "emoji.json"
+"""What a package says of its pictures; not every one does."""
 
 
 class Asking(NamedTuple):
@@ -87,7 +91,8 @@ def main() -> None:
 def grouped(one: Path, other: Path) -> dict[str, list[tuple[Path, Path]]]:
     """By subcategory, pictures that both hands have: by the one, and by the other."""
     groups: dict[str, list[tuple[Path, Path]]] = defaultdict(list)
-    for emoji in json.loads((one / "package" / "emoji.json").read_text(encoding="utf-8")):
+    described = next(filter(Path.is_file, (package / "package" / NAMES_OF for package in (one, other))))
+    for emoji in json.loads(described.read_text(encoding="utf-8")):
         pictures = tuple(folder_of(package) / emoji["image"] for package in (one, other))
         if emoji["category"] in CATEGORIES and emoji["name"] and all(picture.is_file() for picture in pictures):
             group = "Flags" if emoji["category"] == "Flags" else emoji["subcategory"]
@@ -97,7 +102,8 @@ def grouped(one: Path, other: Path) -> dict[str, list[tuple[Path, Path]]]:
 
 def folder_of(package: Path) -> Path:
     """Where a package keeps its pictures of 64 pixels."""
-    return package / "package" / "img" / package.name.rpartition("-")[2] / "64"
+    of_all = package / "package" / "png" / "64"
+    return of_all if of_all.is_dir() else package / "package" / "img" / package.name.rpartition("-")[2] / "64"
 
 
 if __name__ == "__main__":
