@@ -26,8 +26,6 @@ NAMES = (
 )  # fmt: skip
 CATEGORIES = ("Food & Drink", "Animals & Nature", "Objects", "Flags", "Travel & Places")
 NEAR = 3
-NAMES_OF = "emoji.json"
-"""What a package says of its pictures; not every one does."""
 
 
 class Asking(NamedTuple):
@@ -91,8 +89,8 @@ def main() -> None:
 def grouped(one: Path, other: Path) -> dict[str, list[tuple[Path, Path]]]:
     """By subcategory, pictures that both hands have: by the one, and by the other."""
     groups: dict[str, list[tuple[Path, Path]]] = defaultdict(list)
-    described = next(filter(Path.is_file, (package / "package" / NAMES_OF for package in (one, other))))
-    for emoji in json.loads(described.read_text(encoding="utf-8")):
+    described = next(package for package in (one, other) if (package / "package" / "img").is_dir())
+    for emoji in json.loads((described / "package" / "emoji.json").read_text(encoding="utf-8")):
         pictures = tuple(folder_of(package) / emoji["image"] for package in (one, other))
         if emoji["category"] in CATEGORIES and emoji["name"] and all(picture.is_file() for picture in pictures):
             group = "Flags" if emoji["category"] == "Flags" else emoji["subcategory"]
