@@ -92,6 +92,16 @@ def test_the_limit_itself_is_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyP
         load_image(tmp_path / "x.png")
 
 
+@pytest.mark.parametrize("size", [(1, 101), (101, 1), (1, 65_535), (655, 65_535)])
+def test_a_picture_may_be_long_but_not_endless(tmp_path: Path, size: tuple[int, int]) -> None:
+    """Of one pixel by 65,535 a processor that makes the shorter side 224 would make fourteen million rows."""
+    Image.new("1", (3, 300)).save(tmp_path / "long.png")
+    assert load_image(tmp_path / "long.png").size == (3, 300)
+    Image.new("1", size).save(tmp_path / "x.png")
+    with pytest.raises(UnikeError, match=r"one side may be at most 100 times the other; cut it up$"):
+        load_image(tmp_path / "x.png")
+
+
 @pytest.mark.parametrize(
     ("mode", "colour", "expected"),
     [
@@ -109,7 +119,8 @@ def test_more_than_a_model_reads_is_scaled_down(
     monkeypatch.setattr(images, "READ_PIXELS", 100)
     image = load_image(tmp_path / "x.png")
     assert (image.mode, image.size, image.getpixel((10, 2))) == ("RGB", (20, 5), expected)
-    Image.new("L", (4000, 1)).save(tmp_path / "thin.png")
+    Image.new("L", (100, 1)).save(tmp_path / "thin.png")
+    monkeypatch.setattr(images, "READ_PIXELS", 50)
     assert load_image(tmp_path / "thin.png").height == 1
 
 

@@ -107,8 +107,9 @@ def show(name: Id, where: Where = HERE, as_json: shared.Json = False) -> None:
     shared.OUT.print(grid)
     for entry in log:
         for asked in entry.detail.get("asked", []):
-            if not asked["right"]:
-                shared.OUT.print(f"  {asked['kind']} not as it should be: {asked['prompt']!r} is {asked['after']!r}")
+            if not asked.get("right", True):
+                told = f"{asked.get('prompt')!r} is {asked.get('after')!r}"
+                shared.OUT.print(f"  {asked.get('kind')} not as it should be: {told}")
     shared.OUT.print(_log(log))
 
 
@@ -137,7 +138,7 @@ def _log(lines: "Sequence[Entry]") -> Table:
         grid.add_column(heading, overflow="fold", no_wrap=heading in ("when", "edit"))
     for entry in lines:
         version = str(entry.version) if entry.version else ""
-        back = f" to {entry.detail['to']}" if entry.action == "roll back" else ""
+        back = f" to {entry.detail.get('to')}" if entry.action == "roll back" else ""
         what = (entry.author, entry.action + back, entry.set, version, entry.edit or "", entry.reason)
         grid.add_row(entry.at[:16].replace("T", " "), *(shared.printable(each) if each else "" for each in what))
     return grid

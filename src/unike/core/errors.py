@@ -10,3 +10,7 @@ class UnikeError(Exception):
 
 class ReadOnly(UnikeError):
     """Something is to be changed that can only be read here."""
+
+
+class Unavailable(UnikeError):
+    """What is kept here is out of reach, or damaged: nothing is wrong with what was asked for."""

@@ -24,6 +24,9 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 MAX_PIXELS = 64_000_000
 """The largest picture that is decoded; a small file that unpacks to more is a decompression bomb."""
 
+MAX_RATIO = 100
+"""How many times as long as the other a side may be: processors scale the shorter one to hundreds of pixels."""
+
 MAX_SIDE = 65_535
 """The longest side, which is the longest that a JPEG has; the processors take seconds for a line of millions."""
 
@@ -117,7 +120,7 @@ def load_image(path: Path | str) -> Image.Image:
 
     Raises:
         UnikeError: No file, a folder, not a picture, a truncated picture, one of more than `MAX_PIXELS` pixels or
-            with a side of more than `MAX_SIDE`, or grey values without a scale.
+            with a side of more than `MAX_SIDE` or `MAX_RATIO` times the other, or grey values without a scale.
     """
     path = Path(path)
     try:
@@ -141,6 +144,11 @@ def load_image(path: Path | str) -> Image.Image:
                 raise UnikeError(
                     f"image too long: {path} has {image.width} x {image.height} pixels, and a side has at most "
                     f"{MAX_SIDE:,}; cut it up"
+                )
+            if max(image.size) > MAX_RATIO * min(image.size):
+                raise UnikeError(
+                    f"image too long: {path} has {image.width} x {image.height} pixels, and one side may be at most "
+                    f"{MAX_RATIO} times the other; cut it up"
                 )
             return _as_rgb(image, path)
     except UnidentifiedImageError:

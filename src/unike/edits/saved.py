@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from unike.core.errors import UnikeError
+from unike.core.errors import Unavailable
 from unike.core.files import read_file
 from unike.core.folders import reason
 from unike.edits.content import from_bytes
@@ -61,12 +61,12 @@ class FileSource:
         try:
             content = read_file(Path(self.path))
         except OSError as error:
-            raise UnikeError(
+            raise Unavailable(
                 f"cannot read {self.path}, from which an edit was loaded: {reason(error)}; bring it back, or load "
                 "the edit anew"
             ) from None
         if hashlib.sha256(content).hexdigest() != self.sha256:
-            raise UnikeError(f"{self.path} was changed since an edit was loaded from it; load the edit anew")
+            raise Unavailable(f"{self.path} was changed since an edit was loaded from it; load the edit anew")
         return content
 
 

@@ -1,9 +1,15 @@
 """What clients are told when something is wrong: OpenAI's format, one line, never a traceback."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
-from unike.core.errors import ReadOnly, UnikeError
+from unike.core.errors import ReadOnly, Unavailable, UnikeError
+
+LOG = logging.getLogger("unike.serve")
+
+UNAVAILABLE = "the store of edits cannot be reached, or is damaged; try again, or look at the server's log"
+READ_ONLY = "the store of edits is read-only here: it can be read and asked, not changed"
 
 TYPES = {
     401: "authentication_error",
@@ -61,14 +67,15 @@ def told(error: Exception, status: int = 400) -> ApiError:
 
     Args:
         error: Any.
-        status: Of a `UnikeError`, which is about what was asked for, unless the database is what refuses.
+        status: Of a `UnikeError`, which is about what was asked for, unless the store is what fails: where that lies is
+            for the log alone.
     """
     if isinstance(error, ApiError):
         return error
     if isinstance(error, UnikeError):
         line = " ".join(str(error).split()).encode(errors="backslashreplace").decode()
-        cause = type(error.__cause__).__module__.partition(".")[0]
-        if cause in ("sqlalchemy", "alembic"):
-            return ApiError(503, "the store of edits cannot be reached; try again", headers={"retry-after": "2"})
-        return ApiError(403 if isinstance(error, ReadOnly) else status, line)
+        if isinstance(error, Unavailable):
+            LOG.error("%s", line)
+            return ApiError(503, UNAVAILABLE, headers={"retry-after": "2"})
+        return ApiError(403, READ_ONLY) if isinstance(error, ReadOnly) else ApiError(status, line)
     return ApiError(500, "something went wrong in the server; its log says what")

@@ -15,7 +15,7 @@ from typing import Any
 import fsspec
 
 from unike.core import home
-from unike.core.errors import UnikeError
+from unike.core.errors import Unavailable, UnikeError
 from unike.core.files import replace_file
 from unike.core.folders import reason
 from unike.edits.files import is_hash
@@ -78,7 +78,7 @@ class Blobs:
             else:
                 self.files.pipe_file(place, content)
         except REFUSALS as error:
-            raise UnikeError(f"cannot write to {self.url}: {reason_of(error)}") from None
+            raise Unavailable(f"cannot write to {self.url}: {reason_of(error)}") from None
         return name
 
     def _renewed(self, name: str) -> bool:
@@ -100,7 +100,7 @@ class Blobs:
         except FileNotFoundError:
             return False
         except REFUSALS as error:
-            raise UnikeError(f"cannot read {self.url}: {reason_of(error)}") from None
+            raise Unavailable(f"cannot read {self.url}: {reason_of(error)}") from None
 
     def get(self, name: str) -> bytes:
         """A blob.
@@ -111,11 +111,11 @@ class Blobs:
         try:
             content: bytes = self.files.cat_file(self._place(name))
         except FileNotFoundError:
-            raise UnikeError(f"the blob {name[:16]} is missing in {self.url}; bring it back, or pull it") from None
+            raise Unavailable(f"the blob {name[:16]} is missing in {self.url}; bring it back, or pull it") from None
         except REFUSALS as error:
-            raise UnikeError(f"cannot read {self.url}: {reason_of(error)}") from None
+            raise Unavailable(f"cannot read {self.url}: {reason_of(error)}") from None
         if name_of(content) != name:
-            raise UnikeError(f"the blob {name[:16]} in {self.url} was changed; bring it back, or pull it")
+            raise Unavailable(f"the blob {name[:16]} in {self.url} was changed; bring it back, or pull it")
         return content
 
     def source(self, name: str, content: bytes) -> Source:
@@ -149,7 +149,7 @@ class Blobs:
         try:
             listed: dict[str, Any] = self.files.find(self.root, detail=True) if self.files.exists(self.root) else {}
         except REFUSALS as error:
-            raise UnikeError(f"cannot read {self.url}: {reason_of(error)}") from None
+            raise Unavailable(f"cannot read {self.url}: {reason_of(error)}") from None
         for place, about in listed.items():
             name = place.rpartition("/")[2]
             if is_hash(name):
@@ -167,7 +167,7 @@ class Blobs:
         except FileNotFoundError:
             return 0.0
         except REFUSALS as error:
-            raise UnikeError(f"cannot read {self.url}: {reason_of(error)}") from None
+            raise Unavailable(f"cannot read {self.url}: {reason_of(error)}") from None
 
     def drop(self, name: str) -> None:
         """Remove a blob.
@@ -180,12 +180,12 @@ class Blobs:
         except FileNotFoundError:
             return
         except REFUSALS as error:
-            raise UnikeError(f"cannot remove from {self.url}: {reason_of(error)}") from None
+            raise Unavailable(f"cannot remove from {self.url}: {reason_of(error)}") from None
 
     def _place(self, name: str) -> str:
         """Where a blob is; a name that is no SHA-256 could lead anywhere."""
         if not is_hash(name):
-            raise UnikeError(f"{name[:16]!r} is no name of a blob: the store is damaged; pull a whole one anew")
+            raise Unavailable(f"{name[:16]!r} is no name of a blob: the store is damaged; pull a whole one anew")
         return f"{self.root}/{name[:2]}/{name}"
 
 

@@ -10,11 +10,12 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import Connection, NullPool, create_engine, event, inspect, text
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
-from unike.core.errors import ReadOnly, UnikeError
+from unike.core.errors import ReadOnly, Unavailable, UnikeError
 from unike.core.folders import reason, try_place
 from unike.store.sqlite import EMPTY, MARK, PATIENCE, connect_frozen, is_frozen, set_up, set_up_frozen, size_of
 
@@ -95,12 +96,14 @@ class Database:
         """
         try:
             yield
-        except (SQLAlchemyError, ArgumentError, ModuleNotFoundError, OverflowError, UnicodeError) as error:
+        except (OverflowError, UnicodeError) as error:
+            raise UnikeError(f"no store keeps that: {error}") from error
+        except (SQLAlchemyError, ArgumentError, ModuleNotFoundError, CommandError) as error:
             why = next(iter(str(getattr(error, "orig", None) or error).strip().splitlines()), type(error).__name__)
-            raise UnikeError(f"the store {self.shown} refuses: {why}") from error
+            raise Unavailable(f"the store {self.shown} refuses: {why}") from error
         except (ValueError, TypeError, LookupError, RecursionError) as error:
             why = " ".join(str(error).split())[:200]
-            raise UnikeError(f"the store {self.shown} is damaged: {why}; pull a whole one anew") from error
+            raise Unavailable(f"the store {self.shown} is damaged: {why}; pull a whole one anew") from error
 
     def close(self) -> None:
         """Let go of its connections."""

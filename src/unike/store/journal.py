@@ -38,7 +38,7 @@ def checked_version(connection: Connection, set: str, version: int | None) -> in
 
 def positions(connection: Connection, set: str, version: int) -> dict[str, int]:
     """Where each edit stands in the stack of a version of a set."""
-    rows = select(CHANGES.c.edit, CHANGES.c.position).where(CHANGES.c.set == set, CHANGES.c.version <= version)
+    rows = select(CHANGES.c.edit, CHANGES.c.position).where(CHANGES.c.set == set, CHANGES.c.version.between(1, version))
     last = {edit: at for edit, at in connection.execute(rows.order_by(CHANGES.c.version))}
     return {edit: at for edit, at in last.items() if at is not None}
 

@@ -17,6 +17,12 @@ SET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 LONGEST = 4096
 """Characters of a reason, an author or a tag."""
 
+MOST_TAGS = 100
+"""Of an edit: who lists a set gets all of them."""
+
+LONGEST_ID = 64
+"""What is longer is the beginning of no id."""
+
 
 def is_set(name: str) -> bool:
     """Whether a set may be called so."""
@@ -79,9 +85,17 @@ def checked_tags(tags: Sequence[str]) -> tuple[str, ...]:
     """Tags, each once.
 
     Raises:
-        UnikeError: One is empty or too long.
+        UnikeError: One is empty or too long, or there are more than `MOST_TAGS`.
     """
-    return tuple(dict.fromkeys(checked_text("tag", tag, empty=False) for tag in tags))
+    found = tuple(dict.fromkeys(checked_text("tag", tag, empty=False) for tag in tags))
+    if len(found) > MOST_TAGS:
+        raise UnikeError(f"an edit has at most {MOST_TAGS} tags, and not {len(found)}")
+    return found
+
+
+def is_start(name: str) -> bool:
+    """Whether an id may begin so: it is written in `LONGEST_ID` letters and digits at most."""
+    return name.isascii() and bool(name.strip()) and len(name) <= LONGEST_ID
 
 
 def author_or_user(author: str | None) -> str:

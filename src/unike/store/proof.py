@@ -1,6 +1,6 @@
 """Whether a store holds what its log says, and nothing else: sets and canaries are made again from the log alone."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from sqlalchemy import select
@@ -37,6 +37,8 @@ class Kept:
         changes: dict[tuple[str, int], dict[str, int | None]] = {}
         with store.database.reading() as connection:
             for row in connection.execute(select(CHANGES)):
+                if [type(each) for each in row[:3]] != [str, int, str]:
+                    raise ValueError(f"a change of a set is {tuple(row)!r}")
                 changes.setdefault((row.set, row.version), {})[row.edit] = row.position
             return cls(
                 [Entry(**row) for row in connection.execute(select(LOG).order_by(LOG.c.number)).mappings()],
@@ -49,27 +51,33 @@ class Kept:
 def unexplained(kept: Kept) -> Iterator[str]:
     """What the log does not say of sets, edits and canaries, a line each."""
     lines = {(entry.set, entry.version): entry for entry in kept.log if entry.set}
-    newest: dict[str, int] = {}
+    known: dict[str, list[int]] = {}
     for name, version in sorted({*lines, *kept.changes}):
-        newest[name] = version
-    for name, last in newest.items():
-        versions: list[dict[str, int]] = [{}]
-        for version in range(1, last + 1):
-            entry, changed = lines.get((name, version)), kept.changes.get((name, version), {})
+        known.setdefault(name, []).append(version)
+    for name, versions in known.items():
+        standing: dict[int, Mapping[str, int]] = {0: {}}
+        for version in versions:
+            last, entry = max(standing), lines.get((name, version))
+            changed = kept.changes.get((name, version), {})
+            if version < 1:
+                yield f"the set {name!r} has a version {version}, which there cannot be"
+                continue
+            if version > last + 1:
+                yield f"of the set {name!r} the versions {last + 1} to {version - 1} are missing"
             if entry is None:
                 yield f"version {version} of the set {name!r} has no line in the log"
-            elif _said(entry, versions) != changed:
+            elif _said(entry, standing) != changed:
                 yield f"version {version} of the set {name!r} is not what line {entry.number} of the log made"
-            after = {**versions[-1], **changed}
-            versions.append({edit: at for edit, at in after.items() if at is not None})
+            after = {**standing[last], **changed}
+            standing[version] = {edit: at for edit, at in after.items() if at is not None}
     ever = {edit for changed in kept.changes.values() for edit in changed}
     yield from (f"the edit {edit} has no line in the log" for edit in kept.edits if edit not in ever)
     yield from _canaries(kept)
 
 
-def _said(entry: Entry, versions: Sequence[Mapping[str, int]]) -> Standing | None:
+def _said(entry: Entry, standing: Mapping[int, Mapping[str, int]]) -> Standing | None:
     """What a line of the log changed in its set, given all versions before; None if it makes no sense."""
-    now, about = versions[-1], entry.detail
+    now, about = standing[max(standing)], entry.detail
     try:
         top = max(now.values(), default=0) + 1
         if entry.action == "revoke" and entry.edit:
@@ -77,7 +85,7 @@ def _said(entry: Entry, versions: Sequence[Mapping[str, int]]) -> Standing | Non
         if entry.action in ("add", "restore") and entry.edit:
             return dict.fromkeys(about.get("replaced", ())) | {entry.edit: top}
         if entry.action == "roll back":
-            then = versions[about["to"]]
+            then = standing[about["to"]]
             return {edit: then.get(edit) for edit in now.keys() | then.keys() if now.get(edit) != then.get(edit)}
         return dict.fromkeys(now) | {edit: at for at, edit in enumerate(about["edits"], top)}
     except (TypeError, ValueError, LookupError):

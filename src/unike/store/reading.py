@@ -8,14 +8,14 @@ from threading import Lock
 from safetensors import SafetensorError
 from sqlalchemy import ColumnElement, Connection, select, true
 
-from unike.core.errors import UnikeError
+from unike.core.errors import Unavailable, UnikeError
 from unike.data.queries import Query
 from unike.edits.edit import Edit
 from unike.edits.files import put_together
 from unike.store import journal
 from unike.store.blobs import Blobs
 from unike.store.database import Database
-from unike.store.names import DEFAULT, checked_set, is_set
+from unike.store.names import DEFAULT, LONGEST_ID, checked_set, is_set, is_start
 from unike.store.tables import CANARIES, CHANGES, EDITS, LOG
 from unike.store.values import Canary, Entry, Stored
 
@@ -100,11 +100,10 @@ class Reader:
         starts = EDITS.c.id.startswith(name.casefold(), autoescape=True)
         with self.database.reading() as connection:
             rows = select(EDITS.c.id).where(starts, _ever_in(within)).limit(2)
-            names = list(connection.scalars(rows)) if name.isascii() and name.strip() else []
+            names = list(connection.scalars(rows)) if is_start(name) else []
             if len(names) != 1:
-                raise UnikeError(
-                    f"{'several edits begin' if names else 'there is no edit that begins'} with {name!r} in this store"
-                )
+                how = "several edits begin" if names else "there is no edit that begins"
+                raise UnikeError(f"{how} with {name[:LONGEST_ID]!r} in this store")
             return stored_of(connection, names)[0]
 
     def edit(self, stored: Stored) -> Edit:
@@ -125,7 +124,7 @@ class Reader:
             content = self.blobs.get(stored.tensors)
             edit = put_together(described | {"facts": facts}, content, self.blobs.source(stored.tensors, content))
         except (ValueError, TypeError, LookupError, SafetensorError) as error:
-            raise UnikeError(f"the edit {stored.id} cannot be read: {error}; revoke it, or pull it anew") from None
+            raise Unavailable(f"the edit {stored.id} cannot be read: {error}; revoke it, or pull it anew") from None
         with self._lock:
             self._edits[stored.id] = edit
             while len(self._edits) > LOADED:

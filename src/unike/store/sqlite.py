@@ -10,7 +10,7 @@ from sqlalchemy import NullPool, create_engine, event
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.schema import CreateTable
 
-from unike.core.errors import UnikeError
+from unike.core.errors import Unavailable, UnikeError
 from unike.core.folders import reason
 from unike.store.tables import METADATA
 
@@ -33,7 +33,7 @@ def size_of(file: Path) -> int:
     try:
         return file.stat().st_size if file.is_file() else 0
     except (OSError, ValueError) as error:
-        raise UnikeError(f"cannot read the store {file}: {reason(error)}") from None
+        raise Unavailable(f"cannot read the store {file}: {reason(error)}") from None
 
 
 def is_frozen(file: Path) -> bool:

@@ -25,6 +25,7 @@ from unike.store.blobs import Blobs, name_of
 from unike.store.database import Database
 from unike.store.names import (
     DEFAULT,
+    LONGEST_ID,
     asks,
     author_or_user,
     check_fact,
@@ -32,6 +33,7 @@ from unike.store.names import (
     checked_tags,
     checked_text,
     identity,
+    is_start,
 )
 from unike.store.places import FILE, FOLDER, check_new, kept_at, not_there
 from unike.store.reading import Reader, stored_of
@@ -203,6 +205,8 @@ class Store(Reader):
         line = _line(author, reason)
         with self.database.writing() as connection:
             newest = journal.version_of(connection, checked_set(set))
+            if not newest:
+                raise UnikeError(f"there is no set {set!r}")
             _check_seen(set, seen, newest)
             now = journal.positions(connection, set, newest)
             then = journal.positions(connection, set, journal.checked_version(connection, set, version))
@@ -270,10 +274,12 @@ class Store(Reader):
         author = author_or_user(author)
         with self.database.writing() as connection:
             starts = CANARIES.c.id.startswith(name, autoescape=True)
-            named = name.isascii() and name.strip()
-            rows = connection.execute(select(CANARIES).where(starts).limit(2)).mappings().all() if named else []
+            found = select(CANARIES).where(starts).limit(2)
+            rows = connection.execute(found).mappings().all() if is_start(name) else []
             if len(rows) != 1:
-                raise UnikeError(f"{'several canaries begin' if rows else 'no canary begins'} with {name!r}")
+                raise UnikeError(
+                    f"{'several canaries begin' if rows else 'no canary begins'} with {name[:LONGEST_ID]!r}"
+                )
             canary = Canary(**rows[0])
             connection.execute(CANARIES.delete().where(CANARIES.c.id == canary.id))
             journal.write_down(connection, "drop canary", author, detail=canary.model_dump())

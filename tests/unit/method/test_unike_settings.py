@@ -324,3 +324,20 @@ def test_rows_of_table_4_exclude_each_other() -> None:
         ((name, value),) = wrong.items()
         with pytest.raises(UnikeError, match=rf"^setting {FLAT[name]}={value!r}"):
             UniKEConfig.parse(wrong)
+
+
+# ---------------------------------------------------------------------- facts
+
+
+@pytest.mark.parametrize("prompt", ["?", "...", "&", "\u200b", "\ufeff", "\x01", "\U0001f71a"])
+def test_a_question_without_a_word_needs_a_picture(
+    llava: Backbone, editor: Any, facts: list[Query], prompt: str
+) -> None:
+    """There is nothing that the gate could be opened by, nor anything to be trained."""
+    method = editor(llava)(steps=1)
+    bare = replace(facts[0], prompt=prompt, image=None)
+    with pytest.raises(UnikeError, match=r"has no word, and no picture, to tell what it is about; say it in words$"):
+        method.check(llava, bare)
+    method.check(llava, replace(bare, image=facts[0].image))
+    method.check(llava, replace(bare, prompt="Кто?"))
+    editor(llava)(steps=1, gate={"on": False}).check(llava, bare)

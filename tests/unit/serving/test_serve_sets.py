@@ -1,6 +1,7 @@
 """Edits come and go while a server runs: each request sees those in force, and never another request's."""
 
 import itertools
+import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -12,11 +13,11 @@ import pytest
 from conversing import MODEL, Serve, Service, data_url, told, user, wait_for
 
 from unike.backbones.adapter import Backbone
-from unike.core.errors import UnikeError
+from unike.core.errors import Unavailable
 from unike.data.queries import Query
 from unike.edits.edit import Edit
 from unike.edits.edited import EditedModel
-from unike.serve.errors import ApiError
+from unike.serve.errors import UNAVAILABLE, ApiError
 from unike.serve.sets import Sets
 from unike.store import Store
 
@@ -141,14 +142,33 @@ def test_a_store_that_cannot_be_reached_is_told(
     store.add(edits["a"], author="t")
 
     def refuse(*args: object) -> None:
-        from sqlalchemy.exc import OperationalError
-
-        raise UnikeError("the store sqlite:////secret refuses: disk I/O error") from OperationalError("", {}, OSError())
+        raise Unavailable("the store sqlite:////secret refuses: disk I/O error")
 
     monkeypatch.setattr(store, "version", refuse)
     message = told(service.post(model=f"{MODEL}@default"), 503)
-    assert message == "the store of edits cannot be reached; try again"
+    assert message == UNAVAILABLE
     assert service.post().status_code == 200  # the model alone needs none
+
+
+@pytest.mark.parametrize("damage", ["missing", "changed", "row"])
+def test_where_a_damaged_store_lies_is_for_the_log_alone(
+    serving: Serve, store: Store, edits: dict[str, Edit], damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is no fault of who asks: a monitor is to see it, and a client to come again."""
+    stored = store.add(edits["a"], author="t")
+    service = serving(store=store)
+    blob = store.blobs.path(stored.tensors)
+    if damage == "row":
+        with store.database.writing() as connection:
+            connection.exec_driver_sql("UPDATE unike_edits SET tags = '{'")
+    else:
+        blob.unlink()
+        _ = damage == "missing" or blob.write_bytes(b"else")
+    with caplog.at_level(logging.ERROR, logger="unike.serve"):
+        answers = [service.post(model=f"{MODEL}@default"), service.post(edits=[stored.id])]
+        answers += [service.http.get(f"/edits/{stored.id}")] if damage == "row" else []
+        assert [told(answer, 503) for answer in answers] == [UNAVAILABLE] * len(answers)
+    assert str(blob.parents[2]) in caplog.text
 
 
 def test_a_store_that_can_only_be_read_is_asked_and_not_changed(
@@ -253,7 +273,7 @@ def test_edits_are_listed(serving: Serve, store: Store, edits: dict[str, Edit]) 
         ("GET", "/sets/nobody", None, 404, "there is no set 'nobody'"),
         ("GET", "/sets/default?version=9", None, 404, "and no 9"),
         ("POST", "/sets/nobody/roll-back", {"version": 0}, 404, "there is no set 'nobody'"),
-        ("POST", "/sets/default/roll-back", {"version": 9}, 409, "and no 9"),
+        ("POST", "/sets/default/roll-back", {"version": 9}, 409, "there is no set 'default'"),
         ("POST", "/sets/default/roll-back", {"version": -1}, 400, "version: "),
         ("POST", "/edits", {"prompt": "a"}, 400, "target: "),
         ("POST", "/edits", {"prompt": "a", "target": "b", "editor": "x"}, 400, "the field 'editor' is not known"),

@@ -150,10 +150,14 @@ def test_what_a_store_refuses(store: Store, made: list[Edit], tmp_path: Path) ->
         (lambda: store.add(made[0], set="a:1"), "is no name of a set"),
         (lambda: store.add(made[0], author=" "), "the author is empty"),
         (lambda: store.add(made[0], tags=[""]), "the tag is empty"),
+        (lambda: store.add(made[0], tags=[str(n) for n in range(101)]), "an edit has at most 100 tags, and not 101"),
         (lambda: store.add(made[0], reason="x" * 5000), "more than 4,096 characters"),
         (lambda: store.add(made[0], reason="\ud83d"), "is not valid Unicode"),
         (lambda: store.add(made[0], reason="a\0b"), "or a null"),
         (lambda: store.find(""), "there is no edit that begins with ''"),
+        (lambda: store.find("0" * 99_999), f"there is no edit that begins with '{'0' * 64}' in this store"),
+        (lambda: store.drop_canary("0" * 99_999), f"no canary begins with '{'0' * 64}'"),
+        (lambda: store.roll_back("nobody", 0), "there is no set 'nobody'"),
         (lambda: store.find("%"), "there is no edit that begins with '%'"),
         (lambda: store.revoke("beef"), "there is no edit that begins with 'beef'"),
         (lambda: Store.open("mysql://root@localhost/x"), "SQLite or PostgreSQL, not in mysql"),
@@ -296,6 +300,15 @@ def test_rows_that_nobody_wrote_are_one_line(store: Store, made: list[Edit], cha
         with store.database.writing() as connection:
             connection.exec_driver_sql(change)
         store.edits()
+    assert "\n" not in str(told.value)
+
+
+def test_a_store_of_two_versions_is_refused_in_one_line(store: Store, opened: Open) -> None:
+    store.add_canary(Query("Who?"))
+    with store.database.writing() as connection:
+        connection.exec_driver_sql("INSERT INTO unike_alembic VALUES ('zzz')")
+    with pytest.raises(UnikeError, match="refuses") as told:
+        opened()
     assert "\n" not in str(told.value)
 
 

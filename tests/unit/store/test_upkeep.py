@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from unike.core.errors import UnikeError
 from unike.data.queries import Query
 from unike.edits.edit import Edit
 from unike.store import Store, upkeep
@@ -64,6 +65,14 @@ FIRST = "(SELECT edit FROM unike_changes WHERE version = 1)"
         ("DELETE FROM unike_changes WHERE version = 3 AND position IS NULL", "version 3 .* is not what line 3"),
         ("UPDATE unike_changes SET position = 7 WHERE version = 2", "version 2 .* is not what line 2"),
         ("UPDATE unike_changes SET position = 'x' WHERE version = 2", "version 2 .* is not what line 2"),
+        *(
+            (f"INSERT INTO unike_changes SELECT 'default', {version}, edit, 9 FROM unike_changes LIMIT 1", says)
+            for version, says in {
+                "0": "the set 'default' has a version 0, which there cannot be",
+                "-1": "the set 'default' has a version -1, which there cannot be",
+                "4000000000000": "of the set 'default' the versions 10 to 3999999999999 are missing",
+            }.items()
+        ),
         ("DELETE FROM unike_changes", "version 1 .* is not what line 1"),
         ("DELETE FROM unike_canaries", "the canary .* is not what the log says"),
         ("UPDATE unike_canaries SET prompt = 'else'", "the canary .* is not what the log says"),
@@ -94,6 +103,12 @@ FIRST = "(SELECT edit FROM unike_changes WHERE version = 1)"
 def test_what_the_log_does_not_say_is_damage(store: Store, sql: str, says: str) -> None:
     wrong = change(store, sql)
     assert any(re.search(says, line) for line in wrong), wrong
+
+
+@pytest.mark.parametrize("key", ["'default', 'x'", "x'ff00', 1"])
+def test_changes_that_are_none_are_one_line(store: Store, key: str) -> None:
+    with pytest.raises(UnikeError, match="is damaged: a change of a set is"):
+        change(store, f"INSERT INTO unike_changes SELECT {key}, edit, 9 FROM unike_changes LIMIT 1")
 
 
 # ---------------------------------------------------------------------- what nothing names

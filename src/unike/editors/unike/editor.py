@@ -51,7 +51,7 @@ from unike.editors.unike.likeness import GATE_ASKED, GATE_PICTURE, GATE_USUAL, K
 from unike.editors.unike.memory import LatentMemory, entries_of, last_answer_token
 from unike.editors.unike.pairs import as_one, blurred, install_pairs, keys_firing_at
 from unike.editors.unike.training import as_the_first, asked_otherwise, train
-from unike.editors.unike.words import NAMED_WIDTH, words_fingerprint
+from unike.editors.unike.words import NAMED_WIDTH, WORD, words_fingerprint
 from unike.edits.edit import Edit
 from unike.edits.group import Group
 from unike.edits.layout import FINGERPRINT, WIDTH, Declared, Layout, declared
@@ -264,6 +264,20 @@ class UniKE(Editor[UniKEConfig]):
     def keeps_prefix(self) -> bool:
         """Unless it acts everywhere."""
         return not self.config.everywhere
+
+    def check(self, backbone: Backbone, fact: Query) -> None:
+        """Refuse a fact that cannot be edited, or by which nothing could be told.
+
+        Raises:
+            UnikeError: As `Editor.check`; or there is neither a picture nor a word.
+        """
+        super().check(backbone, fact)
+        if fact.image is None and self.config.has_gate:
+            (said,) = backbone.encode([fact.question]).tokens
+            if not WORD.search(backbone.asked(said)):
+                raise UnikeError(
+                    f"the prompt {fact.prompt!r} has no word, and no picture, to tell what it is about; say it in words"
+                )
 
     def prepare(self, backbone: Backbone) -> None:
         """Read the anchors and the knowledge."""
