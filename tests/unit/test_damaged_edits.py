@@ -70,7 +70,7 @@ def forge(**changes: object) -> Callable[[Path], None]:
         (CONFIG_FILE, lambda path: path.write_bytes(b"\xff\xfe\x00"), [CONFIG_FILE, "is damaged"]),
         (CONFIG_FILE, lambda path: path.write_text("[]"), [CONFIG_FILE, "is damaged"]),
         (CONFIG_FILE, change(config={"layer": -2}), ["the edit in", "is damaged"]),
-        (CONFIG_FILE, forge(format=2), ["format 2", "update unike"]),
+        (CONFIG_FILE, forge(format=3), ["format 3", "update unike"]),
         (CONFIG_FILE, forge(facts=[{}]), [CONFIG_FILE, "is damaged"]),
         (CONFIG_FILE, forge(facts=3), [CONFIG_FILE, "is damaged"]),
         (CONFIG_FILE, forge(backbone={}), [CONFIG_FILE, "is damaged"]),
