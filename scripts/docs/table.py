@@ -59,7 +59,18 @@ class Block:
 
 BLOCKS = (
     Block(
-        "one-step, E-VQA",
+        "one-step, E-VQA of PocketEdit 2",
+        {
+            "pocket2/unike/one-step-vqa": "",
+            "pocket2/ft/one-step-vqa": "lr {lr}",
+            "pocket2/t_patcher/one-step-vqa": "lr {lr}, {steps} steps",
+            "pocket2/answer_cache/one-step-vqa": "",
+            "pocket2/retrieval_prompt/one-step-vqa": "",
+        },
+        cases="pocket2/unike/one-step-vqa",
+    ),
+    Block(
+        "one-step, E-VQA of PocketEdit 1",
         {
             "pocket/unike/one-step-vqa": "",
             "pocket/ft/one-step-vqa": "lr {lr}",
@@ -72,20 +83,6 @@ BLOCKS = (
             "pocket/retrieval_prompt/one-step-vqa": "",
         },
         cases="pocket/ft/one-step-vqa",
-    ),
-    Block(
-        "after 20 edits of E-VQA",
-        {
-            "pocket/unike/sequential-20-vqa": "",
-            "pocket/ft-paper-lr/sequential-20-vqa": "lr {lr}",
-            "pocket/t_patcher/sequential-20-vqa": "lr {lr}",
-            "pocket/mend/sequential-20-vqa": "",
-            "pocket/ke/sequential-20-vqa": "",
-            "pocket/serac-threshold-0.3/sequential-20-vqa": "threshold {threshold}",
-            "pocket/answer_cache/sequential-20-vqa": "",
-            "pocket/retrieval_prompt/sequential-20-vqa": "",
-        },
-        cases="pocket/unike/sequential-20-vqa",
     ),
 )
 
