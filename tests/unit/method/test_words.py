@@ -10,6 +10,7 @@ from unike.editors.unike.words import (
     NAMED_WIDTH,
     Wording,
     bare_question,
+    learned,
     rarity_of,
     read_words,
     trigrams_of,
@@ -193,3 +194,10 @@ def test_no_text_is_read_as_no_rows() -> None:
     assert isinstance(read_words(["x"]), Wording)
     with torch.no_grad():
         assert [len(part) for part in (trigrams_of([]), rarity_of([]))] == [0, 0]
+
+
+def test_reading_for_the_first_time_draws_nothing_from_anybodys_numbers() -> None:
+    before = torch.get_rng_state()
+    learned.cache_clear()
+    read_words(["A question that nothing has asked before, has it?"])
+    assert torch.equal(torch.get_rng_state(), before)

@@ -81,7 +81,8 @@ def learned() -> Learned:
         weights = {name: tensor.float() for name, tensor in load_file(path).items()}
         with safe_open(path, "pt") as file:
             counts = json.loads(file.metadata()["counts"])
-    network = AskedNetwork(weights["enter.weight"].shape[1])
+    with torch.random.fork_rng(devices=[]):  # what is drawn is replaced at once
+        network = AskedNetwork(weights["enter.weight"].shape[1])
     network.load_state_dict(weights)
     return Learned(network.eval(), counts)
 
