@@ -70,6 +70,15 @@ BLOCKS = (
         cases="pocket2/unike/one-step-vqa",
     ),
     Block(
+        "after 20 edits of PocketEdit 2's E-VQA",
+        {
+            "pocket2/unike/sequential-20-vqa": "",
+            "pocket2/ft/sequential-20-vqa": "lr {lr}",
+            "pocket2/answer_cache/sequential-20-vqa": "",
+        },
+        cases="pocket2/unike/sequential-20-vqa",
+    ),
+    Block(
         "one-step, E-VQA of PocketEdit 1",
         {
             "pocket/unike/one-step-vqa": "",

@@ -114,6 +114,20 @@ def test_of_several_the_one_is_told_whose_picture_is_most_alike(
     assert Stack(llava, edits).told([asked])[0] is not None
 
 
+@pytest.mark.parametrize("own", [0, 1])
+def test_what_an_edit_answers_itself_is_told_by_none_whose_picture_is_no_nearer(
+    llava: Backbone, editor: Callable[[Backbone], Make], edits: Any, pictures: list[Path], own: int
+) -> None:
+    """A capital was taught for this very flag, or for another one that is like it: a flag's edit then says nothing."""
+    capital = editor(llava)(steps=1).edit(llava, Query(CAPITAL, pictures[own], "Mombasa"))
+    asked = Query(CAPITAL, pictures[own])
+    assert Stack(llava, edits[:1]).told([asked]) != [None], "by wide ramps it is about that flag, too"
+    for stack in ([edits[0], capital], [capital, edits[0]]):
+        assert Stack(llava, stack).told([asked]) == [None]
+    nearer = Query(CAPITAL, pictures[0])
+    assert (Stack(llava, [edits[0], capital]).told([nearer]) == [None]) == (own == 0)
+
+
 def test_whoever_is_named_is_not_the_thing_in_the_picture(llava: Backbone, edits: Any, pictures: list[Path]) -> None:
     asked = [Query(f"What is the capital of {name}?", pictures[0]) for name in ("Japan", "Kenya")]
     assert Stack(llava, edits[:1]).told(asked) == [None, telling(edits[0].facts[0], asked[1])]

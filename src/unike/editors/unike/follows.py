@@ -85,6 +85,10 @@ def purposes_of(block: Block) -> Tensor:
     return block.once("purposes", lambda block: purposes()(keys_of(block).asked))
 
 
+SAME = 1e-3
+"""Pictures that are as like an input within this are as near."""
+
+
 @torch.no_grad()
 def told(gate: Gate, group: Group, queries: Sequence[Query]) -> list[Query | None]:
     """Queries as the unedited model is to be asked where they follow from an edit; None for all others.
@@ -116,6 +120,9 @@ def told(gate: Gate, group: Group, queries: Sequence[Query]) -> list[Query | Non
     alike = likeness_in(group, read, [of_rows[row] for row in rows])
     # No edit competes: of those that are open the nearest is told, and edits about names are no rivals of pictures.
     open_to = may[rows] & (gate.decide(alike, present=some).fact >= ENOUGH)
+    # A question that an edit answers itself is told nothing by edits of pictures that are no nearer than that one's.
+    answers = gate.decide(alike, group.config.gate.rivalry, some).gate >= ENOUGH
+    open_to &= alike.picture > alike.picture.masked_fill(~answers, -torch.inf).amax(dim=1, keepdim=True) + SAME
     for row, number in zip(rows, nearest_of(alike.picture, open_to), strict=True):
         if number is not None:
             edit = group.made[number]
