@@ -6,7 +6,6 @@ one batch to the next there are only stacks of edits, by the set and the version
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
@@ -17,10 +16,9 @@ from typing import Any, TypeVar
 from unike.backbones.adapter import Backbone
 from unike.core.errors import UnikeError
 from unike.edits.edited import EditedModel, RowsEdited
+from unike.serve.errors import LOG
 from unike.serve.jobs import Gone, Job, together
 from unike.serve.sets import EditSet
-
-LOG = logging.getLogger("unike.serve")
 
 T = TypeVar("T")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 import traceback
 from collections.abc import Iterable, Mapping
@@ -17,13 +16,11 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from unike.serve.bodies import DRAINED, drain, most_of, too_large
-from unike.serve.errors import ApiError, told, too_many
+from unike.serve.errors import LOG, ApiError, told, too_many
 from unike.serve.keys import ANYONE, Holder, Keys
 from unike.serve.metrics import Meter
 from unike.serve.sessions import LOGIN, STUDIO, Sessions, is_studio
 from unike.serve.settings import Settings
-
-LOG = logging.getLogger("unike.serve")
 
 OPEN_TO_ALL = ("/healthz",)
 """Paths that are answered without a key: they tell nothing."""

@@ -17,7 +17,7 @@ class PairSettings(Settings):
         key_init: Where keys start, see `unike.editors.unike.pairs`; without anchors all are ``"raw"``.
         shrinkage: Weight of the identity in the covariance of ``"whitened"``: near 0 the sample's own, 1 ``"centred"``.
         threshold: The part of the way to ``q_e`` at which a key begins to fire; ``"raw"`` keys count from the origin.
-        noise: Standard deviation, relative to a key, of the noise that makes keys of one position differ.
+        noise: Standard deviation, relative to a key, of the noise by which keys of one position differ in training.
         locality: Weight of the locality term ``mean(relu(a + margin))`` over the pre-activations ``a`` of anchors.
         margin: How far below zero the locality term pushes those.
         train_keys: Whether keys and biases are trained, or values alone.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import logging
 from collections.abc import Callable
 from copy import copy
 from functools import partial
@@ -19,7 +18,7 @@ from unike.data.queries import Query
 from unike.serve.asked import Asked
 from unike.serve.editing import Clerk, check_change
 from unike.serve.engine import Full
-from unike.serve.errors import ApiError, invalid, told, too_many
+from unike.serve.errors import LOG, ApiError, invalid, told, too_many
 from unike.serve.keys import ANYONE, Holder
 from unike.serve.sessions import LOGIN
 from unike.serve.sets import DEFAULT
@@ -27,8 +26,6 @@ from unike.serve.studio.values import Change, Listed, Made
 from unike.store import Canary, Entry, Stored
 from unike.store.admission import Admission
 from unike.store.names import set_and_version
-
-LOG = logging.getLogger("unike.serve")
 
 AUTHOR = "studio"
 """Who is written down where a visitor does not say."""

@@ -22,8 +22,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from unike.serve.errors import ApiError, invalid, told, too_many
-from unike.serve.guard import LOG, Answer, error_response
+from unike.serve.errors import LOG, ApiError, invalid, told, too_many
+from unike.serve.guard import Answer, error_response
 from unike.serve.keys import Keys
 from unike.serve.sessions import COOKIE, LASTS, LOGIN, STUDIO, Sessions
 from unike.serve.studio.sent import Sent, is_upload
@@ -92,7 +92,7 @@ class Door:
             await error_response(error)(scope, receive, answer)
         except ClientDisconnect:  # while it was sending: there is nobody to be told
             return
-        except Exception as error:  # whatever fails in gradio's app is logged here, and told as all else is
+        except Exception as error:  # this stands within gradio's app, whose own 500 would keep it from `Guard`
             if answer.status is not None:
                 raise
             LOG.error("request failed\n%s", traceback.format_exc())
@@ -119,7 +119,7 @@ class Door:
             await self.app(scope, receive, held)
         except (ApiError, ClientDisconnect, OSError):  # a full disk is no fault of the visitor's
             raise
-        except Exception as error:  # what parses forms meets broken ones with errors of every kind, AttributeError too
+        except Exception as error:  # parsers of forms raise no error of their own: AttributeError, KeyError, ...
             raise invalid(f"the form that was sent cannot be read ({type(error).__name__})") from None
         if held.status >= 400:
             said = " ".join(held.body.decode(errors="replace").split())[:200]
