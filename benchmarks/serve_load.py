@@ -5,8 +5,8 @@
 A store is filled with edits of PocketEdit's dev split (``--edits`` in each of ``--sets``), a server is started on a
 free port, and clients send chat completions, pictures and all, each under the next set. Blocks of requests with and
 without edits take turns, so that both meet the same machine. Prints a line of JSON: errors, throughput as a ratio to
-that without edits, and quantiles of latency in seconds and as such a ratio. Where others use the machine, too, the
-ratio of CPU time says more.
+that without edits, and quantiles of latency in seconds and as such a ratio; and how long the answers are, for those
+that edits give may be longer. Where others use the machine, too, the ratio of CPU time says more.
 """
 
 import argparse
@@ -86,7 +86,7 @@ def measured(url: str, asked: Sequence[Request], args: argparse.Namespace) -> di
     """Blocks with and without edits in turns; which is first changes, too."""
     requests = [asked[number % len(asked)] for number in range(args.requests)]
     taken: dict[bool, list[float]] = {True: [], False: []}
-    seconds, cpu, errors = {True: 0.0, False: 0.0}, {True: 0.0, False: 0.0}, []
+    seconds, cpu, written, errors = {True: 0.0, False: 0.0}, {True: 0.0, False: 0.0}, {True: 0, False: 0}, []
     with (
         openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=600) as client,
         ThreadPoolExecutor(args.clients) as pool,
@@ -100,30 +100,37 @@ def measured(url: str, asked: Sequence[Request], args: argparse.Namespace) -> di
                 found = list(pool.map(lambda each, edited=edited: timed(client, each, edited), block))
                 seconds[edited] += time.perf_counter() - began
                 cpu[edited] += time.process_time() - busy
-                taken[edited] += [each for each in found if isinstance(each, float)]
+                answered = [each for each in found if not isinstance(each, str)]
+                taken[edited] += [lasted for lasted, _ in answered]
+                written[edited] += sum(tokens for _, tokens in answered)
                 errors += [each for each in found if isinstance(each, str)]
-    ratio = {"CPU time, of that without edits": round(cpu[True] / cpu[False], 3)}
-    return report(taken, seconds, errors) | ratio
+    ratios = {
+        "CPU time, of that without edits": round(cpu[True] / cpu[False], 3),
+        "tokens, of those without edits": round(written[True] / written[False], 3),
+    }
+    return report(taken, seconds, errors) | ratios
 
 
-def timed(client: openai.OpenAI, request: Request, edited: bool) -> float | str:
-    """Seconds, or what went wrong."""
+def timed(client: openai.OpenAI, request: Request, edited: bool) -> tuple[float, int] | str:
+    """Seconds and tokens of the answer, or what went wrong."""
     query, set = request
     start = time.perf_counter()
     try:
-        ask(client, query, f"m@set-{set}" if edited else "m")
+        tokens = ask(client, query, f"m@set-{set}" if edited else "m")
     except openai.OpenAIError as error:
         return repr(error)
-    return time.perf_counter() - start
+    return time.perf_counter() - start, tokens
 
 
-def ask(client: openai.OpenAI, query: Query, model: str) -> None:
+def ask(client: openai.OpenAI, query: Query, model: str) -> int:
+    """How many tokens the answer has."""
     content: list[Any] = [{"type": "text", "text": query.prompt}]
     if query.image is not None:
         kind = "png" if query.image.suffix == ".png" else query.image.suffix[1:].replace("jpg", "jpeg")
         url = f"data:image/{kind};base64,{base64.b64encode(query.image.read_bytes()).decode()}"
         content.append({"type": "image_url", "image_url": {"url": url}})
-    client.chat.completions.create(model=model, messages=[{"role": "user", "content": content}])
+    reply = client.chat.completions.create(model=model, messages=[{"role": "user", "content": content}])
+    return reply.usage.completion_tokens if reply.usage else 0
 
 
 def report(taken: dict[bool, list[float]], seconds: dict[bool, float], errors: Sequence[str]) -> dict[str, Any]:

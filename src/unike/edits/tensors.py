@@ -128,9 +128,10 @@ def joined_rows(rows: Sequence[Mapping[str, Tensor] | None], *, on_demand: bool)
         on_demand: Whether a tensor is made when it is asked for, and not before.
     """
     given = [each for each in rows if each is not None]
+    known = [each.sizes for each in dict.fromkeys(map(described, given))]
     sizes: dict[str, Size] = {}
-    for name in dict.fromkeys(name for each in given for name in each):
-        parts = [described(each).sizes[name] for each in given if name in each]
+    for name in dict.fromkeys(name for each in known for name in each):
+        parts = [each[name] for each in known if name in each]
         widest = (max(lengths) for lengths in zip(*(part.shape[1:] for part in parts), strict=True))
         sizes[name] = Size((len(rows), *widest), parts[0].dtype)
     device = device_of(given[0])

@@ -152,14 +152,14 @@ def opened(gate: Gate, edits: Sequence[Mapping[str, Tensor]], read: Prompt, riva
         asked = float(own.asked @ read.asked)
         said, known = float(own.rare @ read.said), float(own.said @ read.rare)
         about = min(said, known) if read.rare.any() else said
-        kinds = (ramps.ASKED_OF_NAMED, ramps.NAMED, ramps.NAMED)
+        kinds = (ramps.ASKED_OF_NAMED, ramps.NAMED)
         if own.picture.any():
             about = float(own.picture @ read.picture - (own.usual + read.usual) / 2) if read.picture.any() else -1.0
-            kinds = (ramps.ASKED, gate.about.of(1), gate.about.of(len(edits)))
-        found.append((asked + about, *(on(kind, s) for kind, s in zip(kinds, (asked, about, about), strict=True))))
+            kinds = (ramps.ASKED, gate.about.of(len(edits)))
+        found.append((asked + about, *(on(kind, s) for kind, s in zip(kinds, (asked, about), strict=True))))
     nearest = max(near for near, *_ in found)
     first = [1.0 if rivalry is None else max(1 - (nearest - near) / rivalry, 0) for near, *_ in found]
-    return [(q, fact * c, q * own * c) for (_, q, fact, own), c in zip(found, first, strict=True)]
+    return [(q, fact * c, q * fact * c) for (_, q, fact), c in zip(found, first, strict=True)]
 
 
 # ---------------------------------------------------------------------- the equations

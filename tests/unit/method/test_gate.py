@@ -103,14 +103,14 @@ def test_an_edit_without_a_picture_does_not_look_at_pictures() -> None:
 
 
 @pytest.mark.usefixtures("wide_words")
-def test_what_an_input_is_about_is_as_easily_told_in_a_stack() -> None:
-    gate, keys, read = some_gate(), some_keys(4, 2, seed=3, bare=0), some_reading(4, seed=30)
+def test_in_a_stack_it_takes_more_to_be_about_an_edit() -> None:
+    """For what is told of it, too, not for its own question alone; without a picture names say it as before."""
+    gate, keys, read = some_gate(), some_keys(4, 2, seed=3), some_reading(4, seed=30)
     together = gate.openings(keys, read)
-    for edit in (0, 1):
-        alone = gate.openings(Reading(*(part[:, edit : edit + 1] for part in keys)), read)
-        assert torch.allclose(together.fact[:, edit], alone.fact[:, 0], atol=1e-6)
-        assert torch.allclose(alone.gate, alone.fact * alone.question)
-    assert (together.gate <= together.fact).all() and (together.gate < together.fact * together.question).any()
+    pictured, named = (gate.openings(Reading(*(part[:, [edit]] for part in keys)), read) for edit in (0, 1))
+    assert (together.fact[:, 0] <= pictured.fact[:, 0]).all() and (together.fact[:, 0] < pictured.fact[:, 0]).any()
+    assert torch.allclose(together.fact[:, 1], named.fact[:, 0], atol=1e-6)
+    assert torch.allclose(together.gate, together.fact * together.question)
 
 
 def test_a_picture_is_seen_through_the_metric() -> None:
@@ -216,7 +216,7 @@ def test_an_input_is_compared_with_the_edits_that_are_there_for_it(rivalry: floa
     everywhere = gate.openings(whole, read, rivalry, torch.ones_like(PRESENT))
     for part, expected in zip(everywhere, gate.openings(whole, read, rivalry), strict=True):
         assert torch.allclose(part, expected, atol=1e-6), "all are there: as if nothing had been said"
-    assert ((found.gate > 0) & (found.gate < 1)).any() and (found.gate < found.question * found.fact)[PRESENT].any()
+    assert ((found.gate > 0) & (found.gate < 1)).any()
 
 
 # ---------------------------------------------------------------------- files

@@ -16,11 +16,10 @@ words (`named_alike`). In a stack edits compete: two that ask the same about two
 inputs, so each is scaled by how far it is behind the nearest one::
 
     compete(s)_g = clamp(1 - (max_j s_j - s_g) / rivalry, 0, 1)
-    fact_g = ramp(about_g) compete(s)_g,    gate_g = question_g ramp_G(about_g) compete(s)_g,    s = asked + about
+    fact_g = ramp_G(about_g) compete(s)_g,    gate_g = question_g fact_g,    s = asked + about
 
-with G the number of edits. The gate, which is for the edits' own questions, is stricter than ``fact``: an input that is
-about none of G edits has G chances to be taken for one, so its ramp rises with G (`RisingRamp`). An edit with a picture
-is shut for an input without one.
+with G the number of edits. An input that is about none of G edits has G chances to be taken for one, so the ramp of
+pictures rises with G (`RisingRamp`). An edit with a picture is shut for an input without one.
 
 Note:
     In the paper relevance scales only what the memory injects (alpha, Eq. 7). Here it also scales the new pairs of the
@@ -219,14 +218,11 @@ class Gate:
         pictured, picture, asked, named = found
         about = torch.where(pictured, picture, named)
         question = torch.where(pictured, ASKED(asked), ASKED_OF_NAMED(asked))
-        of_whom = NAMED(named)
-        fact = torch.where(pictured, self.about.of(1)(picture), of_whom)
-        own = torch.where(pictured, self._own(picture, present), of_whom)
+        fact = torch.where(pictured, self._pictured(picture, present), NAMED(named))
         if rivalry is not None:
             near = asked + about
-            nearest = compete(near if present is None else near.masked_fill(~present, -torch.inf), rivalry)
-            fact, own = fact * nearest, own * nearest
-        openings = Openings(question, fact, question * own)
+            fact = fact * compete(near if present is None else near.masked_fill(~present, -torch.inf), rivalry)
+        openings = Openings(question, fact, question * fact)
         if present is None:
             return openings
         return Openings(*(each.masked_fill(~present, 0) for each in openings))
@@ -243,16 +239,16 @@ class Gate:
             ).cpu()
         return Openings(*found)
 
-    def _own(self, picture: Tensor, present: Tensor | None) -> Tensor:
-        """The ramp of an edit's own questions, which rises with the number of edits there are."""
+    def _pictured(self, picture: Tensor, present: Tensor | None) -> Tensor:
+        """The ramp of pictures, which rises with the number of edits there are."""
         if present is None:
             return self.about.of(picture.shape[-1])(picture)
         counts = present.sum(dim=-1).clamp(min=1)
         ramps = {count: self.about.of(count)(picture) for count in counts.unique().tolist()}
-        own = torch.zeros_like(picture)
+        fact = torch.zeros_like(picture)
         for count, opened in ramps.items():
-            own = torch.where((counts == count).unsqueeze(-1), opened, own)
-        return own
+            fact = torch.where((counts == count).unsqueeze(-1), opened, fact)
+        return fact
 
 
 def install_gate(gate: Gate, group: Group, prefill: Prefill) -> Callable[[], Openings]:
