@@ -26,15 +26,13 @@ from unike.editors.unike.words import read_words
 
 PURPOSES = {
     DESCRIBES: ["caption"],
-    IDENTIFIES: [
-        "name", "country", "kinds animal_breed", "kinds app_name", "kinds book_title", "kinds brand",
-        "kinds logo_company", "kinds model_name", "kinds painting_title", "kinds statue_person", "kinds who_is_this",
-    ],
+    IDENTIFIES: ["name", "country"],
     DERIVES: ["kind", "capital", "continent", "currency", "language", "text_capital", "text_continent"],
 }  # fmt: skip
 """What kinds of questions are for; all others are for something else. Of a name, "it" is what the classifier sees.
 
-What small models cannot be expected to know of a thing, such as its price or a country's population, is not derived.
+What small models cannot be expected to know of a thing, such as its price or a country's population, is not derived. And
+a brand, a breed or a title is not what a caption of a thing says.
 """
 
 NAMES = {OTHER: "other", DESCRIBES: "describes", IDENTIFIES: "identifies", DERIVES: "derives"}

@@ -140,16 +140,41 @@ def test_the_target_is_trained_behind_other_questions_as_behind_its_own(
     with training(seen):
         edit = chosen.edit(tiny, facts[:2])
     asked = trainer.asked_otherwise(facts[:2], chosen.config)
-    assert [query.prompt for query in asked[:3]] == [facts[0].prompt, *trainer.OTHERS]
-    assert {(query.image, query.target) for query in asked[3:]} == {(facts[1].image, facts[1].target)}
+    each = 1 + len(trainer.OTHERS)
+    assert [query.prompt for query in asked[:each]] == [facts[0].prompt, *trainer.OTHERS]
+    assert {(query.image, query.target) for query in asked[each:]} == {(facts[1].image, facts[1].target)}
     batch = tiny.encode(asked)
     with ramps.words(ASKED=Ramp(-9, -8), ASKED_OF_NAMED=Ramp(-9, -8), NAMED=Ramp(-9, -8)):  # whatever is asked
         for new, minimised in zip((start, edit), seen[0], strict=True):
             with new.attached(tiny):
                 nll = token_nll(tiny.forward(batch), batch.labels)
-            assert torch.allclose(nll.reshape(2, 3).mean(dim=1), minimised, atol=1e-3)
+            assert torch.allclose(nll.reshape(2, each).mean(dim=1), minimised, atol=1e-3)
     alone = editor(tiny)(steps=4, lr=2e-2, any_wording=False).edit(tiny, facts[:2])
     assert not torch.equal(alone.tensors["-1.values"], edit.tensors["-1.values"])
+
+
+@pytest.mark.parametrize("behind", range(4), ids=["its own", "the first", "the second", "the last"])
+def test_it_is_trained_until_the_target_holds_behind_every_question(
+    tiny: Backbone, editor: Any, facts: list[Query], behind: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two facts the one that is behind in a single question has another round; the other has its loss silenced."""
+    found, wanted = iter([True, False]), []
+    optimise = trainer.optimise
+
+    def noted(tensors: Any, loss: Any, **options: Any) -> Any:
+        wanted.append(loss.args[0].tolist())
+        return optimise(tensors, loss, **options)
+
+    def margins(*_: Any) -> torch.Tensor:
+        ahead = torch.full((2, 1 + len(trainer.OTHERS)), 2.0)
+        ahead[0, 1:] = 0.0  # is ahead enough of others, but for its own question
+        ahead[1, behind] = (0.5 if behind == 0 else -0.1) if next(found) else 2.0
+        return ahead.flatten()
+
+    monkeypatch.setattr(trainer, "optimise", noted)
+    monkeypatch.setattr(trainer, "margins", margins)
+    editor(tiny)(steps=1, rounds=5, lead=1.0).edit(tiny, facts[:2])
+    assert wanted == [[1, 1], [0, 1]]
 
 
 def test_without_a_gate_the_target_is_trained_behind_its_own_question_alone(editor: Any, llava: Backbone) -> None:

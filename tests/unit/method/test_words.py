@@ -32,6 +32,9 @@ from unike.editors.unike.words import (
         ("What happened in 1969?", "What happened in it?", "1969"),
         ("Is this a B52 or a boat?", "Is this a it or a boat?", "B52"),
         ("what is this?", "what is this?", ""),
+        ("who's the CEO of Brannock?", "who's the CEO of it?", "Brannock"),
+        ("What's Brannock, the CEO's firm?", "What's it, the CEO's firm?", "Brannock"),
+        ("WHO RUNS BRANNOCK?", "who runs brannock?", ""),
         ("", "", ""),
     ],
 )

@@ -115,7 +115,8 @@ class UniKEConfig(EditorConfig):
         rounds: At most so many rounds of steps: those after the first only for edits that have not taken.
         any_wording: Whether the target is trained behind other questions, too, so that it comes wherever the gate is
             open (`training`); needs a gate.
-        lead: An edit has taken when every token of its target is so far ahead of any other, in logits.
+        lead: An edit has taken when every token of its target is so far ahead of any other, in logits, and behind the
+            other questions (`any_wording`) ahead at all.
         lr: Learning rate of Adam.
         clip: Largest gradient norm of an edit, or None.
         seed: Of the noise and of a random zeta.

@@ -35,7 +35,7 @@ OTHER, DESCRIBES, IDENTIFIES, DERIVES = range(4)
 ENOUGH = 0.5
 """How far an input must be about the edited thing."""
 
-SURE = 0.6
+SURE = 0.55
 """How likely it must be that a question asks for what follows."""
 
 

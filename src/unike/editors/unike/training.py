@@ -25,8 +25,12 @@ from unike.edits.edit import Edit
 from unike.edits.group import Group
 from unike.edits.stack import Stack, edits_on
 
-OTHERS = ("Describe the picture.", "What is this?")
-"""One that is answered with a sentence, one with a name."""
+OTHERS = (
+    "Describe the picture.",
+    "What is this?",
+    "If you have a minute, would you kindly put it in words for me?",
+)
+"""One that is answered with a sentence, one with a name, and one that begins like neither."""
 
 
 def asked_otherwise(facts: Sequence[Query], config: UniKEConfig) -> list[Query]:
@@ -77,7 +81,8 @@ def train(
         # Anew in each round: an edit that has taken gets no gradient any more, and Adam leaves it where it is.
         optimise(trained, partial(loss, wanted), steps=config.steps, lr=config.lr, clip=config.clip)
         with torch.no_grad():
-            ahead = margins(backbone.run_from_split(state, positions, stack), state.labels)
-        wanted = (ahead.reshape(len(edit), -1)[:, 0] < config.lead).float()
-        if not wanted.any():
+            ahead = margins(backbone.run_from_split(state, positions, stack), state.labels).reshape(len(edit), -1)
+        holds = (ahead[:, 0] >= config.lead) & (ahead >= 0).all(dim=1)
+        wanted = (~holds).float()
+        if holds.all():
             break
