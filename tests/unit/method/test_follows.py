@@ -17,7 +17,7 @@ from unike.data.queries import EditCase, Probe, Query, telling
 from unike.editors.ft import FT
 from unike.editors.unike import follows
 from unike.editors.unike.editor import gate_of
-from unike.editors.unike.gate import RisingRamp
+from unike.editors.unike.gate import Ramp, RisingRamp
 from unike.editors.unike.knowledge import knowledge_of
 from unike.editors.unike.words import read_words
 from unike.edits import standing
@@ -126,6 +126,18 @@ def test_what_an_edit_answers_itself_is_told_by_none_whose_picture_is_no_nearer(
         assert Stack(llava, stack).told([asked]) == [None]
     nearer = Query(CAPITAL, pictures[0])
     assert (Stack(llava, [edits[0], capital]).told([nearer]) == [None]) == (own == 0)
+
+
+def test_what_surely_follows_is_not_an_edits_own_question(
+    llava: Backbone, edits: Any, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Although its gate is open: a caption's edit is asked for a name in words that are near to its own."""
+    caption, asked = edits[2], Query("Can you tell what this is?", pictures[2])
+    with ramps.words(ASKED=Ramp(-9, -8)):
+        assert Stack(llava, [caption]).told([asked]) == [telling(caption.facts[0], asked)]
+        assert Stack(llava, [caption]).told([caption.facts[0]]) == [None]
+        monkeypatch.setattr(follows, "CERTAIN", 1.1)
+        assert Stack(llava, [caption]).told([asked]) == [None]
 
 
 def test_whoever_is_named_is_not_the_thing_in_the_picture(llava: Backbone, edits: Any, pictures: list[Path]) -> None:

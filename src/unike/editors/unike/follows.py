@@ -35,8 +35,8 @@ OTHER, DESCRIBES, IDENTIFIES, DERIVES = range(4)
 ENOUGH = 0.5
 """How far an input must be about the edited thing."""
 
-SURE = 0.55
-"""How likely it must be that a question asks for what follows."""
+SURE, CERTAIN = 0.55, 0.75
+"""How likely it must be that a question asks for what follows, and that it is therefore not an edit's own question."""
 
 
 class Purposes(NamedTuple):
@@ -102,7 +102,8 @@ def told(gate: Gate, group: Group, queries: Sequence[Query]) -> list[Query | Non
     if not queries:
         return found
     device = gate.cohort.device
-    wants = purposes()(read_words([query.prompt for query in queries]).asked.to(device), SURE)
+    asked = read_words([query.prompt for query in queries]).asked.to(device)
+    wants, surely = (purposes()(asked, likely) for likely in (SURE, CERTAIN))
     of_rows, present = shared_out(group.rows, len(queries)), group.present_on(len(queries))
     asks = torch.tensor([query.image is not None for query in queries], device=device).unsqueeze(1)
     says, pictured = (
@@ -120,8 +121,10 @@ def told(gate: Gate, group: Group, queries: Sequence[Query]) -> list[Query | Non
     alike = likeness_in(group, read, [of_rows[row] for row in rows])
     # No edit competes: of those that are open the nearest is told, and edits about names are no rivals of pictures.
     open_to = may[rows] & (gate.decide(alike, present=some).fact >= ENOUGH)
-    # A question that an edit answers itself is told nothing by edits of pictures that are no nearer than that one's.
+    # A question that an edit answers itself is told nothing by edits of pictures that are no nearer than that one's; what
+    # surely follows from an edit is not its own question, however near it comes to it in words.
     answers = gate.decide(alike, group.config.gate.rivalry, some).gate >= ENOUGH
+    answers &= ~is_after(says[rows], surely[rows])
     open_to &= alike.picture > alike.picture.masked_fill(~answers, -torch.inf).amax(dim=1, keepdim=True) + SAME
     for row, number in zip(rows, nearest_of(alike.picture, open_to), strict=True):
         if number is not None:
