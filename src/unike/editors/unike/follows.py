@@ -121,8 +121,8 @@ def told(gate: Gate, group: Group, queries: Sequence[Query]) -> list[Query | Non
     alike = likeness_in(group, read, [of_rows[row] for row in rows])
     # No edit competes: of those that are open the nearest is told, and edits about names are no rivals of pictures.
     open_to = may[rows] & (gate.decide(alike, present=some).fact >= ENOUGH)
-    # A question that an edit answers itself is told nothing by edits of pictures that are no nearer than that one's. But
-    # what surely follows from an edit is not its own question, however near it comes to it in words.
+    # A question that an edit answers itself is told nothing by edits of pictures that are no nearer than that one's.
+    # But what surely follows from an edit is not its own question, however near it comes to it in words.
     answers = gate.decide(alike, group.config.gate.rivalry, some).gate >= ENOUGH
     answers &= ~is_after(says[rows], surely[rows])
     open_to &= alike.picture > alike.picture.masked_fill(~answers, -torch.inf).amax(dim=1, keepdim=True) + SAME
