@@ -106,7 +106,7 @@ def measured(url: str, asked: Sequence[Request], args: argparse.Namespace) -> di
                 errors += [each for each in found if isinstance(each, str)]
     ratios = {
         "CPU time, of that without edits": round(cpu[True] / cpu[False], 3),
-        "tokens, of those without edits": round(written[True] / written[False], 3),
+        "tokens, of those without edits": round(written[True] / max(1, written[False]), 3),
     }
     return report(taken, seconds, errors) | ratios
 

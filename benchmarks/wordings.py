@@ -52,7 +52,7 @@ def judged(edited: str, asked: Sequence[str], pictured: bool) -> tuple[Tensor, T
     alike = read.asked @ own.asked[0]
     if pictured:
         return alike, ASKED(alike)
-    said, known = read.said @ own.names[0], read.names @ own.said[0]
+    said, known = read.said @ own.rare[0], read.names @ own.said[0]
     of_whom = torch.where(read.names.any(dim=1), torch.minimum(said, known), said)
     return alike, ASKED_OF_NAMED(alike) * NAMED(of_whom)
 

@@ -167,8 +167,8 @@ def test_it_is_trained_until_the_target_holds_behind_every_question(
 
     def margins(*_: Any) -> torch.Tensor:
         ahead = torch.full((2, 1 + len(trainer.OTHERS)), 2.0)
-        ahead[0, 1:] = 0.0  # is ahead enough of others, but for its own question
-        ahead[1, behind] = (0.5 if behind == 0 else -0.1) if next(found) else 2.0
+        ahead[0, 1:] = 0.1  # enough, but for its own question
+        ahead[1, behind] = (0.5 if behind == 0 else 0.0) if next(found) else 2.0
         return ahead.flatten()
 
     monkeypatch.setattr(trainer, "optimise", noted)

@@ -23,7 +23,7 @@ from torch import Tensor
 from unike.data.queries import Query, telling
 from unike.editors.unike.gate import Gate
 from unike.editors.unike.likeness import at_rows, blocks_of, keys_of, likeness_in, pictured_of, shared_out
-from unike.editors.unike.words import WORD, read_words, without_names
+from unike.editors.unike.words import WORD, names_in, read_words
 from unike.edits.group import Group
 from unike.edits.standing import Block
 
@@ -136,7 +136,7 @@ def told(gate: Gate, group: Group, queries: Sequence[Query]) -> list[Query | Non
 
 def names_another(query: Query, fact: Query) -> bool:
     """Whether a question names somebody whom the fact does not: then it is not about the thing in the picture."""
-    named = set(without_names(query.prompt)[1].casefold().split())
+    named = set(names_in(query.prompt))
     return not named <= set(WORD.findall(f"{fact.prompt} {fact.target}".casefold()))
 
 

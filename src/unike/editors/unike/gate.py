@@ -179,8 +179,7 @@ class Gate:
     def keys(self, backbone: Backbone, prefill: Prefill) -> dict[str, Tensor]:
         """What an edit keeps of its own questions, ``[B, 1, n]`` each."""
         words = self._words(backbone, prefill)
-        about = torch.where(words.names.any(dim=-1, keepdim=True), words.names, words.rare)
-        read = (*self.pictured(prefill.pictures, len(words.asked)), words.asked, words.said, about)
+        read = (*self.pictured(prefill.pictures, len(words.asked)), words.asked, words.said, words.rare)
         kept = dict(zip(KEPT, read, strict=True))
         return {name: tensor.unsqueeze(1) for name, tensor in kept.items()}
 

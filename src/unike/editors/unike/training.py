@@ -82,7 +82,7 @@ def train(
         optimise(trained, partial(loss, wanted), steps=config.steps, lr=config.lr, clip=config.clip)
         with torch.no_grad():
             ahead = margins(backbone.run_from_split(state, positions, stack), state.labels).reshape(len(edit), -1)
-        holds = (ahead[:, 0] >= config.lead) & (ahead >= 0).all(dim=1)
+        holds = (ahead[:, 0] >= config.lead) & (ahead > 0).all(dim=1)
         wanted = (~holds).float()
         if holds.all():
             break

@@ -18,6 +18,7 @@ import zlib
 from collections.abc import Collection, Mapping, Sequence
 from functools import cache
 from importlib import resources
+from itertools import zip_longest
 from typing import NamedTuple
 
 import torch
@@ -40,13 +41,25 @@ SHORT = re.compile(r"(?:[A-Z]\w{0,2}|[a-z])(?:\.\w)*\.")
 """A short form, such as "Mt.", "U.S." or "e.g.": its full stop ends no sentence."""
 
 FILE = "words.safetensors"
+NAMES_NOBODY = frozenset(
+    {
+        "ltd", "limited", "inc", "corp", "co", "company", "llc", "llp", "plc", "gmbh", "ag", "sa", "bv", "the", "mr",
+        "mrs", "ms", "dr",
+    }
+)  # fmt: skip
+"""What stands in many names, and is left out as often as not."""
+
+NAMED_BY = 0.65
+"""What a word weighs at least, however common it is, beside which a rare one stands in a name: it may say who else is
+meant, as in "Brannock Dairy"."""
+
 IN_SIGHT = frozenset(
     {
         "I", "I'm", "I'd", "I've", "I'll", "AI", "CEO", "CFO", "COO", "CPU", "CTO", "DIY", "DVD", "ETA", "FAQ", "GDP",
         "GPS", "HQ", "ID", "IP", "ISO", "OK", "OS", "PDF", "PhD", "PIN", "RAM", "TV", "URL", "USB", "VAT",
     }
 )  # fmt: skip
-"""Capitalised words that are no names."""
+"""Capitalised words that are no names, unless a number stands behind them."""
 
 
 class Wording(NamedTuple):
@@ -59,10 +72,11 @@ class Wording(NamedTuple):
     """``[n, NAMED_WIDTH]``, 1 where a question has a trigram, else 0."""
 
     rare: Tensor
-    """``[n, NAMED_WIDTH]``, how much of what is rare in a question lies in each trigram; they add up to 1."""
+    """``[n, NAMED_WIDTH]``, how much of what is rare in a question lies in each trigram; they add up to 1. Of its names
+    alone if it has any that are not mere numbers: whom an edit with that question is about."""
 
     names: Tensor
-    """``[n, NAMED_WIDTH]``, the same of its names alone; zero if it has none."""
+    """``[n, NAMED_WIDTH]``, the same of all its names, in which every word counts (`NAMED_BY`); zero if it has none."""
 
 
 class Learned(NamedTuple):
@@ -112,9 +126,33 @@ def words_fingerprint() -> str:
 @torch.no_grad()
 def read_words(texts: Sequence[str]) -> Wording:
     """What questions ask and whom they name, on the CPU."""
-    words = [set(WORD.findall(text.casefold())) for text in texts]
-    names = [set(WORD.findall(without_names(text)[1].casefold())) for text in texts]
-    return Wording(what_is_asked(texts), trigrams_of(words), rarity_of(words), rarity_of(names))
+    words = [rarities(WORD.findall(text.casefold())) for text in texts]
+    names = [names_in(text) for text in texts]
+    whom = [
+        {word: every[word] for word in name} if any(not has_digit(word) for word in name) else every
+        for every, name in zip(words, names, strict=True)
+    ]
+    return Wording(what_is_asked(texts), trigrams_of(words), spread(whom), spread(names))
+
+
+def rarities(words: Collection[str], least: float = 0.0) -> dict[str, float]:
+    """How rare words are in the corpus, at least so much; 1 for those that it does not have."""
+    counts = learned().counts
+    return {word: 0.01 if word in NAMES_NOBODY else max(1 / (1 + counts.get(word, 0)), least) for word in words}
+
+
+def names_in(text: str) -> dict[str, float]:
+    """The words of all names in a text, and what they weigh.
+
+    >>> sorted(names_in("My aunt lives in Kenya. Who runs the Corvane Library?"))
+    ['corvane', 'kenya', 'library']
+    """
+    found: dict[str, float] = {}
+    for sentence in sentences(text):
+        for name in without_names(sentence)[1].casefold().split(", "):
+            alone = rarities(WORD.findall(name))
+            found |= rarities(alone, NAMED_BY if 1 in alone.values() else 0)
+    return found
 
 
 def bare_question(text: str) -> str:
@@ -142,40 +180,67 @@ def sentences(text: str) -> list[str]:
     return [" ".join(words) for words in found if words]
 
 
-def without_names(text: str) -> tuple[str, str]:
+def without_names(sentence: str) -> tuple[str, str]:
     """A question with "it" for its names, and these: capitalised words within a sentence, and whatever has a digit.
 
-    Who writes in capitals alone names nobody.
+    Those that stand apart are told apart by commas. In a sentence that is all in capitals, words that no question of
+    the corpus has are taken for names.
 
     >>> without_names("At what time does the Corvane Library open?")
     ('At what time does the it open?', 'Corvane Library')
     """
-    text = text.lower() if text.isupper() and " " in text else text
+    words, shouted = sentence.split(), is_shouted(sentence)
     shown: list[str] = []
     names: list[str] = []
-    starts = True
-    for word in text.split():
+    starts, goes_on = True, False
+    for word, behind in zip_longest(words, words[1:], fillvalue=""):
         bare = word.strip('.,?!:;"“”()')
-        capital = bare[:1].isupper() and not starts and re.sub("['’]s$", "", bare) not in IN_SIGHT
+        if shouted:
+            named = bare.casefold() not in learned().counts
+        else:
+            named = bare[:1].isupper() and not starts and (has_digit(behind) or not is_in_sight(bare))
         starts = word[-1] in ".?!:" and not SHORT.fullmatch(word)
-        if not capital and not any(letter.isdigit() for letter in bare):
-            shown.append(word)
+        if not named and not has_digit(bare):
+            shown.append(word.lower() if shouted else word)
+            goes_on = False
             continue
-        names.append(bare)
+        names.append(f"{names.pop()} {bare}" if goes_on else bare)
         end = "" if SHORT.fullmatch(word) else word[len(word.rstrip('.,?!:;"”)')) :]
         if shown and shown[-1] == "it":
             shown.pop()
         shown.append("it" + ("'s" if bare.endswith(("'s", "’s")) else "") + end)
-    return " ".join(shown), " ".join(names)
+        goes_on = shown[-1] == "it"
+    return " ".join(shown), ", ".join(names)
 
 
-def rarity_of(texts: Sequence[Collection[str]]) -> Tensor:
-    """``[n, NAMED_WIDTH]``: weights of the trigrams of words, the rarer a word the heavier; a row adds up to 1 or 0."""
+def is_shouted(text: str) -> bool:
+    """Whether several words are in capitals, and nothing is not.
+
+    >>> is_shouted("WHO RUNS BRANNOCK?"), is_shouted("CEO?"), is_shouted("这是 IBM 吗 OK?")
+    (True, False, False)
+    """
+    letters = [letter for letter in text if letter.isalpha()]
+    return all(letter.isupper() for letter in letters) and sum(len(word) > 2 for word in WORD.findall(text)) > 1
+
+
+def is_in_sight(word: str) -> bool:
+    """Whether a capitalised word is none of a name, as "I've" and "CEOs"."""
+    word = word.replace("’", "'")
+    return word in IN_SIGHT or word.removesuffix("s").removesuffix("'") in IN_SIGHT
+
+
+def has_digit(text: str) -> bool:
+    """As what stands for a name has."""
+    return any(letter.isdigit() for letter in text)
+
+
+def spread(texts: Sequence[Mapping[str, float]]) -> Tensor:
+    """``[n, NAMED_WIDTH]``: what words weigh, shared out to their trigrams; a row adds up to 1, or 0 without words."""
     weights = torch.zeros(len(texts), NAMED_WIDTH)
     for row, words in zip(weights, texts, strict=True):
-        for word in words:
+        for word, weight in words.items():
             buckets = _buckets(word)
-            row[buckets] += 1 / (1 + learned().counts.get(word, 0)) / len(buckets)
+            row[buckets] += weight / len(buckets)
     return weights / weights.sum(dim=1, keepdim=True).clamp(min=1e-8)
 
 
