@@ -1,7 +1,7 @@
 """What a question asks, and of whom: read from its words, by a sentence encoder and a network that was trained once.
 
 The state of a decoder is a poor judge of wordings: it is led by how a question begins and ends. MiniLM, which ships, is
-a better one, and better still behind a small network that was trained, contrastively, on wordings of some 500 kinds
+a better one, and better still behind a small network that was trained, contrastively, on wordings of some 600 kinds
 of questions in many styles (``scripts/gate/words.py``). Nothing of it depends on the model that is edited.
 
 - *What is asked*: the network's vector of the question, in which names are put out of sight: "What is the capital of
