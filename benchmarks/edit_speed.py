@@ -77,7 +77,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     model = unike.load_backbone(args.model, device="cpu")
-    editor = unike.make_editor(args.editor)
+    # One round in both: the gate sees full forwards of other questions as they are, behind which a target never holds.
+    editor = unike.make_editor(args.editor, **({"rounds": 1} if args.editor == "unike" else {}))
     editor.prepare(model)
     cases = Pocket("vqa").cases("dev")
     random.Random(args.seed).shuffle(cases)
