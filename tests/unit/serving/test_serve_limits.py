@@ -97,10 +97,14 @@ def test_the_log_has_a_line_for_each_request_and_no_prompt(plain: Service, caplo
     with caplog.at_level("INFO", logger="unike.serve"):
         plain.say("a secret question")
         plain.http.get("/x%0Ainjected")
-        assert wait_for(lambda: len(caplog.messages) >= 2)
-    first, second = caplog.messages[:2]
+
+        def lines() -> list[str]:  # a request of before may be written down only now, for that comes after its answer
+            return [line for line in caplog.messages if not line.startswith("GET /v1/models ")]
+
+        assert wait_for(lambda: len(lines()) >= 2)
+    first, second = lines()
     assert first.startswith("POST /v1/chat/completions 200 ") and "edits=none rows=1 tokens=" in first
-    assert "secret" not in caplog.text and "\n" not in second
+    assert "secret" not in caplog.text and second.startswith("GET /v1/x") and "\n" not in second
 
 
 # ---------------------------------------------------------------------- pictures
