@@ -51,7 +51,9 @@ def full_forwards(model: Any) -> Iterator[None]:
         return batches[-1]
 
     def run_whole(state: Any, positions: Any = None, acting: Any = None) -> Any:
-        logits = model.forward(every(len(batches[-1]) // len(state), batches[-1]), acting)
+        batch = every(len(batches[-1]) // len(state), batches[-1])
+        # The gate is to take the rows for what they are taken for in the state, see `training.as_the_first`.
+        logits = model.forward(replace(batch, tokens=state.tokens), acting)
         return logits if positions is None else logits[positions]
 
     changes = {"encode": remember, "run_from_split": run_whole, "shorten": lambda state, *_: state}
@@ -77,8 +79,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     model = unike.load_backbone(args.model, device="cpu")
-    # One round in both: the gate sees full forwards of other questions as they are, behind which a target never holds.
-    editor = unike.make_editor(args.editor, **({"rounds": 1} if args.editor == "unike" else {}))
+    editor = unike.make_editor(args.editor)
     editor.prepare(model)
     cases = Pocket("vqa").cases("dev")
     random.Random(args.seed).shuffle(cases)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from unike.editors.unike.gate import ASKED, ASKED_OF_NAMED, NAMED
+from unike.editors.unike.likeness import Reading, named_alike
 from unike.editors.unike.words import read_words
 
 HERE = Path(__file__).parent
@@ -52,8 +53,9 @@ def judged(edited: str, asked: Sequence[str], pictured: bool) -> tuple[Tensor, T
     alike = read.asked @ own.asked[0]
     if pictured:
         return alike, ASKED(alike)
-    said, known = read.said @ own.rare[0], read.names @ own.said[0]
-    of_whom = torch.where(read.names.any(dim=1), torch.minimum(said, known), said)
+    unseen = torch.zeros(1, 1)
+    key = Reading(*(part.unsqueeze(1) for part in (unseen, unseen, own.asked, own.said, own.rare)))
+    of_whom = named_alike(key, Reading(unseen, unseen, read.asked, read.said, read.names))[:, 0]
     return alike, ASKED_OF_NAMED(alike) * NAMED(of_whom)
 
 

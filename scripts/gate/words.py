@@ -7,9 +7,9 @@ arXiv 2004.11362). They come from PocketEdit's pretrain and train wordings and f
 ask about pictures and things of all sorts, many of them as near as can be in wording to asking for a name, a country or
 a caption; more wordings of kinds that the data set has; questions of no kind; and twists, which have most words of a
 question and ask for something else ("What does a season ticket cost?" for a day ticket). Whole kinds and styles of the
-dev and eval splits are never seen, nor, but for a dozen short ones that PocketEdit or a twist has, too, the wordings of
-`benchmarks/wordings.json`. Prints how it does on dev: the share of other wordings of a kind that lie nearer than all but 1, 2, 5 and 10 % of other questions.
-Half an hour on two cores; the same seed gives the same up to rounding.
+dev and eval splits are never seen, nor, but for four (a test counts them) and short ones that PocketEdit has, too, the
+wordings of `benchmarks/wordings.json`. Prints how it does on dev: the share of other wordings of a kind that lie nearer
+than all but 1, 2, 5 and 10 % of other questions. Half an hour on two cores; the same seed gives the same up to rounding.
 """
 
 from __future__ import annotations
