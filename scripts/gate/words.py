@@ -9,8 +9,7 @@ a caption; more wordings of kinds that the data set has; questions of no kind; a
 question and ask for something else ("What does a season ticket cost?" for a day ticket). Whole kinds and styles of the
 dev and eval splits are never seen, nor, but for four (a test counts them) and short ones that PocketEdit has, too, the
 wordings of `benchmarks/wordings.json`. Prints how it does on dev: the share of other wordings of a kind that lie nearer
-than all but 1, 2, 5 and 10 % of other questions. Half an hour on two cores; the same seed gives the same up to rounding.
-"""
+than all but 1, 2, 5 and 10 % of others. Half an hour on two cores; the same seed gives the same up to rounding.
 
 from __future__ import annotations
 
