@@ -10,6 +10,7 @@ question and ask for something else ("What does a season ticket cost?" for a day
 dev and eval splits are never seen, nor, but for four (a test counts them) and short ones that PocketEdit has, too, the
 wordings of `benchmarks/wordings.json`. Prints how it does on dev: the share of other wordings of a kind that lie nearer
 than all but 1, 2, 5 and 10 % of others. Half an hour on two cores; the same seed gives the same up to rounding.
+"""
 
 from __future__ import annotations
 
@@ -234,7 +235,7 @@ def report(z: Tensor, asked: Asked) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--out", type=Path, default=Path("src/unike/editors/unike/gate_data/words.safetensors"))
     args = parser.parse_args()
     rng = random.Random(0)
